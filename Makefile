@@ -1,0 +1,52 @@
+# make demo · make test · make lint · make lock · make clean
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first interpreter that really is 3.11 or 3.12 and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test lint fix lock bench clean
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Tidewire needs Python 3.11 or 3.12 with venv; none was found." >&2; \
+	  echo "  fix: apt install python3 python3-venv, or make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@echo "== Installing Tidewire into $(VENV) with $(PYTHON) (first time only, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+	@echo "== Installed"
+
+setup: $(STAMP)
+
+demo: setup
+	@echo "== Running the demo: three agents, one control plane, one cut link"
+	@$(BIN)/tidewire demo $(ARGS)
+
+test: setup lint
+	@echo "== Running the tests"
+	@$(BIN)/pytest -n 2 $(ARGS)
+
+lint: setup
+	@echo "== Checking style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fix: setup
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+lock: setup
+	@$(BIN)/uv pip compile pyproject.toml --extra control --group dev --universal --python-version 3.11 \
+	  --prerelease if-necessary-or-explicit --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""What a pipeline is. Pure: no network, disk, clock, task or randomness."""

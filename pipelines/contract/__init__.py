@@ -1,0 +1,1 @@
+"""The only home of types that both planes share."""

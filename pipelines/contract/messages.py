@@ -1,0 +1,158 @@
+"""What the planes say to each other over NATS, format 1. Bulk rides as blobs of the frame.
+
+Requests of a node arrive on a subject that only it may use; exchange and join are signed by the node besides. Every reply is an
+envelope signed by the control plane and repeats the request's nonce, so that neither a broker nor a replay can free a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from pipelines.contract.errors import Refused
+from pipelines.contract.frames import pack, unpack
+from pipelines.contract.keys import Key, seal, unseal
+from pipelines.contract.node_state import SignedManifest
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A dataclass that travels as the header of a frame. Raises `Refused` when read from anything else."""
+
+    def pack(self, blobs: Sequence[bytes] = ()) -> bytes:
+        return pack({"format": FORMAT, **asdict(self)}, blobs)
+
+    def seal(self, key: Key, blobs: Sequence[bytes] = ()) -> bytes:
+        return seal(key, {"format": FORMAT, **asdict(self)}, blobs)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> tuple[Self, list[bytes]]:
+        return cls._read(*unpack(data))
+
+    @classmethod
+    def unseal(cls, public: str, data: bytes) -> tuple[Self, list[bytes]]:
+        return cls._read(*unseal(public, data))
+
+    @classmethod
+    def _read(cls, header: dict[str, Any], blobs: list[bytes]) -> tuple[Self, list[bytes]]:
+        if header.pop("format", None) != FORMAT:
+            raise Refused(f"a {cls.__name__} of another format", op="read message", hint="upgrade the older side")
+        try:
+            return cls(**header), blobs
+        except TypeError as error:
+            raise Refused(f"not a {cls.__name__}: {error}", op="read message") from None
+
+
+@dataclass(frozen=True)
+class Exchange(_Message):
+    """Node -> control: what I hold. Blobs: my document, when `has_document`. Sent first without, then with, if digests differ."""
+
+    node: str
+    nonce: str
+    term: int
+    generation: int
+    document: str  # digest
+    has_document: bool = False
+
+
+@dataclass(frozen=True)
+class ExchangeReply(_Message):
+    """Control -> node. Blobs, in this order: manifest body and signature when `has_manifest`; document when `has_document`.
+
+    `document` is the digest of the control plane's replica after merging what came.
+    """
+
+    nonce: str
+    document: str
+    server_time_us: int
+    has_manifest: bool = False
+    has_document: bool = False
+    error: str = ""
+
+    def manifest(self, blobs: Sequence[bytes]) -> SignedManifest | None:
+        return SignedManifest(blobs[0], blobs[1]) if self.has_manifest and len(blobs) >= 2 else None
+
+
+@dataclass(frozen=True)
+class Upload(_Message):
+    """Node -> control: segments (the blobs), or, without any, a question for the marks of `streams` ([run, stream] pairs)."""
+
+    node: str
+    nonce: str
+    streams: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Receipts(_Message):
+    """Control -> node, after the lake commit (I3): for each stream asked for or sent, how far it is in the lake.
+
+    `marks` are `[run, stream, seq, digest]`: every segment up to `seq` has its verdict; `digest` is that of segment `seq` (0 and
+    "" when there is none). `refused` are `[run, stream, seq, reason]`: kept raw by the control plane, not in the table.
+    """
+
+    nonce: str
+    marks: list[list[Any]] = field(default_factory=list)
+    refused: list[list[Any]] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ArtifactRequest(_Message):
+    """Node -> control: the bytes of `digest` from `offset` on."""
+
+    node: str
+    nonce: str
+    digest: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class ArtifactReply(_Message):
+    """Control -> node. Blobs: one chunk (at most CHUNK_BYTES_MAX) and the author's signature. `size` is that of the whole."""
+
+    nonce: str
+    kind: str = ""
+    size: int = 0
+    number: int = 0  # of a pipeline version
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Heartbeat(_Message):
+    """Node -> control: a hint (I7), never queued, the newest wins."""
+
+    node: str
+    document: str
+    term: int
+    generation: int
+    backlog_segments: int
+    backlog_bytes: int
+    clock: str
+    agent: str
+
+
+@dataclass(frozen=True)
+class Join(_Message):
+    """Node -> control, signed by the node's own new key: let the holder of `public` in."""
+
+    public: str
+    nonce: str
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JoinReply(_Message):
+    """Control -> node, signed by the key that the token names."""
+
+    nonce: str
+    node: str = ""
+    name: str = ""
+    user_jwt: str = ""
+    author: str = ""  # the nkey that signs versions
+    labels: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    hint: str = ""

@@ -1,0 +1,121 @@
+"""Segments: what goes up. A sealed batch of rows of one stream of one run of one node, in a hash chain.
+
+Wire and store format 1: an envelope (see frames.py) signed by the node, whose frame header is the `SegmentHeader` and
+whose only blob is the payload: an Arrow IPC stream (zstd) of `rows` rows, or nothing for a header-only segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.contract.errors import Refused
+from pipelines.contract.frames import sha256
+from pipelines.contract.keys import Key, seal, unseal
+
+FORMAT = 1
+PAYLOAD_BYTES_TARGET = 256 * 1024  # seal here
+SEGMENT_BYTES_MAX = 512 * 1024  # refuse above: header, signature and payload must fit a NATS message of 1 MiB
+NO_SEGMENT = ""  # the `previous` digest of the first segment of a run
+
+ROWS, QUARANTINE, INCIDENTS, LEDGER = "rows", "quarantine", "incidents", "ledger"
+KINDS = frozenset({ROWS, QUARANTINE, INCIDENTS, LEDGER})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StreamKey:
+    """An unbroken history of one stream: `run` is a random id, minted anew whenever the history may have forked."""
+
+    node: str
+    run: str
+    stream: str
+
+    @property
+    def app_id(self) -> str:
+        """The name of this history's mark in a Delta table's `txn` actions."""
+        return f"{self.node}/{self.run}/{self.stream}"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Lineage, ledgers and chain of one segment. `seq` counts from 1 without gaps within (node, run, stream).
+
+    `ledgers` are cumulative counts at the seal (I4): `{"source": {source: {...}}, "stream": {...}}`.
+    `positions` say what went in: `{source: {"from": ..., "to": ...}}` in the source's own words.
+    """
+
+    node: str
+    run: str
+    stream: str
+    seq: int
+    previous: str  # digest of segment seq-1 of this run
+    kind: str
+    table: str  # lake table that takes the rows
+    rows: int
+    payload_digest: str
+    pipeline: str
+    version: str  # digest
+    number: int
+    params: str  # digest of the effective parameters
+    sealed_at_us: int  # the node's wall clock, microseconds since 1970; a label, never an order
+    node_time_us: int  # BOOTTIME summed over boots
+    clock: str  # synced | unsynced
+    engine: str
+    positions: Mapping[str, Any] = field(default_factory=dict)
+    ledgers: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def key(self) -> StreamKey:
+        return StreamKey(self.node, self.run, self.stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A sealed segment: `data` are the stored and sent bytes, `digest` their identity in the chain."""
+
+    header: SegmentHeader
+    payload: bytes
+    data: bytes
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.data)
+
+
+def encode(header: SegmentHeader, payload: bytes, key: Key) -> Segment:
+    return Segment(header, payload, seal(key, asdict(header), [payload]))
+
+
+def decode(data: bytes, public: str) -> Segment:
+    """The segment in `data`. Raises `Refused` unless the node that holds the private half of `public` sealed it whole."""
+    if len(data) > SEGMENT_BYTES_MAX + 4096:
+        raise Refused(f"{len(data)} bytes are more than a segment may have", op="decode segment")
+    fields, blobs = unseal(public, data)
+    if fields.get("format") != FORMAT:
+        raise Refused(f"segment format {fields.get('format')} is not known here", op="decode segment", hint="upgrade this side")
+    try:
+        header = SegmentHeader(**fields)
+    except TypeError as error:
+        raise Refused(str(error), op="decode segment") from None
+    well_formed = (
+        len(blobs) == 1
+        and all(type(getattr(header, name)) is kind for name, kind in _TYPES.items())
+        and header.kind in KINDS
+        and header.seq >= 1
+        and header.rows >= 0
+        and (header.rows > 0) == bool(blobs[0])
+    )
+    if not well_formed:
+        raise Refused("the header's fields do not fit together", op="decode segment", place=f"{header.node}/{header.stream}")
+    if sha256(blobs[0]) != header.payload_digest:
+        raise Refused("the payload is not the one that was sealed", op="decode segment", place=f"{header.node}/{header.stream}")
+    return Segment(header, blobs[0], data)
+
+
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("node", "run", "stream", "previous", "kind", "table", "payload_digest"), str),
+    **dict.fromkeys(("pipeline", "version", "params", "clock", "engine"), str),
+    **dict.fromkeys(("seq", "rows", "number", "sealed_at_us", "node_time_us"), int),
+}
