@@ -1,0 +1,96 @@
+"""Pydantic's errors in a pipeline author's words, with what to do about them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.contract import yaml_reader
+from pipelines.contract.errors import Problem
+
+Loc = tuple[Any, ...]
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
+    """What is wrong, in the words of someone who wrote the file against `model`."""
+    for item in error.errors(include_url=False):
+        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and part in ("[key]",)))
+        path = yaml_reader.format_path(loc)
+        message, hint = _EXPLAIN.get(item["type"], _as_it_says)(item, loc, model)
+        yield Problem(message, path, hint)
+
+
+_Explained = tuple[str, str]
+
+
+def _as_it_says(item: Any, loc: Loc, model: Any) -> _Explained:
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:] if message[:2].istitle() else message, ""
+
+
+def _unknown_key(item: Any, loc: Loc, model: Any) -> _Explained:
+    known = _known_keys(model, loc[:-1])
+    hint = f"known here: {', '.join(known)}" if known else ""
+    return f'unknown key "{loc[-1]}"{did_you_mean(str(loc[-1]), known)}', hint
+
+
+def _missing(item: Any, loc: Loc, model: Any) -> _Explained:
+    hint = "start the file with `tidewire: 1`" if loc == ("tidewire",) else f"add `{loc[-1]}:`"
+    return f'"{loc[-1]}" is missing', hint
+
+
+def _wrong_text(item: Any, loc: Loc, model: Any) -> _Explained:
+    if item["input"] is None:
+        return "nothing is written here", "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment"
+    return f"{json.dumps(item['input'], default=str)} is not text", "put it in quotes"
+
+
+_EXPLAIN: dict[str, Callable[[Any, Loc, Any], _Explained]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing,
+    "string_type": _wrong_text,
+    "literal_error": lambda item, loc, model: (f"{json.dumps(item['input'], default=str)} is not {item['ctx']['expected']}", ""),
+}
+
+
+def _known_keys(model: Any, loc: Loc) -> list[str]:
+    """The keys that the model at `loc` has, found by walking the models' annotations."""
+    for part in loc:
+        model = _step_into(model, part)
+        if model is None:
+            return []
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _step_into(annotation: Any, part: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            if part in (name, field.alias):
+                return _unwrap(field.annotation)
+        return None
+    args = getattr(annotation, "__args__", ())
+    return _unwrap(args[-1]) if args else None
+
+
+def _unwrap(annotation: Any) -> Any:
+    """The model within `X | None` and `Annotated[X, ...]`; containers stay."""
+    while True:
+        if hasattr(annotation, "__metadata__"):
+            annotation = annotation.__origin__
+            continue
+        args = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
+        if len(args) == 1 and getattr(annotation, "__origin__", None) not in (list, dict):
+            annotation = args[0]
+            continue
+        return annotation
