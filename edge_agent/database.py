@@ -1,0 +1,189 @@
+"""One SQLite file with one writing thread and group commit. Knows nothing of what is stored."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+_RETRY_S = 1.0  # a full disk is looked at again after this
+_FREE_PAGES_KEPT = 4096  # 16 MiB of free pages stay in the file for the next outage
+_WAITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY}
+_PRAGMAS = (
+    "PRAGMA auto_vacuum=INCREMENTAL",
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA journal_size_limit=16777216",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA busy_timeout=5000",
+)
+_log = structlog.get_logger("store")
+
+
+@dataclass
+class _Request:
+    work: Work[Any]
+    lane: str
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Database:
+    """`write` queues; everything queued while a commit runs goes into the next transaction.
+
+    When the disk is full or fails, requests wait and are tried again, each lane (say, a pipeline) in its own order, so that a
+    receipt that frees space is not held up by a commit that needs some. `trouble` then says why. Work may run more than once, so
+    it must touch nothing but the connection.
+    """
+
+    def __init__(self, path: Path, at_commit: Work[None] | None = None) -> None:
+        self._path = path
+        self._at_commit = at_commit
+        self._connection = connect(path)
+        self._reader = connect(path)
+        self._reader.execute("PRAGMA query_only=ON")
+        self._writing = ThreadPoolExecutor(1, "store-writer")
+        self._reading = ThreadPoolExecutor(1, "store-reader")
+        self._lock = threading.Lock()
+        self._queue: deque[_Request] = deque()
+        self._draining = False
+        self._closing = threading.Event()
+        self.trouble = ""
+
+    def write(self, work: Work[T], lane: str = "") -> Future[T]:
+        """The result of `work`, once it is on disk. An exception of `work` undoes its own changes only."""
+        request = _Request(work, lane)
+        with self._lock:
+            self._queue.append(request)
+            if not self._draining:
+                self._draining = True
+                self._writing.submit(self._drain)
+        return request.future
+
+    def read(self, work: Work[T]) -> Future[T]:
+        """The result of a short read of what is committed; it must have fetched all it wants."""
+        return self._reading.submit(work, self._reader)
+
+    def close(self) -> None:
+        """Write what is queued (or fail it, when the disk does not take it), then close."""
+        self._closing.set()
+        self._writing.shutdown()
+        self._reading.shutdown()
+        self._reader.close()
+        self._connection.close()
+
+    def _drain(self) -> None:
+        while requests := self._take():
+            if error := self._commit(requests):
+                self._retry(requests, error)
+        self._vacuum()
+
+    def _take(self) -> list[_Request]:
+        with self._lock:
+            requests = list(self._queue)
+            self._queue.clear()
+            self._draining = bool(requests)
+        return requests
+
+    def _commit(self, requests: list[_Request]) -> sqlite3.Error | None:
+        """Commit them together and resolve their futures; or change nothing and return why the disk refused."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcomes = [_attempt(self._connection, request.work) for request in requests]
+            if self._at_commit is not None:
+                self._at_commit(self._connection)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if not _is_waitable(error):
+                _resolve(requests, [(None, error)] * len(requests))
+                return None
+            return error
+        self.trouble = ""
+        _resolve(requests, outcomes)
+        return None
+
+    def _retry(self, requests: list[_Request], error: sqlite3.Error) -> None:
+        """Try each request alone until all are through; within a lane never past one that failed."""
+        while requests:
+            self._note_trouble(error)
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+                self._reopen()  # an fsync that failed once is fatal for that descriptor
+            blocked: set[str] = set()
+            left: list[_Request] = []
+            for request in requests:
+                failure = None if request.lane in blocked else self._commit([request])
+                if failure is not None or request.lane in blocked:
+                    blocked.add(request.lane)
+                    left.append(request)
+                    error = failure or error
+            if left and self._closing.wait(_RETRY_S):
+                _resolve(left, [(None, error)] * len(left))
+                return
+            with self._lock:
+                requests = left + list(self._queue)
+                self._queue.clear()
+
+    def _note_trouble(self, error: sqlite3.Error) -> None:
+        if self.trouble != str(error):
+            _log.error(
+                "the store does not take writes; commits wait, evaluation goes on", reason=str(error), path=str(self._path)
+            )
+        self.trouble = str(error)
+
+    def _reopen(self) -> None:
+        self._connection.close()
+        self._connection = connect(self._path)
+
+    def _vacuum(self) -> None:
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        if free > _FREE_PAGES_KEPT and not self._closing.is_set():
+            try:
+                self._connection.execute("PRAGMA incremental_vacuum(1024)").fetchall()
+            except sqlite3.Error as error:
+                _log.warning("could not give free pages back", reason=str(error))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+def _attempt(connection: sqlite3.Connection, work: Work[T]) -> tuple[T | None, Exception | None]:
+    connection.execute("SAVEPOINT request")
+    try:
+        result = work(connection)
+    except Exception as error:  # it belongs to whoever asked: their future carries it
+        if isinstance(error, sqlite3.Error) and _is_waitable(error):
+            raise
+        connection.execute("ROLLBACK TO request")
+        connection.execute("RELEASE request")
+        return None, error
+    connection.execute("RELEASE request")
+    return result, None
+
+
+def _is_waitable(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _WAITABLE
+
+
+def _resolve(requests: list[_Request], outcomes: list[tuple[Any, Exception | None]]) -> None:
+    for request, (result, error) in zip(requests, outcomes, strict=True):
+        if request.future.cancelled():
+            continue
+        if error is not None:
+            request.future.set_exception(error)
+        else:
+            request.future.set_result(result)

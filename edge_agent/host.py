@@ -1,0 +1,264 @@
+"""The agent's half of the runner protocol: one version of one pipeline in one process, from start to end.
+
+For others (see `Services` for what they need first):
+
+    host = PipelineHost(services, version, params, mode="until_eof")
+    outcome = await host.run()          # returns when the runner stopped, failed or died
+    await host.stop()                   # from another task: finish, last commit, end
+    await host.set_params({...}); await host.acknowledge("incident", by="ann", reason="seen", at="...")
+    host.stats                          # the runner's last `stats`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edge_agent.actions import Actions
+from edge_agent.outbox import Sealed
+from edge_agent.policy import Policy
+from edge_agent.store import Checkpoint, Commit, Store
+from edge_agent.supervisor import RunnerProcess, Supervisor
+from pipelines.contract.errors import Refused
+from pipelines.contract.node_state import Scalar, params_digest
+from pipelines.contract.version import PipelineVersion
+
+STOP_S = 20.0  # a runner that was asked to stop and did not is killed after this
+_NOTES_KEPT = 20
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What a pipeline may know of its node."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What hosts share. `data_dir` is the agent's own directory, which no source may read."""
+
+    store: Store
+    supervisor: Supervisor
+    actions: Actions
+    policy: Policy
+    node: NodeInfo
+    data_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a runner ended: `stopped` (as asked, at the end of its input, or drained), `failed` (it said why) or `died`."""
+
+    kind: str
+    reason: str = ""
+    hint: str = ""
+    ran_s: float = 0.0  # since it was ready; 0: it never was
+
+
+class PipelineHost:
+    """Runs once. Every commit of the runner is in the store, or known not to be, before `run` returns."""
+
+    def __init__(
+        self,
+        services: Services,
+        version: PipelineVersion,
+        params: Mapping[str, Scalar],
+        *,
+        mode: str = "follow",
+        successor: PipelineVersion | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._services, self.version, self.params = services, version, dict(params)
+        self._mode, self._successor, self._on_ready = mode, successor, on_ready
+        self._runner: RunnerProcess | None = None
+        self._outcome: Outcome | None = None
+        self._commits: asyncio.Queue[tuple[int, asyncio.Task[None]]] = asyncio.Queue()
+        self._storing: set[asyncio.Task[None]] = set()
+        self._ready_at = 0.0
+        self._stopping = False
+        self.stats: dict[str, Any] = {}
+        self.notes: deque[dict[str, Any]] = deque(maxlen=_NOTES_KEPT)
+        self._log = structlog.get_logger("runner").bind(pipeline=version.pipeline, version=version.number)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready_at > 0
+
+    @property
+    def pid(self) -> int:
+        return self._runner.pid if self._runner else 0
+
+    async def run(self) -> Outcome:
+        checkpoint = await self._services.store.checkpoint(self.version.pipeline)
+        self._runner = await self._services.supervisor.start(self.version.pipeline)
+        answering = asyncio.create_task(self._answer_commits())
+        try:
+            await self._send(*self._start(checkpoint))
+            if self._stopping:
+                await self.stop()
+            await self._listen(self._runner)
+        finally:
+            self._runner.kill()
+            await self._finish_commits(answering)
+            status = await self._runner.wait()
+        return self._outcome or Outcome("died", _how_it_ended(status), ran_s=self._ran_s())
+
+    async def stop(self) -> None:
+        """Ask for an orderly end, and force it after STOP_S. Returns at once; `run` returns later."""
+        self._stopping = True
+        if self._runner is not None:
+            asyncio.get_running_loop().call_later(STOP_S, self.kill)
+            await self._send({"type": "stop"})
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._runner is not None:
+            self._runner.kill()
+
+    async def set_params(self, params: Mapping[str, Scalar]) -> None:
+        self.params = dict(params)
+        await self._send({"type": "params", "params": self.params, "params_digest": params_digest(self.params)})
+
+    async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
+        await self._send({"type": "acknowledge", "incident": incident, "by": by, "reason": reason, "at": at})
+
+    def _start(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes]]:
+        services = self._services
+        header = {
+            "type": "start",
+            "pipeline": self.version.pipeline,
+            "number": self.version.number,
+            "digest": self.version.digest,
+            "mode": self._mode,
+            "params": self.params,
+            "params_digest": params_digest(self.params),
+            "node": {
+                "id": services.node.id,
+                "name": services.node.name,
+                "labels": dict(services.node.labels),
+                "facts": dict(services.node.facts),
+            },
+            "node_time_offset_us": services.store.clock.offset_us,
+            "lineage": checkpoint.lineage,
+            "positions": checkpoint.positions,
+            "ledger": checkpoint.ledger,
+            "state_keys": list(checkpoint.state),
+            "policy": {"files": list(services.policy.files)},
+            "private": str(services.data_dir),
+        }
+        successor = self._successor.canonical if self._successor else b""
+        return header, [self.version.canonical, successor, *checkpoint.state.values()]
+
+    async def _send(self, header: dict[str, Any], blobs: list[bytes] | None = None) -> None:
+        if self._runner is None:
+            return
+        try:
+            await self._runner.channel.send(header, blobs or [])
+        except EOFError:
+            self._log.debug("the runner is gone; not sent", type=header["type"])
+
+    async def _listen(self, runner: RunnerProcess) -> None:
+        """Until the runner said that it ended, or did."""
+        handlers: dict[str, Callable[[dict[str, Any], list[bytes]], None]] = {
+            "ready": self._on_runner_ready,
+            "act": self._on_act,
+            "commit": self._on_commit,
+            "stats": self._on_stats,
+            "note": self._on_note,
+        }
+        while self._outcome is None:
+            try:
+                header, blobs = await runner.channel.receive()
+                kind = header.get("type", "")
+                if kind == "stopped":
+                    self._outcome = Outcome("stopped", ran_s=self._ran_s())
+                elif kind == "failed":
+                    self._outcome = Outcome("failed", str(header.get("reason")), str(header.get("hint", "")), self._ran_s())
+                else:
+                    handlers[kind](header, blobs)
+            except EOFError:
+                return
+            except (Refused, KeyError, TypeError, ValueError) as error:
+                self._outcome = Outcome("failed", f"the runner broke the protocol: {error!r}", ran_s=self._ran_s())
+
+    def _on_runner_ready(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        self._ready_at = time.monotonic()
+        self._on_ready()
+
+    def _on_act(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        for action in header["actions"]:
+            self._services.actions.offer(self.version.pipeline, action)
+
+    def _on_commit(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        storing = self._services.store.commit(
+            self.version.pipeline, self.version.digest, self.version.number, _to_commit(header, blobs)
+        )
+        task = asyncio.create_task(storing)
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+        self._commits.put_nowait((header["n"], task))
+
+    def _on_stats(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        self.stats = {name: value for name, value in header.items() if name != "type"}
+
+    def _on_note(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        self.notes.append({name: value for name, value in header.items() if name != "type"})
+        level = header.get("level", "info")
+        self._log.log(_LEVELS.get(level, 20), header.get("text", ""))
+
+    async def _answer_commits(self) -> None:
+        """`committed` in order, each only when its commit is on disk."""
+        while True:
+            n, storing = await self._commits.get()
+            try:
+                await asyncio.shield(storing)
+            except Exception as error:  # noqa: BLE001 - whatever it was, this runner's work cannot be kept
+                self._outcome = Outcome("failed", f"its commit was refused: {error}", ran_s=self._ran_s())
+                self.kill()
+                return
+            await self._send({"type": "committed", "n": n})
+
+    async def _finish_commits(self, answering: asyncio.Task[None]) -> None:
+        """Wait for what was handed to the store: a restart must see it (I1)."""
+        answering.cancel()
+        await asyncio.gather(answering, *self._storing, return_exceptions=True)
+
+    def _ran_s(self) -> float:
+        return time.monotonic() - self._ready_at if self._ready_at else 0.0
+
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def _to_commit(header: dict[str, Any], blobs: list[bytes]) -> Commit:
+    keys = header["state_set"]
+    payloads = blobs[len(keys) :]
+    return Commit(
+        positions=header["positions"],
+        ledger=header["ledger"],
+        state_set=dict(zip(keys, blobs[: len(keys)], strict=True)),
+        state_delete=header["state_delete"],
+        sealed=[
+            Sealed(payload=payload, **{"params": header["params_digest"], **entry})
+            for entry, payload in zip(header["sealed"], payloads, strict=True)
+        ],
+        transitions=header["transitions"],
+        actions=header["actions"],
+    )
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -9:
+        return "the runner was killed (out of memory?)"
+    return f"the runner was ended by signal {-status}" if status < 0 else f"the runner exited with status {status}"

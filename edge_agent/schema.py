@@ -1,0 +1,82 @@
+"""The tables of agent.db, format 1."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from pipelines.contract.errors import TidewireError
+
+FORMAT = 1
+
+# streams: one row per run of a stream. A run with `active` takes new segments; with `evicted` its segments lost their bytes
+# and wait for the lake's mark to tell which are void; with `successor` its segments are being sealed anew under that run.
+# Its pending_* columns are kept by the triggers below, in the same transaction, so that they cannot drift (I9).
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE pipelines (
+    name TEXT PRIMARY KEY, lineage TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL,
+    positions TEXT NOT NULL, ledger TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE state (
+    pipeline TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (pipeline, key)
+);
+CREATE TABLE streams (
+    id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
+    lake_table TEXT NOT NULL, next_seq INTEGER NOT NULL DEFAULT 1, last_digest TEXT NOT NULL DEFAULT '',
+    mark_seq INTEGER NOT NULL DEFAULT 0, mark_digest TEXT NOT NULL DEFAULT '',
+    active INTEGER NOT NULL DEFAULT 1, evicted INTEGER NOT NULL DEFAULT 0, successor INTEGER REFERENCES streams (id),
+    pending_segments INTEGER NOT NULL DEFAULT 0, pending_rows INTEGER NOT NULL DEFAULT 0,
+    pending_bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (run, stream)
+);
+CREATE UNIQUE INDEX streams_active ON streams (pipeline, stream) WHERE active;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY, stream_id INTEGER NOT NULL REFERENCES streams (id), seq INTEGER NOT NULL,
+    digest TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB, UNIQUE (stream_id, seq)
+);
+CREATE TRIGGER outbox_in AFTER INSERT ON outbox BEGIN
+    UPDATE streams SET pending_segments = pending_segments + 1, pending_rows = pending_rows + NEW.rows,
+        pending_bytes = pending_bytes + NEW.bytes WHERE id = NEW.stream_id;
+END;
+CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
+    UPDATE streams SET pending_segments = pending_segments - 1, pending_rows = pending_rows - OLD.rows,
+        pending_bytes = pending_bytes - OLD.bytes WHERE id = OLD.stream_id;
+END;
+CREATE TRIGGER outbox_evict AFTER UPDATE OF bytes ON outbox BEGIN
+    UPDATE streams SET pending_bytes = pending_bytes + NEW.bytes - OLD.bytes WHERE id = NEW.stream_id;
+END;
+CREATE TABLE stream_ledgers (
+    pipeline TEXT NOT NULL, stream TEXT NOT NULL, evicted_segments INTEGER NOT NULL DEFAULT 0,
+    evicted_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
+) WITHOUT ROWID;
+CREATE TABLE incidents (
+    incident TEXT PRIMARY KEY, pipeline TEXT NOT NULL, acknowledged INTEGER NOT NULL, body TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE actions (
+    id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, body TEXT NOT NULL, status TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0,
+    outcome TEXT NOT NULL DEFAULT '', finished_us INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX actions_status ON actions (status, finished_us);
+CREATE TABLE artifacts (
+    digest TEXT PRIMARY KEY, kind TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, signature BLOB NOT NULL
+);
+"""
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    """Create the tables in a new file; raise `TidewireError` on a file that a newer agent wrote."""
+    known = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
+    if not known:
+        db.executescript("BEGIN IMMEDIATE;" + _TABLES + f"INSERT INTO meta VALUES ('format', {FORMAT}); COMMIT;")
+        return
+    found = get_meta(db, "format")
+    if found != FORMAT:
+        raise TidewireError(f"its format is {found}, this agent reads {FORMAT}", op="open the store", hint="upgrade the agent")
+
+
+def get_meta(db: sqlite3.Connection, key: str) -> object:
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else None
+
+
+def put_meta(db: sqlite3.Connection, key: str, value: object) -> None:
+    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))

@@ -1,0 +1,408 @@
+"""agent.db: everything the node must not forget. The agent process is its only writer."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from edge_agent import clock as clocks
+from edge_agent import outbox, schema
+from edge_agent.clock import ClockMark, NodeClock
+from edge_agent.config import GIB, make_private_dir
+from edge_agent.database import Database, T, Work, connect
+from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
+from pipelines.contract.artifact import Artifact
+from pipelines.contract.errors import TidewireError
+from pipelines.contract.keys import Key
+from pipelines.contract.node_state import SignedManifest
+
+_FINISHED_ACTIONS_KEPT = 1000
+_HARDWARE_FILES = (
+    "/etc/machine-id",
+    "/sys/firmware/devicetree/base/serial-number",
+    "/sys/block/mmcblk0/device/cid",
+)
+_log = structlog.get_logger("store")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a pipeline stands: what its last commit wrote. `digest` is the version that wrote it, "" before the first commit."""
+
+    lineage: str
+    digest: str
+    number: int
+    positions: dict[str, Any]
+    ledger: dict[str, Any]
+    state: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a runner asks to make durable together (I1): `positions` and `ledger` whole, of the state only what changed."""
+
+    positions: Mapping[str, Any]
+    ledger: Mapping[str, Any]
+    state_set: Mapping[str, bytes] = field(default_factory=dict)
+    state_delete: Sequence[str] = ()
+    sealed: Sequence[Sealed] = ()
+    transitions: Sequence[Mapping[str, Any]] = ()
+    actions: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the lake has not confirmed. `evicted_*` lost their bytes: `segments` of them may still turn out to have arrived."""
+
+    segments: int
+    rows: int
+    bytes: int
+    evicted_segments: int
+    evicted_rows: int
+
+
+class Store:
+    """Opened by at most one process. Methods are coroutines that return when their effect is on disk.
+
+    One transaction per call, several calls per fsync. Opening does not depend on the backlog.
+    """
+
+    def __init__(self, database: Database, lock: int, node: str, key: Key, budget_bytes: int, clock: NodeClock) -> None:
+        self._db, self._lock = database, lock
+        self._node, self._key, self._budget = node, key, budget_bytes
+        self.clock_quality = clocks.quality()
+        self.clock = clock
+
+    @classmethod
+    def open(cls, data_dir: Path, node: str, key: Key, buffer_bytes: int = 2 * GIB) -> Self:
+        """Raises `TidewireError` when another agent has it open or a newer one wrote it."""
+        make_private_dir(data_dir)
+        lock = _lock(data_dir)
+        path = data_dir / "agent.db"
+        try:
+            clock = _prepare(path)
+        except BaseException:
+            os.close(lock)
+            raise
+        database = Database(path, lambda db: schema.put_meta(db, "clock", json.dumps(asdict(clock.mark()))))
+        return cls(database, lock, node, key, buffer_bytes, clock)
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    @property
+    def trouble(self) -> str:
+        """Why writes wait at the moment (I15); "" when they do not."""
+        return self._db.trouble
+
+    async def _write(self, work: Work[T], lane: str = "") -> T:
+        return await asyncio.wrap_future(self._db.write(work, lane))
+
+    async def _read(self, work: Work[T]) -> T:
+        return await asyncio.wrap_future(self._db.read(work))
+
+    # Pipelines
+
+    async def checkpoint(self, pipeline: str) -> Checkpoint:
+        """Where the pipeline stands; its lineage is minted when it never ran here."""
+        if (found := await self._read(lambda db: _checkpoint(db, pipeline))) is not None:
+            return found
+        fresh = (pipeline, secrets.token_hex(8))
+        await self._write(
+            lambda db: db.execute("INSERT OR IGNORE INTO pipelines VALUES (?, ?, '', 0, '{}', '{}')", fresh), pipeline
+        )
+        return await self.checkpoint(pipeline)
+
+    async def commit(self, pipeline: str, version: str, number: int, commit: Commit) -> None:
+        """All of it in one transaction (I1). Waits while the disk takes no writes (I15)."""
+        await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
+
+    def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
+        origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality, _ENGINE)
+        db.execute(
+            "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ? WHERE name = ?",
+            (version, number, json.dumps(commit.positions), json.dumps(commit.ledger), pipeline),
+        )
+        db.executemany("DELETE FROM state WHERE pipeline = ? AND key = ?", [(pipeline, key) for key in commit.state_delete])
+        db.executemany(
+            "INSERT INTO state VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            [(pipeline, key, value) for key, value in commit.state_set.items()],
+        )
+        for sealed in commit.sealed:
+            outbox.put(db, self._key, origin, sealed, self._budget)
+        if commit.sealed and (evicted := outbox.evict(db, self._budget)):
+            _log.warning("the buffer is full: the oldest segments lost their rows", segments=evicted)
+        for transition in commit.transitions:
+            _apply_transition(db, pipeline, transition)
+        for action in commit.actions:
+            db.execute(
+                "INSERT OR IGNORE INTO actions (id, pipeline, body, status) VALUES (?, ?, ?, 'pending')",
+                (action["id"], pipeline, json.dumps(action)),
+            )
+
+    async def adopt(self, pipeline: str, version: str, number: int) -> None:
+        """The state of `pipeline` is now that of `version`: the old one has emitted what does not carry over."""
+        await self._write(
+            lambda db: db.execute("UPDATE pipelines SET digest = ?, number = ? WHERE name = ?", (version, number, pipeline)),
+            pipeline,
+        )
+
+    async def close_streams(self, pipeline: str) -> None:
+        """No more segments for now: what is pending drains, then the runs go."""
+        await self._write(lambda db: outbox.close_runs(db, "pipeline = ?", pipeline), pipeline)
+
+    # Outbox
+
+    async def pending_segments(self, limit_bytes: int, sent: Mapping[tuple[str, str], int] | None = None) -> list[Pending]:
+        """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any is left."""
+        return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes))
+
+    async def open_positions(self, *, pending_only: bool = False) -> list[tuple[str, str]]:
+        return await self._read(lambda db: outbox.open_positions(db, pending_only=pending_only))
+
+    async def confirm(self, marks: Sequence[Mark], *, asked: bool = False) -> list[Break]:
+        """Free what the marks cover (I3); histories that do not match go on under new runs, which are returned."""
+        found = await self._write(lambda db: [outbox.confirm(db, mark, asked=asked) for mark in marks])
+        breaks = [broken for broken in found if broken is not None]
+        if breaks:
+            await self.reseal()
+        return breaks
+
+    async def reseal(self) -> None:
+        """Finish moving broken runs to their successors; some segments per transaction, so that commits get through."""
+        while await self._write(lambda db: outbox.reseal(db, self._key)):
+            pass
+
+    async def backlog(self) -> Backlog:
+        return await self._read(_backlog)
+
+    async def streams(self) -> list[dict[str, Any]]:
+        """Per pipeline and stream: what is pending, for `status`."""
+        return await self._read(_streams)
+
+    # Incidents and actions
+
+    async def incidents(self) -> list[dict[str, Any]]:
+        """The open ones: their last transition, with `raised_at` and whether they are `acknowledged`."""
+        return await self._read(_incidents)
+
+    async def pending_actions(self) -> list[dict[str, Any]]:
+        """What was to be done and is not known to be: each as in the protocol, with `tries`."""
+        return await self._read(_pending_actions)
+
+    async def finished_actions(self) -> list[str]:
+        """Ids of actions that are done, expired, failed or refused, oldest first."""
+        query = "SELECT id FROM actions WHERE status <> 'pending' ORDER BY finished_us"
+        return await self._read(lambda db: [row[0] for row in db.execute(query)])
+
+    async def settle_action(self, action: Mapping[str, Any], status: str, tries: int, outcome: str) -> None:
+        """Remember how the action stands, whether or not the commit that carries it has come yet."""
+        finished = 0 if status == "pending" else self.clock.now_us()
+        values = (action["id"], action["pipeline"], json.dumps(action), status, tries, outcome, finished)
+        await self._write(lambda db: _settle_action(db, values))
+
+    async def action_log(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The last actions, newest first, for `status`."""
+        return await self._read(lambda db: _action_log(db, limit))
+
+    # NodeState and artifacts
+
+    async def load_state(self) -> tuple[bytes | None, SignedManifest | None]:
+        """The saved document and the manifest in force."""
+        return await self._read(_load_state)
+
+    async def save_state(self, document: bytes, manifest: SignedManifest | None) -> None:
+        await self._write(lambda db: _save_state(db, document, manifest))
+
+    async def artifact(self, digest: str) -> tuple[Artifact, int] | None:
+        """The artifact and its number."""
+        return await self._read(lambda db: _artifact(db, digest))
+
+    async def artifact_digests(self) -> set[str]:
+        return await self._read(lambda db: {row[0] for row in db.execute("SELECT digest FROM artifacts")})
+
+    async def put_artifact(self, artifact: Artifact, number: int) -> None:
+        """Keep an artifact that its caller verified (I13)."""
+        values = (artifact.digest, artifact.kind, number, artifact.data, artifact.signature)
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", values))
+
+    async def drop_artifacts(self, keep: set[str]) -> None:
+        """Forget artifacts that are neither in `keep` nor wrote the state of a pipeline (which may have to be drained)."""
+        await self._write(lambda db: _drop_artifacts(db, keep))
+
+    async def get(self, key: str) -> Any:
+        return await self._read(lambda db: schema.get_meta(db, key))
+
+    async def put(self, key: str, value: Any) -> None:
+        await self._write(lambda db: schema.put_meta(db, key, value))
+
+
+def _lock(data_dir: Path) -> int:
+    lock = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise TidewireError(
+            "another agent is running with it",
+            op="open",
+            place=str(data_dir),
+            hint="use that one (`tidewire-agent status`), stop it, or give another --data-dir",
+        ) from None
+    return lock
+
+
+def _prepare(path: Path) -> NodeClock:
+    """The clock as the store remembers it; the file is made when it is new, and set aside when it cannot be read."""
+    try:
+        with closing(connect(path)) as db:
+            path.chmod(0o600)
+            schema.prepare(db)
+            mark = schema.get_meta(db, "clock")
+            _mint_runs_after_move(db)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise TidewireError(
+                str(error), op="open", place=str(path), hint="check the disk's space and the file's owner"
+            ) from error
+        aside = path.with_suffix(f".damaged-{clocks.wall_us()}")
+        path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _log.error("the store could not be read and was set aside; starting a new one", reason=str(error), kept=str(aside))
+        return _prepare(path)
+    resumed = ClockMark(**json.loads(str(mark))) if mark else None
+    return NodeClock.resume(resumed, boot=clocks.boot_id(), boottime_us=clocks.boottime_us())
+
+
+def _mint_runs_after_move(db: sqlite3.Connection) -> None:
+    """On other hardware than last time this is a copy: no run of the original may get another segment from here."""
+    here = json.dumps([_read_text(Path(name)) for name in _HARDWARE_FILES])
+    if schema.get_meta(db, "hardware") != here:
+        db.execute("BEGIN IMMEDIATE")
+        outbox.close_runs(db)
+        schema.put_meta(db, "hardware", here)
+        db.execute("COMMIT")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _checkpoint(db: sqlite3.Connection, pipeline: str) -> Checkpoint | None:
+    row = db.execute("SELECT lineage, digest, number, positions, ledger FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
+    if row is None:
+        return None
+    state = db.execute("SELECT key, value FROM state WHERE pipeline = ? ORDER BY key", (pipeline,)).fetchall()
+    return Checkpoint(row[0], row[1], row[2], json.loads(row[3]), json.loads(row[4]), dict(state))
+
+
+def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[str, Any]) -> None:
+    incident, what = transition["incident"], transition["transition"]
+    if what == "cleared":
+        db.execute("DELETE FROM incidents WHERE incident = ?", (incident,))
+    elif what == "acknowledged":
+        db.execute("UPDATE incidents SET acknowledged = 1 WHERE incident = ?", (incident,))
+    elif what == "raised":
+        db.execute(
+            "INSERT OR REPLACE INTO incidents VALUES (?, ?, 0, ?)",
+            (incident, pipeline, json.dumps(dict(transition), default=str)),
+        )
+
+
+def _incidents(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    rows = db.execute("SELECT body, acknowledged, pipeline FROM incidents").fetchall()
+    return [{**json.loads(body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
+
+
+def _pending_actions(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    rows = db.execute("SELECT body, pipeline, tries FROM actions WHERE status = 'pending' ORDER BY rowid").fetchall()
+    return [{**json.loads(body), "pipeline": pipeline, "tries": tries} for body, pipeline, tries in rows]
+
+
+def _settle_action(db: sqlite3.Connection, values: tuple[Any, ...]) -> None:
+    db.execute(
+        "INSERT INTO actions (id, pipeline, body, status, tries, outcome, finished_us) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET status = excluded.status, tries = excluded.tries, outcome = excluded.outcome,"
+        " finished_us = excluded.finished_us",
+        values,
+    )
+    db.execute(
+        "DELETE FROM actions WHERE status <> 'pending' AND finished_us < coalesce((SELECT finished_us FROM actions"
+        " WHERE status <> 'pending' ORDER BY finished_us DESC LIMIT 1 OFFSET ?), 0)",
+        (_FINISHED_ACTIONS_KEPT,),
+    )
+
+
+def _action_log(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
+    rows = db.execute(
+        "SELECT id, pipeline, status, tries, outcome, body FROM actions ORDER BY rowid DESC LIMIT ?", (limit,)
+    ).fetchall()
+    names = ("id", "pipeline", "status", "tries", "outcome")
+    return [{**dict(zip(names, row[:5], strict=True)), "kind": json.loads(row[5]).get("kind")} for row in rows]
+
+
+def _backlog(db: sqlite3.Connection) -> Backlog:
+    row = db.execute(
+        "SELECT coalesce(sum(pending_segments), 0), coalesce(sum(pending_rows), 0), coalesce(sum(pending_bytes), 0) FROM streams"
+    ).fetchone()
+    gone = db.execute("SELECT coalesce(sum(evicted_segments), 0), coalesce(sum(evicted_rows), 0) FROM stream_ledgers").fetchone()
+    return Backlog(*row, *gone)
+
+
+def _streams(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    names = ("pipeline", "stream", "kind", "table", "segments", "rows", "bytes", "runs")
+    rows = db.execute(
+        "SELECT pipeline, stream, kind, max(lake_table), sum(pending_segments), sum(pending_rows), sum(pending_bytes), count(*)"
+        " FROM streams GROUP BY pipeline, stream, kind ORDER BY pipeline, stream"
+    ).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _load_state(db: sqlite3.Connection) -> tuple[bytes | None, SignedManifest | None]:
+    document, body, signature = (schema.get_meta(db, key) for key in ("document", "manifest", "manifest_signature"))
+    manifest = SignedManifest(body, signature) if isinstance(body, bytes) and isinstance(signature, bytes) else None
+    return (document if isinstance(document, bytes) else None), manifest
+
+
+def _save_state(db: sqlite3.Connection, document: bytes, manifest: SignedManifest | None) -> None:
+    schema.put_meta(db, "document", document)
+    if manifest is not None:
+        schema.put_meta(db, "manifest", manifest.body)
+        schema.put_meta(db, "manifest_signature", manifest.signature)
+
+
+def _artifact(db: sqlite3.Connection, digest: str) -> tuple[Artifact, int] | None:
+    row = db.execute("SELECT kind, data, signature, number FROM artifacts WHERE digest = ?", (digest,)).fetchone()
+    return (Artifact(row[0], row[1], row[2]), row[3]) if row else None
+
+
+def _drop_artifacts(db: sqlite3.Connection, keep: set[str]) -> None:
+    in_use = keep | {row[0] for row in db.execute("SELECT digest FROM pipelines")}
+    for (digest,) in db.execute("SELECT digest FROM artifacts").fetchall():
+        if digest not in in_use:
+            db.execute("DELETE FROM artifacts WHERE digest = ?", (digest,))
+
+
+def _engine_name() -> str:
+    parts = (f"{name} {metadata.version(name)}" for name in ("tidewire", "duckdb", "pyarrow"))
+    return ", ".join(parts)
+
+
+_ENGINE = _engine_name()

@@ -1,0 +1,110 @@
+"""Runner processes: start, limits, end. Forked from a server that has pyarrow and duckdb loaded already."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from edge_agent.config import GIB
+from edge_agent.wire import AsyncChannel
+
+RUNNER = "edge_agent.runner:main"
+_PRELOAD = ("pyarrow", "pyarrow.compute", "duckdb", "pipelines.engine.run", "edge_agent.runner")
+_OOM_SCORE_ADJ = 500  # the kernel should take a runner before the agent (I11)
+
+
+class RunnerProcess:
+    """One runner and the agent's end of its channel."""
+
+    def __init__(self, process: ForkServerProcess, channel: AsyncChannel) -> None:
+        self._process, self.channel = process, channel
+        self.is_open = True
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def kill(self) -> None:
+        if self.is_open and self._process.is_alive():
+            self._process.kill()
+
+    async def wait(self) -> int:
+        """The exit status; negative: the signal that ended it."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        status = self._process.exitcode or 0
+        self.is_open = False
+        self._process.close()
+        self.channel.close()
+        return status
+
+
+class Supervisor:
+    """Starts runner processes. A runner ends by itself when its socket does, so none outlives the agent."""
+
+    def __init__(self, memory_bytes: int = 2 * GIB, entry: str = RUNNER, preload: Sequence[str] = _PRELOAD) -> None:
+        """`entry` names the runner's main as `module:function`; it takes the socket."""
+        self._memory_bytes, self._entry = memory_bytes, entry
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        self._starting = asyncio.Lock()
+
+    async def start(self, pipeline: str) -> RunnerProcess:
+        async with self._starting:  # multiprocessing's forkserver takes one at a time
+            ours, theirs = socket.socketpair()
+            with theirs:
+                process = await asyncio.to_thread(self._fork, pipeline, theirs)
+        return RunnerProcess(process, await AsyncChannel.open(ours))
+
+    def _fork(self, pipeline: str, theirs: socket.socket) -> ForkServerProcess:
+        process = self._context.Process(
+            target=_child, args=(theirs, self._entry, self._memory_bytes, os.getpid()), name=f"runner {pipeline}", daemon=True
+        )
+        with _anonymous_main():
+            process.start()
+        return process
+
+
+@contextmanager
+def _anonymous_main() -> Iterator[None]:
+    """Hide where `__main__` came from: the child would import it, and with it the whole agent, for nothing."""
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if getattr(main, name, None) is not None}
+    for name in hidden:
+        setattr(main, name, None)
+    if "__file__" in hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
+
+
+def _child(sock: socket.socket, entry: str, memory_bytes: int, agent: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the agent decides when to stop, and says so on the socket
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
+    module, function = entry.split(":")
+    try:
+        getattr(importlib.import_module(module), function)(sock)
+    except EOFError:
+        os._exit(0)  # the agent is gone
