@@ -181,9 +181,7 @@ def effective_params(
     for note in sorted(notes, key=lambda n: n.seq):
         if note.author == node and note.subject == pipeline and note.kind in ("param", "unset"):
             on_site[str(note.body.get("name"))] = note
-    return {
-        name: _fold_param(default, assignment.params.get(name), on_site.get(name)) for name, default in defaults.items()
-    }
+    return {name: _fold_param(default, assignment.params.get(name), on_site.get(name)) for name, default in defaults.items()}
 
 
 def _fold_param(default: Scalar, central: Setting | None, note: Note | None) -> Effective:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pipelines.contract import yaml_reader
 from pipelines.contract.duration import Duration
 from pipelines.contract.errors import Problem, SpecError
-from pipelines.contract.frames import canonical_json, sha256
+from pipelines.contract.frames import canonical_json
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec_problems import did_you_mean, explain
 
@@ -26,7 +26,9 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}\Z")
 
 def _pipeline_name(text: str) -> str:
     if not _PIPELINE.match(text):
-        raise ValueError("a pipeline's name has lower-case letters, digits and dashes, starts with a letter, and has at most 63 characters")
+        raise ValueError(
+            "a pipeline's name has lower-case letters, digits and dashes, starts with a letter, and has at most 63 characters"
+        )
     return text
 
 
@@ -399,14 +401,12 @@ class PipelineSpec(Model):
     def locate(self, problem: Problem) -> Problem:
         return self._source.locate(problem)
 
-    def definition_digest(self, part: Literal["windows", "triggers"], name: str) -> str:
-        """Identity of a window's or trigger's state: it is carried over while this stays the same (design, section 6).
-
-        Covers what decides which rows it sees and what it keeps of them; not what is done with the outcome.
-        """
+    def definition(self, part: Literal["windows", "triggers"], name: str) -> bytes:
+        """What decides which rows a window or trigger sees and what it keeps of them: state is carried over while this stays."""
         whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        own = {k: v for k, v in whole[part][name].items() if k not in ("actions", "severity", "message", "for", "clear_when")}
-        return sha256(canonical_json([whole["schema"], whole.get("steps"), part, name, own]))[7:23]
+        after = ("actions", "severity", "message", "for", "when", "clear_when") if part == "triggers" else ()
+        own = {k: v for k, v in whole[part][name].items() if k not in after}
+        return canonical_json([whole["schema"], whole.get("steps"), part, name, own])
 
 
 def load_spec(text: str, file: str = "") -> PipelineSpec:

@@ -50,7 +50,10 @@ def _missing(item: Any, loc: Loc, model: Any) -> _Explained:
 
 def _wrong_text(item: Any, loc: Loc, model: Any) -> _Explained:
     if item["input"] is None:
-        return "nothing is written here", "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment"
+        return (
+            "nothing is written here",
+            "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment",
+        )
     return f"{json.dumps(item['input'], default=str)} is not text", "put it in quotes"
 
 

@@ -46,7 +46,9 @@ class Source:
 def read(text: str, file: str = "") -> Source:
     """Parse one document. Raises `SpecError` with line and column."""
     if len(text.encode()) > BYTES_MAX:
-        raise SpecError([Problem(f"the document is over {BYTES_MAX // 1024} KiB", file=file, hint="move long lists into a lookup table")])
+        raise SpecError(
+            [Problem(f"the document is over {BYTES_MAX // 1024} KiB", file=file, hint="move long lists into a lookup table")]
+        )
     try:
         _check_depth(text, file)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -106,7 +108,9 @@ def _from_yaml_error(error: yaml.MarkedYAMLError, file: str) -> Problem:
         hint = "one file holds one pipeline: remove everything from the second `---` on"
     elif mark and mark.buffer and mark.buffer[mark.pointer : mark.pointer + 1] == "\t":
         hint = "indent with spaces, not tabs"
-    return Problem(message, file=file, line=line, column=column, hint=hint or "see the line above it too: YAML often notices late")
+    return Problem(
+        message, file=file, line=line, column=column, hint=hint or "see the line above it too: YAML often notices late"
+    )
 
 
 class _Builder:

@@ -1,0 +1,46 @@
+"""DuckDB in memory, with every door shut that it has. It is no security boundary: the runner's limits are."""
+
+from __future__ import annotations
+
+import duckdb
+
+ENGINE = f"duckdb-{duckdb.__version__}"  # recorded in lineage: rows are the same per engine build
+
+_SETTINGS = {
+    "threads": 1,  # row order, and one core per pipeline
+    "TimeZone": "UTC",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "python_enable_replacements": False,
+    "temp_directory": "",
+    "enable_external_access": False,  # after temp_directory, which it locks
+    # It lifts a subexpression that two TRY(..) share out of both, and an error in it then fails the whole batch.
+    "disabled_optimizers": "common_subexpressions",
+}
+
+
+def open_engine() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:")
+    for name, value in _SETTINGS.items():
+        text = f"'{value}'" if isinstance(value, str) else str(value).lower()
+        connection.execute(f"SET {name} = {text}").fetchall()
+    connection.execute("SET lock_configuration = true").fetchall()
+    return connection
+
+
+def quote(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(value: object) -> str:
+    """A SQL literal of a scalar; text is escaped."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"CAST('{value!r}' AS DOUBLE)"
+    if isinstance(value, int):
+        return f"CAST({value} AS BIGINT)"
+    return "'" + str(value).replace("'", "''") + "'"

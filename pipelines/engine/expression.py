@@ -1,0 +1,196 @@
+"""One SQL expression of a pipeline: parsed by DuckDB itself, checked against what is allowed, rewritten by spans.
+
+The AST is what `json_serialize_sql` gives; every node carries the byte span of its text, so a rewrite replaces spans and the
+author's text stays as written everywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import duckdb
+
+from pipelines.contract.errors import Problem, SpecError
+from pipelines.contract.spec_problems import did_you_mean
+from pipelines.engine.connection import literal
+from pipelines.engine.functions import AGGREGATES, ROW_FUNCTIONS, SPAN_AGGREGATES, WORDS_INSTEAD
+
+_PREFIX = "SELECT "
+_ALLOWED = frozenset(
+    {"FUNCTION", "COLUMN_REF", "PARAMETER", "CONSTANT", "CAST", "CASE", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN"}
+)
+_REFUSED = {
+    "SUBQUERY": "a subquery is not allowed: an expression sees one row",
+    "WINDOW": "OVER is not allowed: it would see only this batch, silently",
+    "STAR": "* is not allowed here: name the columns",
+    "LAMBDA": "a lambda is not allowed",
+}
+_CAST_TYPES = frozenset(
+    {"BOOLEAN", "BIGINT", "INTEGER", "DOUBLE", "VARCHAR", "TIMESTAMP", "SMALLINT", "TINYINT", "FLOAT", "DECIMAL"}
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes `start` to `end` of the expression's UTF-8 text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    name: str
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A parsed expression and the place it stands at, for messages. Build with `parse`."""
+
+    text: str
+    path: str
+    tree: Mapping[str, Any]
+
+    @cached_property
+    def columns(self) -> list[tuple[tuple[str, ...], Span]]:
+        """Every column reference: its dotted words and its span."""
+        return [(tuple(n["column_names"]), _span(n)) for n in _walk(self.tree) if n.get("class") == "COLUMN_REF"]
+
+    @cached_property
+    def params(self) -> list[tuple[str, Span]]:
+        """Every `$name`."""
+        return [(n["identifier"], _span(n)) for n in _walk(self.tree) if n.get("class") == "PARAMETER"]
+
+    @cached_property
+    def aggregates(self) -> list[Aggregate]:
+        """The outermost aggregate calls, with their FILTER clauses, in text order."""
+        found = [n for n in _walk(self.tree) if n.get("class") == "FUNCTION" and n["function_name"] in SPAN_AGGREGATES]
+        spans = [(n["function_name"], _span(n)) for n in found]
+        return sorted((Aggregate(name, span, self._cut(span)) for name, span in spans), key=lambda a: a.span.start)
+
+    def columns_outside_aggregates(self) -> set[str]:
+        inner = [a.span for a in self.aggregates]
+        return {names[0] for names, s in self.columns if not any(i.start <= s.start < i.end for i in inner)}
+
+    def replace(self, replacements: Mapping[Span, str]) -> str:
+        """The text with each span replaced; spans do not overlap."""
+        data, out, at = self.text.encode(), [], 0
+        for span in sorted(replacements, key=lambda s: s.start):
+            out += [data[at : span.start].decode(), replacements[span]]
+            at = span.end
+        return "".join(out) + data[at:].decode()
+
+    def problem(self, message: str, hint: str = "") -> Problem:
+        return Problem(message, self.path, hint)
+
+    def _cut(self, span: Span) -> str:
+        return self.text.encode()[span.start : span.end].decode()
+
+
+def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: frozenset[str] = frozenset()) -> Expression:
+    """Parse and check. `aggregates` are the aggregate functions allowed here. Raises `SpecError` at `path`."""
+    ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [_PREFIX + text]).fetchall()
+    parsed = json.loads(raw)
+    if parsed["error"]:
+        raise SpecError([Problem(_parser_message(parsed["error_message"]), path, _parser_hint(text))])
+    node = parsed["statements"][0]["node"] if len(parsed["statements"]) == 1 else {}
+    extras = ("where_clause", "having", "qualify", "sample")
+    plain = node.get("type") == "SELECT_NODE" and len(node["select_list"]) == 1 and not any(node[k] for k in extras)
+    if not plain or node["from_table"]["type"] != "EMPTY" or node["modifiers"] or node["group_expressions"]:
+        raise SpecError(
+            [Problem("this is not one expression", path, "write what would stand between SELECT and FROM, without commas")]
+        )
+    expression = Expression(text, path, node["select_list"][0])
+    problems = list(_check(expression, aggregates))
+    if problems:
+        raise SpecError(problems)
+    return expression
+
+
+def param_replacements(expression: Expression, params: Mapping[str, Any]) -> dict[Span, str]:
+    """What to put for each `$name`. Raises `SpecError` for a name that is no parameter."""
+    problems = [
+        expression.problem(f"there is no parameter ${name}{did_you_mean(name, params)}", "declare it under params:")
+        for name, _ in expression.params
+        if name not in params
+    ]
+    if problems:
+        raise SpecError(problems)
+    return {span: literal(params[name]) for name, span in expression.params}
+
+
+def _check(expression: Expression, aggregates: frozenset[str]) -> Iterator[Problem]:
+    nested = 0
+    for node in _walk(expression.tree):
+        kind = node.get("class")
+        if kind is None or kind == "TYPE":
+            continue
+        if kind not in _ALLOWED:
+            yield expression.problem(_REFUSED.get(kind, f"{kind.lower()} is not allowed in an expression"))
+        elif kind == "FUNCTION":
+            yield from _check_function(expression, node, aggregates)
+            nested += node["function_name"] in aggregates and any(
+                n.get("class") == "FUNCTION" and n["function_name"] in SPAN_AGGREGATES for n in _walk(node) if n is not node
+            )
+        elif kind == "CAST" and node["type_expr"].get("type_name") not in _CAST_TYPES:
+            yield expression.problem(
+                f"a cast to {node['type_expr'].get('type_name')} is not allowed", f"cast to {', '.join(sorted(_CAST_TYPES))}"
+            )
+    if nested:
+        yield expression.problem("an aggregate within an aggregate is not allowed")
+
+
+def _check_function(expression: Expression, node: Mapping[str, Any], aggregates: frozenset[str]) -> Iterator[Problem]:
+    name = node["function_name"]
+    if name in aggregates:
+        if node["order_bys"]["orders"]:
+            yield expression.problem(f"ORDER BY within {name}() is not allowed")
+        if node["distinct"] and aggregates is AGGREGATES:
+            yield expression.problem("DISTINCT is not allowed in a window: it cannot be kept small")
+    elif name in SPAN_AGGREGATES:
+        hint = (
+            f"here: {', '.join(sorted(aggregates - {'count_star', 'mean'}))}"
+            if aggregates
+            else "aggregates belong in windows: and triggers:"
+        )
+        yield expression.problem(f"the aggregate {name}() is not allowed here", hint)
+    elif node["schema"] or node["catalog"]:
+        yield expression.problem(f"{node['schema']}.{name}() is not allowed: write the function's plain name")
+    elif name not in ROW_FUNCTIONS:
+        why = WORDS_INSTEAD.get(name, "it is not on the list of functions that give the same result for a row everywhere")
+        yield expression.problem(f"{name}() is not allowed{did_you_mean(name, ROW_FUNCTIONS)}", why)
+
+
+def _walk(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Every AST node below `tree`, itself included, parents first."""
+    if isinstance(tree, Mapping):
+        if "class" in tree:
+            yield tree
+        for value in tree.values():
+            yield from _walk(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _walk(value)
+
+
+def _span(node: Mapping[str, Any]) -> Span:
+    start = int(node["query_location"]) - len(_PREFIX)
+    return Span(start, start + int(node["query_location_length"]))
+
+
+def _parser_message(message: str) -> str:
+    first = message.strip().splitlines()[0]
+    return "not an expression: " + re.sub(r"^(Parser Error: )", "", first)
+
+
+def _parser_hint(text: str) -> str:
+    if text.count("'") % 2 or text.count("(") != text.count(")"):
+        return "a comma ends a {..} entry and ` #` starts a comment in YAML: put the expression in quotes or on its own line"
+    return "expressions are SQL (DuckDB's dialect): text in 'single quotes', = to compare, and/or/not"

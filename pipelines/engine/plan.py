@@ -1,0 +1,446 @@
+"""compile_plan: every expression of a pipeline bound and typed before anything ships, by the same code everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from pipelines.contract.errors import Problem, SpecError
+from pipelines.contract.frames import canonical_json, sha256
+from pipelines.contract.node_state import Scalar
+from pipelines.contract.spec import PipelineSpec, Sink, Source, Step, Trigger, Window
+from pipelines.contract.spec_problems import did_you_mean
+from pipelines.engine import enforce
+from pipelines.engine.connection import literal, open_engine, quote
+from pipelines.engine.decode import META
+from pipelines.engine.enforce import SQL_TYPES
+from pipelines.engine.expression import Expression, Span, param_replacements, parse
+from pipelines.engine.functions import AGGREGATES, SPAN_AGGREGATES
+from pipelines.engine.ipc import TIMESTAMP
+from pipelines.engine.transform import BoundStep, statement
+from pipelines.engine.trigger import TriggerPlan
+from pipelines.engine.window import Part, WindowPlan, parts_of, window_fields
+
+ARROW_TYPES = {
+    "BOOLEAN": pa.bool_(),
+    "BIGINT": pa.int64(),
+    "DOUBLE": pa.float64(),
+    "VARCHAR": pa.string(),
+    "TIMESTAMP": TIMESTAMP,
+}
+T = TypeVar("T")
+_EXAMPLE_VALUE: dict[str, Scalar] = {"boolean": False, "integer": 0, "double": 0.0, "string": ""}
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What `node.*` means: `node.id`, `node.name`, `node.labels.x` (short: `node.x`), `node.facts.x`."""
+
+    id: str = ""
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def look_up(self, words: Sequence[str]) -> str | None:
+        if words[0] in ("id", "name") and len(words) == 1:
+            return self.id if words[0] == "id" else self.name
+        if words[0] in ("labels", "facts") and len(words) > 1:
+            return (self.labels if words[0] == "labels" else self.facts).get(".".join(words[1:]))
+        return self.labels.get(".".join(words))
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    spec: Source
+    sql: str  # the stateless statement
+    delimiter: str | None  # None: JSON lines
+    csv_fields: tuple[tuple[str, str], ...]
+    meta: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SinkPlan:
+    name: str
+    spec: Sink
+    where: str  # SQL over the rows; "" for all
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pipeline ready to run on one node with one set of parameters. `columns` are those of an accepted row: name -> SQL type."""
+
+    spec: PipelineSpec
+    params: Mapping[str, Scalar]
+    engine: duckdb.DuckDBPyConnection
+    sources: Mapping[str, SourcePlan]
+    columns: Mapping[str, str]
+    windows: Mapping[str, WindowPlan]
+    triggers: Mapping[str, TriggerPlan]
+    sinks: Mapping[str, SinkPlan]
+
+    @property
+    def row_schema(self) -> pa.Schema:
+        """What a row stream carries: `_event_time` and the columns."""
+        return pa.schema([("_event_time", TIMESTAMP), *((name, ARROW_TYPES[t]) for name, t in self.columns.items())])
+
+
+def check_spec(spec: PipelineSpec) -> None:
+    """Raise `SpecError` with every problem and its place, unless the pipeline compiles."""
+    compile_plan(spec, {name: p.default if p.default is not None else _EXAMPLE_VALUE[p.type] for name, p in spec.params.items()})
+
+
+def compile_plan(spec: PipelineSpec, params: Mapping[str, Scalar] | None = None, node: NodeFacts | None = None) -> Plan:
+    """Bind a pipeline. `params` default to the declared defaults. Raises `SpecError`."""
+    values = dict(params) if params is not None else spec.defaults()
+    unset = [name for name in spec.params if values.get(name) is None]
+    if unset:
+        raise SpecError(
+            [
+                spec.locate(Problem("has no value", f"params.{name}", f"set it: tidewire set {spec.pipeline} {name}=..."))
+                for name in unset
+            ]
+        )
+    compiler = _Compiler(spec, values, node or NodeFacts())
+    plan = compiler.compile()
+    if compiler.problems:
+        raise SpecError(sorted((spec.locate(p) for p in compiler.problems), key=lambda p: (p.line, p.column)))
+    return plan
+
+
+class _Compiler:
+    def __init__(self, spec: PipelineSpec, params: Mapping[str, Scalar], node: NodeFacts) -> None:
+        self.spec, self.params, self.node = spec, params, node
+        self.engine = open_engine()
+        self.problems: list[Problem] = []
+        self.meta: set[str] = set(enforce.meta_words(list(spec.schema_.values())))
+        self.columns: dict[str, str] = {name: SQL_TYPES[f.type] for name, f in spec.schema_.items()}
+
+    def compile(self) -> Plan:
+        self._check_meta_fields()
+        steps = [self._step(i, step) for i, step in enumerate(self.spec.steps)]
+        windows = {name: plan for name, w in self.spec.windows.items() if (plan := self._window(name, w))}
+        triggers = {name: plan for name, t in self.spec.triggers.items() if (plan := self._trigger(name, t))}
+        sinks = {name: plan for name, s in self.spec.sinks.items() if (plan := self._sink(name, s, windows))}
+        sources = {name: self._source(source, steps) for name, source in self.spec.sources.items()}
+        plan = Plan(self.spec, self.params, self.engine, sources, dict(self.columns), windows, triggers, sinks)
+        if not self.problems:
+            self._try_statements(plan)
+        return plan
+
+    # -- the parts of a pipeline ------------------------------------------------------------------------------------------------
+
+    def _check_meta_fields(self) -> None:
+        for name, f in self.spec.schema_.items():
+            word = (f.from_ or "").removeprefix("meta.")
+            if f.from_ and f.from_.startswith("meta.") and word not in META:
+                self._complain(
+                    f"schema.{name}.from", f"there is no meta.{word}{did_you_mean(word, META)}", f"known: {', '.join(META)}"
+                )
+                self.meta.discard(word)
+
+    def _step(self, index: int, step: Step) -> BoundStep:
+        path = f"steps[{index}]"
+        if step.filter is not None:
+            sql, _ = self._bind(step.filter, f"{path}.filter", self.columns, must_be="BOOLEAN")
+            return BoundStep(step, index, (("", sql, "BOOLEAN"),))
+        bound: list[tuple[str, str, str]] = []
+        for name, text in (step.derive or step.enrich or {}).items():
+            place = f"{path}.{'derive' if step.derive else 'enrich'}.{name}"
+            if name.lower() in (c.lower() for c in self.columns):
+                self._complain(
+                    place,
+                    f'there is a column "{name}" already',
+                    "choose another name: a step adds columns, it does not replace them",
+                )
+                continue
+            sql, type_ = self._bind(text, place, self.columns) if step.derive else (self._fact(text, place), "VARCHAR")
+            self.columns[name] = type_
+            bound.append((name, sql, type_))
+        return BoundStep(step, index, tuple(bound), constant=step.enrich is not None)
+
+    def _fact(self, text: str, path: str) -> str:
+        words = text.split(".")
+        if words[0] != "node" or len(words) < 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", w) for w in words):
+            self._complain(path, f'"{text}" is no fact of the node', "write node.name, node.<label> or node.facts.<fact>")
+            return "NULL"
+        return f"CAST({literal(self.node.look_up(words[1:]))} AS VARCHAR)"
+
+    def _source(self, source: Source, steps: Sequence[BoundStep]) -> SourcePlan:
+        csv = source.decode.csv
+        fields, structure, feeds = [], None, []
+        if csv:
+            fields, feeds = enforce.csv_fields(self.spec.schema_)
+        else:
+            fields, structure = enforce.json_fields(self.spec.schema_)
+        sql = statement(fields, structure, steps, self.columns, self.spec.event_time, sorted(self.meta))
+        return SourcePlan(source, sql, csv.delimiter if csv else None, tuple(feeds), tuple(sorted(self.meta)))
+
+    def _window(self, name: str, window: Window) -> WindowPlan | None:
+        path, before = f"windows.{name}", len(self.problems)
+        self._check_by(window.by, f"{path}.by")
+        where = self._bind(window.where, f"{path}.where", self.columns, must_be="BOOLEAN")[0] if window.where else ""
+        parts: list[Part] = []
+        select = [self._aggregate(text, f"{path}.select.{column}", window.by, parts) for column, text in window.select.items()]
+        if len(self.problems) > before:
+            return None
+        part_types = [self._type_of(part.sql, self.columns, path, raw=True) for part in parts]
+        parts = [Part(_storable(part.sql, t), part.merge) for part, t in zip(parts, part_types, strict=True)]
+        sample = self.engine.sql(
+            f"SELECT {', '.join(p.sql for p in parts) or '1'} FROM {self._empty(self.columns)}"
+        ).to_arrow_table()
+        arrow_parts = tuple(f.type for f in sample.schema)
+        over_parts = {f"_p{i}": self._type_of(p.sql, self.columns, path, raw=True) for i, p in enumerate(parts)} | self.columns
+        typed = [
+            (c, sql, self._type_of(sql, over_parts, f"{path}.select.{c}")) for c, sql in zip(window.select, select, strict=True)
+        ]
+        if len(self.problems) > before:
+            return None
+        by = {column: ARROW_TYPES[self.columns[column]] for column in window.by}
+        schema = window_fields(by, {c: ARROW_TYPES[t] for c, _, t in typed})
+        definition = self._definition("windows", name)
+        return WindowPlan(name, window, definition, tuple(parts), tuple(typed), where, arrow_parts, tuple(by.values()), schema)
+
+    def _aggregate(self, text: str, path: str, by: Sequence[str], parts: list[Part]) -> str:
+        """The SQL of one `select` entry over parts, which are appended to `parts`."""
+        expression = self._parse(text, path, AGGREGATES)
+        if expression is None:
+            return "NULL"
+        if not expression.aggregates:
+            self._complain(
+                path,
+                "a window's column is an aggregate",
+                f"write one of {', '.join(sorted(AGGREGATES - {'count_star', 'mean'}))}",
+            )
+        self._check_outside(expression, by)
+        replacements = self._replacements(expression, self.columns)
+        final: dict[Span, str] = {}
+        for aggregate in expression.aggregates:
+            inner = {
+                Span(s.start - aggregate.span.start, s.end - aggregate.span.start): t
+                for s, t in replacements.items()
+                if _within(s, aggregate.span)
+            }
+            call = Expression(aggregate.text, path, {}).replace(inner)
+            made, value = parts_of(aggregate.name, call)
+            final[aggregate.span] = "(" + value.format(*(f"_p{len(parts) + i}" for i in range(len(made)))) + ")"
+            parts += made
+        outside = {s: t for s, t in replacements.items() if not any(_within(s, a.span) for a in expression.aggregates)}
+        return expression.replace({**final, **outside})
+
+    def _trigger(self, name: str, trigger: Trigger) -> TriggerPlan | None:
+        path, before = f"triggers.{name}", len(self.problems)
+        self._check_by(trigger.by, f"{path}.by")
+        labels: list[tuple[str, str]] = []
+        used: set[str] = set()
+        when = self._condition(trigger.when, f"{path}.when", trigger.by, labels, used)
+        clear = (
+            self._condition(trigger.clear_when, f"{path}.clear_when", trigger.by, labels, used)
+            if trigger.clear_when
+            else f"NOT ({when})"
+        )
+        self._check_message(trigger, f"{path}.message")
+        if len(self.problems) > before:
+            return None
+        kept = tuple(column for column in self.columns if column.lower() in used)
+        definition = self._definition("triggers", name, kept)
+        node = self.node.name or self.node.id
+        return TriggerPlan(name, self.spec.pipeline, node, trigger, definition, kept, tuple(labels), when, clear, self.params)
+
+    def _condition(self, text: str, path: str, by: Sequence[str], labels: list[tuple[str, str]], used: set[str]) -> str:
+        """The SQL of a condition over `_a<i>`; its aggregates are appended to `labels`, the columns it reads to `used`."""
+        expression = self._parse(text, path, SPAN_AGGREGATES)
+        if expression is None:
+            return "NULL"
+        if not expression.aggregates:
+            self._complain(
+                path,
+                "a condition looks at the rows of the span",
+                "use an aggregate: max(temp_c) > 80, or count(*) filter (where ...) >= 4",
+            )
+        self._check_outside(expression, by)
+        before = len(self.problems)
+        replacements = self._replacements(expression, self.columns)
+        if len(self.problems) == before:
+            self._type_of(expression.replace(replacements), self.columns, path, must_be="BOOLEAN")
+        used |= {words[0].lower() for words, _ in expression.columns}
+        final: dict[Span, str] = {}
+        for aggregate in expression.aggregates:
+            inner = {
+                Span(s.start - aggregate.span.start, s.end - aggregate.span.start): t
+                for s, t in replacements.items()
+                if _within(s, aggregate.span)
+            }
+            final[aggregate.span] = f"_a{len(labels)}"
+            labels.append((aggregate.text, Expression(aggregate.text, path, {}).replace(inner)))
+        outside = {s: t for s, t in replacements.items() if not any(_within(s, a.span) for a in expression.aggregates)}
+        return expression.replace({**final, **outside})
+
+    def _check_message(self, trigger: Trigger, path: str) -> None:
+        known = {*trigger.by, *self.spec.params, "count", "node"}
+        for word in re.findall(r"\{([^{}]*)\}", trigger.message):
+            if word not in known:
+                self._complain(
+                    path,
+                    f"there is nothing to fill {{{word}}} with{did_you_mean(word, known)}",
+                    f"known here: {', '.join(sorted(known))}",
+                )
+
+    def _sink(self, name: str, sink: Sink, windows: Mapping[str, WindowPlan]) -> SinkPlan | None:
+        if sink.from_ is not None and sink.from_ not in windows:
+            return None  # the window's own problems are reported
+        columns = self.columns
+        if sink.from_ is not None:
+            columns = {f.name: _sql_type(f.type) for f in windows[sink.from_].schema}
+        where = self._bind(sink.where, f"sinks.{name}.where", columns, must_be="BOOLEAN")[0] if sink.where else ""
+        return SinkPlan(name, sink, where)
+
+    def _definition(self, part: Literal["windows", "triggers"], name: str, kept: Sequence[str] = ()) -> str:
+        """Identity of state: it is carried over between versions while this stays the same (design, section 6)."""
+        return sha256(self.spec.definition(part, name) + canonical_json(list(kept)))[7:23]
+
+    def _try_statements(self, plan: Plan) -> None:
+        """Bind the statements whole: what every part allowed must also go together."""
+        from pipelines.engine.run import dry_run
+
+        try:
+            dry_run(plan)
+        except duckdb.Error as error:
+            self._complain(
+                "",
+                f"the pipeline does not compile: {_first_line(error)}",
+                "this is a defect of Tidewire: please report it with the file",
+            )
+
+    # -- expressions ------------------------------------------------------------------------------------------------------------
+
+    def _bind(self, text: str, path: str, columns: Mapping[str, str], must_be: str = "") -> tuple[str, str]:
+        """(SQL, type) of a row expression."""
+        expression = self._parse(text, path, frozenset())
+        if expression is None or not self._known_columns(expression, columns):
+            return "NULL", "VARCHAR"
+        before = len(self.problems)
+        sql = expression.replace(self._replacements(expression, columns))
+        return sql, self._type_of(sql, columns, path, must_be) if len(self.problems) == before else "VARCHAR"
+
+    def _parse(self, text: str, path: str, aggregates: frozenset[str]) -> Expression | None:
+        return self._collect(lambda: parse(self.engine, text, path, aggregates))
+
+    def _replacements(self, expression: Expression, columns: Mapping[str, str]) -> dict[Span, str]:
+        if not self._known_columns(expression, columns):
+            return {}
+        found = self._collect(lambda: param_replacements(expression, self.params)) or {}
+        for words, span in expression.columns:
+            if words[0] == "node" and len(words) > 1:
+                found[span] = f"CAST({literal(self.node.look_up(words[1:]))} AS VARCHAR)"
+            elif words[0] == "meta" and len(words) == 2 and words[1] in META:
+                self.meta.add(words[1])
+                found[span] = f"_meta_{words[1]}"
+        return found
+
+    def _known_columns(self, expression: Expression, columns: Mapping[str, str]) -> bool:
+        known = {name.lower() for name in columns}
+        ok = True
+        for words, _ in expression.columns:
+            if words[0] == "node" and len(words) > 1:
+                continue
+            if words[0] == "meta" and len(words) == 2 and columns is self.columns:
+                if words[1] in META:
+                    continue
+                self._complain(
+                    expression.path, f"there is no meta.{words[1]}{did_you_mean(words[1], META)}", f"known: {', '.join(META)}"
+                )
+            elif words[0].lower() not in known or len(words) > 1:
+                where = "the schema" if expression.path.startswith("steps") else "the rows"
+                self._complain(expression.path, f'column "{".".join(words)}" is not in {where}{did_you_mean(words[0], columns)}')
+            else:
+                continue
+            ok = False
+        return ok
+
+    def _check_by(self, by: Sequence[str], path: str) -> None:
+        for column in by:
+            if column not in self.columns:
+                self._complain(path, f'column "{column}" is not in the rows{did_you_mean(column, self.columns)}')
+            elif self.columns[column] == "TIMESTAMP":
+                self._complain(
+                    path, f'"{column}" is a timestamp: a group of its own for nearly every row', "group by something that repeats"
+                )
+
+    def _check_outside(self, expression: Expression, by: Sequence[str]) -> None:
+        for column in sorted(expression.columns_outside_aggregates() - {*by, "node"}):
+            if column in self.columns:
+                self._complain(
+                    expression.path, f'"{column}" stands outside an aggregate', "aggregate it, as in max(..), or add it to by:"
+                )
+
+    def _type_of(self, sql: str, columns: Mapping[str, str], path: str, must_be: str = "", *, raw: bool = False) -> str:
+        """The storable SQL type of an expression, or DuckDB's own name of it when `raw`."""
+        try:
+            ((_, type_, *_),) = self.engine.execute(f"DESCRIBE SELECT ({sql}) FROM {self._empty(columns)}").fetchall()
+        except duckdb.Error as error:
+            self._complain(
+                path, _first_line(error), "check the types: || joins text, + adds numbers; cast with CAST(x AS DOUBLE)"
+            )
+            return "VARCHAR"
+        if raw:
+            return str(type_)
+        storable = _STORABLE.get(re.sub(r"\(.*", "", str(type_)))
+        if storable is None:
+            self._complain(
+                path, f"the result is of type {type_}, which has no column type", f"cast it to one of {', '.join(ARROW_TYPES)}"
+            )
+            return "VARCHAR"
+        if must_be and storable != must_be:
+            self._complain(path, f"this is a {storable.lower()}, not a condition", "compare with =, <, > or use and, or, not")
+        return storable
+
+    def _empty(self, columns: Mapping[str, str]) -> str:
+        own = {"_et": "BIGINT", "_row": "INTEGER", **{f"_meta_{w}": t for w, t in META.items()}}
+        nulls = ", ".join(f"CAST(NULL AS {t}) AS {quote(n)}" for n, t in {**own, **columns}.items())
+        return f"(SELECT {nulls} LIMIT 0)"
+
+    def _collect(self, attempt: Callable[[], T]) -> T | None:
+        try:
+            return attempt()
+        except SpecError as error:
+            self.problems += error.problems
+            return None
+
+    def _complain(self, path: str, message: str, hint: str = "") -> None:
+        self.problems.append(Problem(message, path, hint))
+
+
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
+_STORABLE = {
+    "BOOLEAN": "BOOLEAN",
+    "VARCHAR": "VARCHAR",
+    **dict.fromkeys(_INTEGERS, "BIGINT"),
+    **dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "DOUBLE"),
+    **dict.fromkeys(
+        ("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "DATE", "TIMESTAMP WITH TIME ZONE"), "TIMESTAMP"
+    ),
+}
+
+
+def _storable(sql: str, type_: str) -> str:
+    """A part that can be kept as a plain value: no huge integers, no decimals."""
+    wanted = _STORABLE.get(re.sub(r"\(.*", "", type_), type_)
+    return sql if wanted == type_ or type_.startswith("STRUCT") else f"TRY_CAST({sql} AS {wanted})"
+
+
+def _sql_type(type_: pa.DataType) -> str:
+    return next((name for name, arrow in ARROW_TYPES.items() if arrow == type_), "VARCHAR")
+
+
+def _within(inner: Span, outer: Span) -> bool:
+    return outer.start <= inner.start and inner.end <= outer.end
+
+
+def _first_line(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0]
+    return re.sub(r"^(Binder|Catalog|Conversion|Parser|Invalid Input) Error: ", "", first)

@@ -1,0 +1,383 @@
+"""run_batch: decode, enforce, transform, windows, triggers and sinks composed, nothing else. Pure: time enters with the batch only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contract.spec import Action
+from pipelines.engine import trigger as triggers
+from pipelines.engine import window as windows
+from pipelines.engine.decode import Batch, Lines, input_table
+from pipelines.engine.ipc import TIMESTAMP
+from pipelines.engine.plan import Plan, SinkPlan
+from pipelines.engine.state import State, WindowKey
+from pipelines.engine.transform import ALIVE, count_fates, execute, read_fate
+from pipelines.engine.trigger import Transition
+from pipelines.engine.watermark import Stretch, advance, idle_advance
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("_event_time", TIMESTAMP),
+        ("pipeline", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("step", pa.string()),
+        ("reasons", pa.list_(pa.string())),
+        ("raw", pa.string()),
+    ]
+)
+INCIDENT_SCHEMA = pa.schema(
+    [
+        ("_event_time", TIMESTAMP),
+        *((name, pa.string()) for name in ("incident", "pipeline", "trigger", "group", "transition", "severity", "message")),
+        *((name, pa.string()) for name in ("by", "reason", "value")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PlannedAction:
+    """An action to perform now. `id` is the same however often a crash repeats it: the receiver's idempotency key."""
+
+    id: str
+    incident: str
+    pipeline: str
+    trigger: str
+    transition: str
+    kind: str
+    config: Mapping[str, Any]
+    valid_for_us: int | None
+    at_us: int  # node time
+    context: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one batch gives besides the new state. `rows` are by sink."""
+
+    rows: Mapping[str, list[pa.Table]] = field(default_factory=dict)
+    quarantine: list[pa.Table] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    actions: list[PlannedAction] = field(default_factory=list)
+
+    def __add__(self, other: Output) -> Output:
+        names = [*self.rows, *(name for name in other.rows if name not in self.rows)]
+        return Output(
+            {name: [*self.rows.get(name, []), *other.rows.get(name, [])] for name in names},
+            self.quarantine + other.quarantine,
+            self.transitions + other.transitions,
+            self.actions + other.actions,
+        )
+
+
+def run_batch(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
+    """The state after `batch` and what it gave. A batch without lines is a timer: time passes, nothing else."""
+    if batch.lines is None:
+        return _tick(plan, state, batch.arrival_us)
+    if not len(batch.lines):
+        return state, Output()
+    source = plan.sources[batch.source]
+    table = input_table(batch, source.delimiter, source.csv_fields, source.meta)
+    result = execute(plan.engine, source.sql, {"_in": table})
+    state, quarantined = _account(plan, state, batch, result)
+    accepted = result.filter(pc.equal(result["_fate"], ALIVE)) if _any_dead(result) else result
+    state, output = _evaluate(plan, state, batch, accepted)
+    return state, Output(quarantine=quarantined) + output
+
+
+def finish(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
+    """The end of bounded input: every open window is emitted."""
+    return _close_windows(plan, state, None, partial=False)
+
+
+def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> tuple[State, Output]:
+    """What the successor does not carry over: windows of changed definitions are emitted as partial, alarms of vanished triggers
+    are cleared as retired. None: everything goes (the pipeline was removed)."""
+    output = Output()
+    for name, window in plan.windows.items():
+        kept = successor.windows.get(name) if successor else None
+        if kept is None or kept.definition != window.definition:
+            state, rows = windows.close(plan.engine, window, state, None, partial=True)
+            state, made = _to_sinks(plan, state, rows, name)
+            output += made
+    for name, trigger in plan.triggers.items():
+        if successor is None or name not in successor.triggers:
+            state, transitions = triggers.retire(trigger, state, arrival_us)
+            output += Output(transitions=transitions, actions=_actions(plan, transitions, arrival_us))
+    kept_spans = {(t.name, t.definition) for t in successor.triggers.values()} if successor else set()
+    kept_windows = {(w.name, w.definition) for w in successor.windows.values()} if successor else set()
+    state = replace(
+        state,
+        spans={key: rows for key, rows in state.spans.items() if key in kept_spans},
+        windows={key: parts for key, parts in state.windows.items() if (key.window, key.definition) in kept_windows},
+    )
+    return state, output
+
+
+def acknowledge(
+    plan: Plan, state: State, incident: str, by: str, reason: str, at_us: int, arrival_us: int
+) -> tuple[State, Output]:
+    """Mark an open incident acknowledged. Without effect on one that is closed, unknown or acknowledged already (I5)."""
+    for (name, group), alarm in state.alarms.items():
+        if alarm.incident == incident and alarm.phase == "active" and not alarm.acknowledged and name in plan.triggers:
+            transition = triggers.acknowledged(plan.triggers[name], group, incident, by, reason, at_us)
+            state = replace(state, alarms={**state.alarms, (name, group): replace(alarm, acknowledged=True)})
+            return state, Output(transitions=[transition], actions=_actions(plan, [transition], arrival_us))
+    return state, Output()
+
+
+def dry_run(plan: Plan) -> None:
+    """Run every statement of the plan over no rows, so that what cannot run is found before it ships."""
+    for name, source in plan.sources.items():
+        batch = Batch(name, 0, 0, Lines(pa.array([], pa.string()), pa.array([], pa.int64())))
+        rows = execute(plan.engine, source.sql, {"_in": input_table(batch, source.delimiter, source.csv_fields, source.meta)})
+        rows = _timed(rows, pa.array([], pa.int64()), pa.array([], pa.int64()), pa.array([], pa.int64()))
+        for window in plan.windows.values():
+            execute(plan.engine, window.grouping, {"_rows": rows})
+            execute(plan.engine, window.emission, {"_closed": windows.no_closed(window)}).cast(window.schema)
+        for trigger in plan.triggers.values():
+            triggers.watch(plan.engine, trigger, State(""), rows, 0, evaluate_empty=True)
+        for sink in plan.sinks.values():
+            if sink.where and sink.spec.from_ is None:
+                _select(plan, sink, rows)
+
+
+# -- the steps of a batch ------------------------------------------------------------------------------------------------------------
+
+
+def _any_dead(result: pa.Table) -> bool:
+    return bool(pc.any(pc.not_equal(result["_fate"], ALIVE)).as_py())
+
+
+def _account(plan: Plan, state: State, batch: Batch, result: pa.Table) -> tuple[State, list[pa.Table]]:
+    """The source ledger of the batch (I4), and its quarantined records."""
+    counts = {"read": result.num_rows, "undecodable": 0, "made": 0, "quarantined": 0, "dropped_invalid": 0, "accepted": 0}
+    drop = plan.spec.on_invalid == "drop"
+    for code, n in count_fates(result).items():
+        what, step = read_fate(code)
+        if what == "undecodable":
+            counts["undecodable"] += n
+        elif what == "alive":
+            counts["accepted"] += n
+        elif what in ("invalid", "failed"):
+            counts["dropped_invalid" if drop else "quarantined"] += n
+        else:
+            counts[f"{what}.{step}"] = n
+    counts["made"] = counts["read"] - counts["undecodable"]
+    state = state.with_counts("sources", batch.source, counts)
+    if drop or counts["undecodable"] + counts["quarantined"] == 0:
+        return state, []
+    table = _quarantine(plan, batch, result.filter(pc.is_valid(result["_raw"])))
+    return _offer(state, "quarantine", table.num_rows, table.num_rows), [table]
+
+
+def _quarantine(plan: Plan, batch: Batch, rejected: pa.Table) -> pa.Table:
+    assert batch.lines is not None
+    n = rejected.num_rows
+    steps = [f"steps[{step}]" if step >= 0 else what for what, step in map(read_fate, rejected["_fate"].to_pylist())]
+    return pa.table(
+        {
+            "_event_time": pa.repeat(pa.scalar(batch.received_at_us, TIMESTAMP), n),
+            "pipeline": pa.repeat(plan.spec.pipeline, n),
+            "source": pa.repeat(batch.source, n),
+            "file": pa.repeat(batch.file, n),
+            "offset": batch.lines.offsets.take(rejected["_row"].combine_chunks()),
+            "step": pa.array(steps, pa.string()),
+            "reasons": rejected["_reasons"],
+            "raw": rejected["_raw"],
+        },
+        schema=QUARANTINE_SCHEMA,
+    )
+
+
+def _evaluate(plan: Plan, state: State, batch: Batch, accepted: pa.Table) -> tuple[State, Output]:
+    """Accepted rows through watermark, triggers, windows and sinks."""
+    if not accepted.num_rows:
+        return state, Output()
+    times = accepted["_et"].combine_chunks()
+    if plan.spec.event_time is None:
+        times = pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), accepted.num_rows)
+    state, output = _to_sinks(plan, state, _row_stream(plan, accepted, times), None, accepted)
+    if not plan.windows and not plan.triggers:
+        return state, output
+    others = [mark.us for name, mark in state.watermarks.items() if name != batch.source and mark.us is not None]
+    mark = state.watermarks.get(batch.source)
+    new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us)
+    for stretch in stretches:
+        if stretch.stepped_back:
+            state, made = _new_time_line(plan, state)
+            output += made
+        state, made = _stretch(plan, state, batch, accepted, times, stretch, min(others, default=None))
+        output += made
+    return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
+
+
+def _stretch(
+    plan: Plan, state: State, batch: Batch, accepted: pa.Table, times: pa.Array, stretch: Stretch, others_us: int | None
+) -> tuple[State, Output]:
+    length = stretch.stop - stretch.start
+    before, at = stretch.before_us, stretch.at_us
+    if others_us is not None:
+        before = pc.min_element_wise(before, pa.scalar(others_us, pa.int64()))
+    rows = _timed(accepted.slice(stretch.start, length), times.slice(stretch.start, length), before, at)
+    output = Output()
+    for trigger in plan.triggers.values():
+        state, transitions = triggers.watch(plan.engine, trigger, state, rows, batch.arrival_us)
+        output += Output(transitions=transitions, actions=_actions(plan, transitions, batch.arrival_us))
+    for window in plan.windows.values():
+        state, late = windows.contribute(plan.engine, window, state, rows)
+        if late:
+            state, made = _too_late(plan, state, batch, window.name, late)
+            output += made
+    reached = at[-1].as_py() if others_us is None else min(at[-1].as_py(), others_us)
+    state, made = _close_windows(plan, state, reached, partial=False)
+    return state, output + made
+
+
+def _timed(rows: pa.Table, times: pa.Array, before: pa.Array, at: pa.Array) -> pa.Table:
+    """Rows with `_et` their event time, `_before` the watermark they met, `_at` their source's watermark after them."""
+    rows = rows.set_column(rows.schema.get_field_index("_et"), "_et", times)
+    return rows.append_column("_before", before).append_column("_at", at)
+
+
+def _too_late(plan: Plan, state: State, batch: Batch, window: str, late: Sequence[int]) -> tuple[State, Output]:
+    assert batch.lines is not None
+    indices = pa.array(late, pa.int32())
+    n = len(late)
+    table = pa.table(
+        {
+            "_event_time": pa.repeat(pa.scalar(batch.received_at_us, TIMESTAMP), n),
+            "pipeline": pa.repeat(plan.spec.pipeline, n),
+            "source": pa.repeat(batch.source, n),
+            "file": pa.repeat(batch.file, n),
+            "offset": batch.lines.offsets.take(indices),
+            "step": pa.repeat(f"windows.{window}", n),
+            "reasons": pa.array([["too_late"]] * n, pa.list_(pa.string())),
+            "raw": batch.lines.text.take(indices),
+        },
+        schema=QUARANTINE_SCHEMA,
+    )
+    return _offer(state, "quarantine", n, n), Output(quarantine=[table])
+
+
+def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
+    """Time passes: idle sources advance, windows close, triggers look again."""
+    output = Output()
+    idle_after = max((w.every + w.lateness for w in plan.spec.windows.values()), default=0)
+    marks = {name: idle_advance(mark, arrival_us, idle_after) for name, mark in state.watermarks.items()}
+    state = replace(state, watermarks=marks)
+    for trigger in plan.triggers.values():
+        state, transitions = triggers.watch(plan.engine, trigger, state, None, arrival_us)
+        output += Output(transitions=transitions, actions=_actions(plan, transitions, arrival_us))
+    reached = [mark.us for mark in marks.values() if mark.us is not None]
+    if reached:
+        state, made = _close_windows(plan, state, min(reached), partial=False)
+        output += made
+    return state, output
+
+
+def _new_time_line(plan: Plan, state: State) -> tuple[State, Output]:
+    """Event time was set back: windows are closed as they are, spans and pending alarms forgotten."""
+    state, output = _close_windows(plan, state, None, partial=True)
+    for name in plan.triggers:
+        state = triggers.forget_time_line(state, name)
+    return state, output
+
+
+def _close_windows(plan: Plan, state: State, watermark_us: int | None, *, partial: bool) -> tuple[State, Output]:
+    output = Output()
+    for name, window in plan.windows.items():
+        state, rows = windows.close(plan.engine, window, state, watermark_us, partial=partial)
+        state, made = _to_sinks(plan, state, rows, name)
+        output += made
+    return state, output
+
+
+def _row_stream(plan: Plan, accepted: pa.Table, times: pa.Array) -> pa.Table:
+    stamp = times.cast(TIMESTAMP)
+    columns = [
+        accepted[name].cast(type_) for name, type_ in zip(plan.row_schema.names[1:], plan.row_schema.types[1:], strict=True)
+    ]
+    return pa.Table.from_arrays([stamp, *columns], schema=plan.row_schema)
+
+
+def _to_sinks(
+    plan: Plan, state: State, rows: pa.Table | None, window: str | None, full: pa.Table | None = None
+) -> tuple[State, Output]:
+    """Offer rows to the sinks of the row stream or of one window. `full` has the `_meta_*` columns that a `where` may use."""
+    if rows is None or not rows.num_rows:
+        return state, Output()
+    taken: dict[str, list[pa.Table]] = {}
+    for sink in plan.sinks.values():
+        if sink.spec.from_ != window:
+            continue
+        chosen = rows.filter(_select(plan, sink, rows if full is None else full)) if sink.where else rows
+        state = _offer(state, sink.name, rows.num_rows, chosen.num_rows)
+        if chosen.num_rows:
+            taken[sink.name] = [chosen]
+    return state, Output(rows=taken)
+
+
+def _select(plan: Plan, sink: SinkPlan, rows: pa.Table) -> pa.Array:
+    result = execute(plan.engine, f"SELECT coalesce(TRY({sink.where}), false) AS _keep FROM _rows", {"_rows": rows})
+    return result["_keep"].combine_chunks()
+
+
+def _offer(state: State, stream: str, offered: int, written: int) -> State:
+    return state.with_counts("streams", stream, {"offered": offered, "not_selected": offered - written, "written": written})
+
+
+def _actions(plan: Plan, transitions: Sequence[Transition], arrival_us: int) -> list[PlannedAction]:
+    return [action for t in transitions for action in _actions_of(plan, t, arrival_us)]
+
+
+_ON = {triggers.RAISED: "on_raise", triggers.ACKNOWLEDGED: "on_ack", triggers.CLEARED: "on_clear"}
+
+
+def _actions_of(plan: Plan, transition: Transition, arrival_us: int) -> Iterator[PlannedAction]:
+    wanted: Sequence[Action] = getattr(plan.spec.triggers[transition.trigger].actions, _ON[transition.transition])
+    context = {k: v for k, v in asdict(transition).items() if k != "row"}
+    context |= {"group": json.loads(transition.group), "value": json.loads(transition.value)}
+    for i, action in enumerate(wanted):
+        config = getattr(action, action.kind).model_dump(mode="json")
+        if "timeout" in config:
+            config["timeout_s"] = getattr(action, action.kind).timeout / 1e6
+            del config["timeout"]
+        words = f"{transition.incident}/{transition.transition}/{i}"
+        yield PlannedAction(
+            id=hashlib.sha256(words.encode()).hexdigest()[:32],
+            incident=transition.incident,
+            pipeline=transition.pipeline,
+            trigger=transition.trigger,
+            transition=transition.transition,
+            kind=action.kind,
+            config=config,
+            valid_for_us=action.valid_for,
+            at_us=arrival_us,
+            context=context,
+        )
+
+
+def incident_rows(transitions: Sequence[Transition]) -> pa.Table:
+    """Transitions as rows of the `incidents` table."""
+    columns: dict[str, Any] = {"_event_time": pa.array([t.at_us for t in transitions], TIMESTAMP)}
+    for name in INCIDENT_SCHEMA.names[1:]:
+        columns[name] = [getattr(t, name) for t in transitions]
+    return pa.table(columns, schema=INCIDENT_SCHEMA)
+
+
+def open_window_rows(state: State) -> Mapping[str, int]:
+    """Rows in windows still open, by window (I4)."""
+    totals: dict[str, int] = {}
+    key: WindowKey
+    for key, parts in state.windows.items():
+        totals[key.window] = totals.get(key.window, 0) + parts.rows
+    return totals

@@ -1,0 +1,166 @@
+"""What a pipeline remembers between batches: watermarks, open windows, spans, alarms, ledgers. Values are never changed in place.
+
+`entries` and `restore` turn it into named blobs and back, so that a commit writes only what differs from the last one (I1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contract.frames import canonical_json
+from pipelines.engine.ipc import decode_rows, encode_rows
+
+Group = tuple[Any, ...]  # the values of `by`, in its order
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far event time has come in one source, in microseconds; None before the first row. See watermark.py."""
+
+    us: int | None = None
+    arrival_us: int = 0  # node time of the newest row
+    streak: int = 0  # rows in a row that are far from the watermark
+    streak_us: int = 0  # the farthest of them
+
+
+@dataclass(frozen=True, slots=True)
+class WindowKey:
+    window: str
+    definition: str  # digest: state belongs to a definition, not to a version
+    start_us: int
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The mergeable parts of one open window of one group, and how many rows made them."""
+
+    rows: int
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One trigger for one group. `occurrence` counts what was raised, so an incident's id needs no clock and no chance."""
+
+    phase: str = "normal"  # normal | pending | active
+    since_us: int = 0  # event time since which the condition holds
+    since_arrival_us: int = 0  # the same in node time
+    occurrence: int = 0
+    incident: str = ""
+    acknowledged: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """`lineage` is the random id of this unbroken history on this node; `epoch` counts commits and names new span chunks."""
+
+    lineage: str
+    epoch: int = 1
+    watermarks: Mapping[str, Watermark] = field(default_factory=dict)
+    windows: Mapping[WindowKey, Parts] = field(default_factory=dict)
+    spans: Mapping[tuple[str, str], pa.Table] = field(default_factory=dict)  # (trigger, definition) -> rows it still sees
+    alarms: Mapping[tuple[str, Group], Alarm] = field(default_factory=dict)
+    sources: Mapping[str, Counts] = field(default_factory=dict)  # source ledgers (I4)
+    streams: Mapping[str, Counts] = field(default_factory=dict)  # stream ledgers (I4), windows as `windows.<name>`
+
+    def ledger(self) -> dict[str, Any]:
+        return {"sources": dict(self.sources), "streams": dict(self.streams)}
+
+    def with_counts(self, kind: str, name: str, counts: Counts) -> State:
+        """The state with `counts` added to one ledger; `kind` is `sources` or `streams`."""
+        ledgers: Mapping[str, Counts] = getattr(self, kind)
+        old = ledgers.get(name, {})
+        summed = {k: old.get(k, 0) + counts.get(k, 0) for k in [*old, *(k for k in counts if k not in old)]}
+        new = {**ledgers, name: summed}
+        return replace(self, sources=new) if kind == "sources" else replace(self, streams=new)
+
+
+def entries(state: State, since: State | None) -> tuple[dict[str, bytes], list[str]]:
+    """What to store and what to delete so that a store that holds `since` holds `state`. Ledgers are not in it."""
+    old = _parts(since) if since else {}
+    new = _parts(state)
+    put = {key: _encode(value) for key, value in new.items() if old.get(key) is not value and old.get(key) != value}
+    gone = [key for key in old if key not in new]
+    chunks, gone_chunks = _chunk_changes(state, since)
+    return {**put, **chunks}, [*gone, *gone_chunks]
+
+
+def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[str, Any], epoch: int) -> State:
+    """The state from the entries of earlier commits."""
+    watermarks: dict[str, Watermark] = {}
+    windows: dict[WindowKey, Parts] = {}
+    alarms: dict[tuple[str, Group], Alarm] = {}
+    chunks: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
+    for key, data in stored:
+        kind, *rest = json.loads(key)
+        if kind == "span":
+            trigger, definition, chunk = rest
+            chunks.setdefault((trigger, definition), []).append((chunk, decode_rows(data)))
+            continue
+        value = json.loads(data)
+        if kind == "watermark":
+            watermarks[rest[0]] = Watermark(**value)
+        elif kind == "window":
+            name, definition, start, group = rest
+            windows[WindowKey(name, definition, start, tuple(group))] = Parts(value[0], tuple(_thaw(v) for v in value[1]))
+        elif kind == "alarm":
+            alarms[rest[0], tuple(rest[1])] = Alarm(**value)
+    spans = {key: pa.concat_tables([table for _, table in sorted(found, key=lambda c: c[0])]) for key, found in chunks.items()}
+    return State(
+        lineage, epoch, watermarks, windows, spans, alarms, dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
+    )
+
+
+def _parts(state: State) -> dict[str, Any]:
+    parts: dict[str, Any] = {_key("watermark", name): mark for name, mark in state.watermarks.items()}
+    parts |= {_key("window", k.window, k.definition, k.start_us, list(k.group)): v for k, v in state.windows.items()}
+    parts |= {_key("alarm", trigger, list(group)): alarm for (trigger, group), alarm in state.alarms.items()}
+    return parts
+
+
+def _encode(value: Any) -> bytes:
+    if isinstance(value, Parts):
+        return json.dumps([value.rows, list(value.values)], default=_freeze).encode()
+    return canonical_json(asdict(value))
+
+
+def _freeze(value: Any) -> Any:
+    assert isinstance(value, datetime), f"a part of type {type(value)} has no stored form"
+    return {"us": round(value.replace(tzinfo=UTC).timestamp() * 1e6)}
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, dict):
+        return datetime.fromtimestamp(0, UTC).replace(tzinfo=None) + timedelta(microseconds=value["us"])
+    return tuple(_thaw(v) for v in value) if isinstance(value, list) else value
+
+
+def _key(kind: str, *words: Any) -> str:
+    return json.dumps([kind, *words], ensure_ascii=False, separators=(",", ":"))
+
+
+def _chunk_changes(state: State, since: State | None) -> tuple[dict[str, bytes], list[str]]:
+    """Span rows are stored by the epoch they came in: a chunk is written once, and deleted when its last row has left."""
+    put: dict[str, bytes] = {}
+    old_keys = {_key("span", *span, chunk) for span, rows in (since.spans if since else {}).items() for chunk in _chunks(rows)}
+    new_keys: set[str] = set()
+    for span, rows in state.spans.items():
+        for chunk in _chunks(rows):
+            key = _key("span", *span, chunk)
+            new_keys.add(key)
+            if key not in old_keys:
+                put[key] = encode_rows(rows.filter(pc.equal(rows["_chunk"], chunk)))
+    return put, sorted(old_keys - new_keys)
+
+
+def _chunks(rows: pa.Table) -> list[int]:
+    return [int(chunk) for chunk in pc.unique(rows["_chunk"]).to_pylist()]
