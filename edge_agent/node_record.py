@@ -1,0 +1,108 @@
+"""The node's replica of its NodeState: document and manifest, stored before they are obeyed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from edge_agent import clock
+from edge_agent.config import Identity
+from edge_agent.store import Store
+from pipelines.contract.document import NodeDocument
+from pipelines.contract.errors import Refused
+from pipelines.contract.frames import canonical_json
+from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest
+
+_log = structlog.get_logger("state")
+
+
+class NodeRecord:
+    """Changes go one after another; `on_change` callbacks run after each that is on disk."""
+
+    def __init__(self, store: Store, identity: Identity) -> None:
+        self._store, self._identity = store, identity
+        self._lock = asyncio.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self.document = NodeDocument()
+        self.manifest = Manifest(identity.node, 0, 0, labels=identity.labels)  # before the first one: nothing should run
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    async def load(self) -> None:
+        """What the store holds, verified again (I12, I13): what does not verify is as if it were not there."""
+        document, signed = await self._store.load_state()
+        try:
+            if document is not None:
+                self.document = NodeDocument(document)
+            if signed is not None:
+                self.manifest = signed.open(self._identity.node, self._identity.control)
+        except Refused as error:
+            _log.error("what was stored does not verify; waiting for the control plane", reason=str(error))
+
+    async def accept_manifest(self, signed: SignedManifest) -> bool:
+        """Whether it was newer than ours. Raises `Refused` on one that is not for us or not signed (I13)."""
+        manifest = signed.open(self._identity.node, self._identity.control)
+        async with self._lock:
+            if manifest.order <= self.manifest.order:
+                return False
+            await self._store.save_state(self.document.save(), signed)
+            self.manifest = manifest
+        _log.info("new manifest", term=manifest.term, generation=manifest.generation, pipelines=len(manifest.assignments))
+        self._changed()
+        return True
+
+    async def merge(self, foreign: bytes) -> None:
+        """Take over what the control plane's replica has. Raises `Refused` with ours untouched."""
+        async with self._lock:
+            merged = self.document.merged(foreign, author=CONTROL)
+            if merged.digest() == self.document.digest():
+                return
+            await self._store.save_state(merged.save(), None)
+            self.document = merged
+        self._changed()
+
+    async def report(self, pipeline: str, reported: Reported) -> None:
+        await self._write({f"reported/pipeline/{pipeline}": reported.to_json()})
+
+    async def report_facts(self, facts: dict[str, object]) -> None:
+        await self._write({"reported/facts": canonical_json(facts).decode()})
+
+    async def add_note(self, kind: str, subject: str, body: dict[str, object], *, by: str, reason: str) -> Note:
+        """A note of this node's own, on disk when this returns."""
+        author = self._identity.node
+        async with self._lock:
+            note = Note(
+                author,
+                self.document.next_seq(author),
+                kind,
+                subject,
+                body,
+                by,
+                reason,
+                self.manifest.generation,
+                clock.wall_text(),
+            )
+            await self._save(lambda document: document.add_note(note))
+        self._changed()
+        return note
+
+    async def _write(self, entries: dict[str, str]) -> None:
+        async with self._lock:
+            changed = await self._save(lambda document: document.write(entries))
+        if changed:
+            self._changed()
+
+    async def _save(self, change: Callable[[NodeDocument], bool]) -> bool:
+        document = NodeDocument(self.document.save())
+        if not change(document):
+            return False
+        await self._store.save_state(document.save(), None)
+        self.document = document
+        return True
+
+    def _changed(self) -> None:
+        for callback in self._callbacks:
+            callback()

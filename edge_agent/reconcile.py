@@ -1,0 +1,82 @@
+"""What to do so that what runs is what should run. Pure: facts in, actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from pipelines.contract.node_state import Assignment, Scalar
+
+Params = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A pipeline that is kept running (it may be between two tries), with the parameters it was last given."""
+
+    digest: str
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class FetchArtifact:
+    """Its bytes are not on the node yet. What runs meanwhile goes on."""
+
+    pipeline: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    pipeline: str
+    digest: str
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    pipeline: str
+    digest: str
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateParams:
+    pipeline: str
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pipeline: str
+
+
+Action = FetchArtifact | Start | Replace | UpdateParams | Stop
+
+
+def reconcile(
+    assignments: Mapping[str, Assignment],
+    effective: Mapping[str, Params],
+    running: Mapping[str, Running],
+    stored: Collection[str],
+) -> list[Action]:
+    """The actions that lead from `running` to `assignments`, stops first.
+
+    `effective` are the folded parameters of the assigned pipelines; one that is missing there (its version cannot be read, or a
+    value does not fit) is left as it is. `stored` are the digests of the artifacts on the node.
+    """
+    actions: list[Action] = [Stop(name) for name in sorted(running.keys() - assignments.keys())]
+    for name, assignment in sorted(assignments.items()):
+        if assignment.digest not in stored:
+            actions.append(FetchArtifact(name, assignment.digest))
+        elif name in effective:
+            actions += _bring_to(name, assignment.digest, effective[name], running.get(name))
+    return actions
+
+
+def _bring_to(name: str, digest: str, params: Params, now: Running | None) -> list[Action]:
+    if now is None:
+        return [Start(name, digest, params)]
+    if now.digest != digest:
+        return [Replace(name, digest, params)]
+    return [UpdateParams(name, params)] if dict(now.params) != dict(params) else []

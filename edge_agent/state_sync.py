@@ -1,0 +1,127 @@
+"""Exchange the NodeState with the control plane, fetch artifacts, send heartbeats. Level-triggered: hints only hurry it (I7)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Sequence
+from importlib import metadata
+
+import structlog
+
+from edge_agent import clock
+from edge_agent.config import AgentConfig, Identity
+from edge_agent.link import Link, LinkDown
+from edge_agent.node_record import NodeRecord
+from edge_agent.store import Store
+from pipelines.contract import subjects
+from pipelines.contract.artifact import Artifact
+from pipelines.contract.errors import Refused
+from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply, Heartbeat
+
+ARTIFACT_BYTES_MAX = 64 * 1024 * 1024
+AGENT = metadata.version("tidewire")
+_log = structlog.get_logger("state")
+
+
+class StateSync:
+    def __init__(self, config: AgentConfig, identity: Identity, store: Store, record: NodeRecord, link: Link) -> None:
+        self._config, self._identity, self._store, self._record, self._link = config, identity, store, record, link
+        self._wake = asyncio.Event()
+        self.last_exchange = ""  # the node's wall clock at the last one that went well: a label
+        self.trouble = ""
+        link.on_message(subjects.poke(identity.node), self.wake)
+        link.on_change(self.wake)
+        record.on_change(self.wake)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """On connect, on a poke, on a change of ours, and on a timer, whichever comes first."""
+        while True:
+            try:
+                async with asyncio.timeout(self._config.exchange_s * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads a fleet
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if self._link.is_up:
+                await self._exchange_once()
+
+    async def run_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads a fleet
+            if self._link.is_up:
+                await self._beat()
+
+    async def fetch(self, digest: str) -> None:
+        """Pull an artifact by digest, verify it (I13) and store it. Raises `LinkDown` or `Refused`."""
+        reply, data, signature = await self._chunk(digest, 0)
+        while len(data) < reply.size:
+            _, more, _ = await self._chunk(digest, len(data))
+            if not more:
+                raise Refused(f"it ends after {len(data)} of {reply.size} bytes", op="fetch artifact", place=digest)
+            data += more
+        artifact = Artifact(reply.kind, data, signature)
+        artifact.verify(digest, self._identity.author)
+        await self._store.put_artifact(artifact, reply.number)
+
+    async def _chunk(self, digest: str, offset: int) -> tuple[ArtifactReply, bytes, bytes]:
+        node = self._identity.node
+        request = ArtifactRequest(node, secrets.token_hex(8), digest, offset)
+        raw = await self._link.request(subjects.artifact(node), request.pack(), self._config.request_timeout_s)
+        reply, blobs = ArtifactReply.unseal(self._identity.control, raw)
+        if reply.nonce != request.nonce or reply.error or len(blobs) != 2 or not 0 <= reply.size <= ARTIFACT_BYTES_MAX:
+            raise Refused(reply.error or "not an answer to what was asked", op="fetch artifact", place=digest)
+        return reply, blobs[0], blobs[1]
+
+    async def _exchange_once(self) -> None:
+        try:
+            reply = await self._exchange(with_document=False)
+            if reply.document != self._record.document.digest():
+                await self._exchange(with_document=True)
+        except (LinkDown, Refused) as error:
+            if str(error) != self.trouble:
+                _log.warning("exchange did not succeed", reason=str(error))
+            self.trouble = str(error)
+        else:
+            self.trouble, self.last_exchange = "", clock.wall_text()
+
+    async def _exchange(self, *, with_document: bool) -> ExchangeReply:
+        identity, record = self._identity, self._record
+        document = record.document
+        request = Exchange(
+            identity.node, secrets.token_hex(8), *record.manifest.order, document.digest(), has_document=with_document
+        )
+        data = request.seal(identity.key, [document.save()] if with_document else [])
+        raw = await self._link.request(subjects.state(identity.node), data, self._config.request_timeout_s)
+        reply, blobs = ExchangeReply.unseal(identity.control, raw)
+        if reply.nonce != request.nonce or reply.error:
+            raise Refused(reply.error or "the answer belongs to another question", op="exchange", place=identity.node)
+        await self._take_over(reply, blobs)
+        return reply
+
+    async def _take_over(self, reply: ExchangeReply, blobs: Sequence[bytes]) -> None:
+        if signed := reply.manifest(blobs):
+            await self._record.accept_manifest(signed)
+        if reply.has_document and blobs:
+            await self._record.merge(blobs[-1])
+
+    async def _beat(self) -> None:
+        backlog, record = await self._store.backlog(), self._record
+        heartbeat = Heartbeat(
+            node=self._identity.node,
+            document=record.document.digest(),
+            term=record.manifest.term,
+            generation=record.manifest.generation,
+            backlog_segments=backlog.segments,
+            backlog_bytes=backlog.bytes,
+            clock=clock.quality(),
+            agent=AGENT,
+        )
+        try:
+            await self._link.publish(subjects.heartbeat(self._identity.node), heartbeat.pack())
+        except LinkDown as error:
+            _log.debug("no heartbeat", reason=str(error))
