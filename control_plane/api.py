@@ -1,0 +1,241 @@
+"""The HTTP API: JSON over loopback, one bearer token. Thin: pydantic at the door, then `commands` and `views`."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from control_plane import views
+from control_plane.commands import Commands, Done, Writer
+from control_plane.effects import Contact
+from control_plane.query import ROWS_MAX, as_json, run_query
+from control_plane.why import why
+from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
+
+T = TypeVar("T")
+BODY_BYTES_MAX = 16 * 1024 * 1024
+
+
+class Backend(Protocol):
+    """What the server offers the API."""
+
+    commands: Commands
+    api_token: str
+
+    def contact(self) -> Contact: ...
+    async def with_db(self, do: Callable[..., T], *args: Any) -> T:
+        """`do(db, *args)` in one read on the store thread."""
+
+    async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
+        """`do(*args)` on the store thread."""
+
+    async def in_background(self, do: Callable[..., T], *args: Any) -> T:
+        """`do(*args)` on a thread for long reads."""
+
+    async def poke(self, nodes: list[str]) -> None: ...
+
+
+class _Write(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    by: str = Field("", max_length=200)
+    reason: str = Field("", max_length=2000)
+    dry_run: bool = False
+
+    @property
+    def who(self) -> Writer:
+        return Writer(self.by, self.reason, self.dry_run)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    text: str
+
+
+class Apply(_Write):
+    files: Annotated[list[_File], Field(min_length=1)]
+
+
+class Deploy(_Write):
+    reference: str
+    select: str
+    params: dict[str, str] = {}
+    remove: bool = False
+
+
+class SetParams(_Write):
+    pipeline: str
+    params: dict[str, str]
+    select: str
+    force: bool = False
+    lock: bool = False
+
+
+class UnsetParams(_Write):
+    pipeline: str
+    names: Annotated[list[str], Field(min_length=1)]
+    select: str
+
+
+class Label(_Write):
+    labels: Annotated[dict[str, str | None], Field(min_length=1)]
+
+
+class CreateToken(_Write):
+    labels: dict[str, str] = {}
+    uses: int = Field(1, ge=1, le=100_000)
+    ttl_s: int = Field(8 * 3600, ge=1, le=365 * 86400)
+
+
+class Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    sql: str
+    limit: int = Field(1000, ge=1, le=ROWS_MAX)
+    timeout_s: float = Field(60, gt=0, le=600)
+
+
+class Api:
+    """Routes to methods. `url` and `ca` go into join tokens."""
+
+    def __init__(self, backend: Backend, lake_dir: Any, url: str, ca: str) -> None:
+        self._backend, self._lake_dir, self._url, self._ca = backend, lake_dir, url, ca
+
+    def app(self) -> Starlette:
+        routes = [
+            ("GET", "/v1/health", self.health),
+            ("GET", "/v1/pipelines", self.pipelines),
+            ("POST", "/v1/versions", self.apply),
+            ("POST", "/v1/deployments", self.deploy),
+            ("POST", "/v1/params", self.set_params),
+            ("POST", "/v1/params/unset", self.unset_params),
+            ("GET", "/v1/nodes", self.nodes),
+            ("GET", "/v1/nodes/{name}", self.node),
+            ("POST", "/v1/nodes/{name}/labels", self.label),
+            ("GET", "/v1/why/{subject}", self.why),
+            ("GET", "/v1/incidents", self.incidents),
+            ("GET", "/v1/incidents/{id}", self.incident),
+            ("POST", "/v1/incidents/{id}/acknowledge", self.acknowledge),
+            ("POST", "/v1/query", self.query),
+            ("POST", "/v1/join-tokens", self.create_token),
+            ("GET", "/v1/audit", self.audit),
+        ]
+        return Starlette(
+            routes=[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
+            exception_handlers={TidewireError: _answer_error, ValidationError: _answer_invalid},
+        )
+
+    async def health(self, request: Request) -> Any:
+        return {"status": "ok"}
+
+    async def pipelines(self, request: Request) -> Any:
+        return {"pipelines": await self._backend.with_db(views.pipelines)}
+
+    async def apply(self, request: Request) -> Any:
+        body = Apply.model_validate_json(await _body(request))
+        files = [(file.name, file.text) for file in body.files]
+        return await self._done(self._backend.commands.apply, files, body.who)
+
+    async def deploy(self, request: Request) -> Any:
+        body, commands = Deploy.model_validate_json(await _body(request)), self._backend.commands
+        if body.remove:
+            return await self._done(commands.remove, body.reference, body.select, body.who, self._backend.contact())
+        return await self._done(commands.deploy, body.reference, body.select, body.params, body.who, self._backend.contact())
+
+    async def set_params(self, request: Request) -> Any:
+        body, commands = SetParams.model_validate_json(await _body(request)), self._backend.commands
+        args = (body.pipeline, body.params, body.select, body.who, self._backend.contact())
+        return await self._done(commands.set_param, *args, force=body.force, lock=body.lock)
+
+    async def unset_params(self, request: Request) -> Any:
+        body, commands = UnsetParams.model_validate_json(await _body(request)), self._backend.commands
+        return await self._done(commands.unset_param, body.pipeline, body.names, body.select, body.who, self._backend.contact())
+
+    async def nodes(self, request: Request) -> Any:
+        return {"nodes": await self._backend.with_db(views.nodes, self._backend.contact())}
+
+    async def node(self, request: Request) -> Any:
+        return await self._backend.with_db(views.node, request.path_params["name"], self._backend.contact())
+
+    async def label(self, request: Request) -> Any:
+        body, commands = Label.model_validate_json(await _body(request)), self._backend.commands
+        return await self._done(commands.label, request.path_params["name"], body.labels, body.who, self._backend.contact())
+
+    async def why(self, request: Request) -> Any:
+        subject, pipeline = request.path_params["subject"], request.query_params.get("pipeline")
+        return await self._backend.with_db(why, subject, pipeline, self._backend.contact())
+
+    async def incidents(self, request: Request) -> Any:
+        return {"incidents": await self._backend.with_db(views.all_incidents, self._lake_dir)}
+
+    async def incident(self, request: Request) -> Any:
+        return await self._backend.with_db(views.incident, self._lake_dir, request.path_params["id"])
+
+    async def acknowledge(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        return await self._done(self._backend.commands.acknowledge, request.path_params["id"], body.who)
+
+    async def query(self, request: Request) -> Any:
+        body = Query.model_validate_json(await _body(request))
+
+        def run() -> dict[str, Any]:
+            result = run_query(self._lake_dir, body.sql, limit=body.limit, timeout_s=body.timeout_s)
+            rows = [[as_json(value) for value in row] for row in result.rows]
+            return {"columns": list(result.columns), "rows": rows, "truncated": result.truncated}
+
+        return await self._backend.in_background(run)
+
+    async def create_token(self, request: Request) -> Any:
+        body = CreateToken.model_validate_json(await _body(request))
+        commands = self._backend.commands
+        return await self._done(commands.create_token, self._url, self._ca, body.labels, body.uses, body.ttl_s, body.who)
+
+    async def audit(self, request: Request) -> Any:
+        return {"audit": await self._backend.with_db(views.audit, 200)}
+
+    async def _done(self, command: Callable[..., Done], *args: Any, **options: Any) -> dict[str, Any]:
+        done = await self._backend.on_store(command, *args, **options)
+        await self._backend.poke(done.poke)
+        return done.result
+
+    def _guarded(self, handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._backend.api_token.encode()):
+                hint = "use the token in api.json of the server's data directory: TIDEWIRE_TOKEN"
+                return _error(Refused("the token is missing or wrong", op="api", hint=hint), 401)
+            return JSONResponse(await handler(request))
+
+        return guarded
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise Refused(f"more than {BODY_BYTES_MAX} bytes in one request", op="api")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TidewireError)
+    return _error(error, 503 if isinstance(error, OutOfReach) else 400)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return _error(WrongUsage(first["msg"], op="api", place=place), 422)
+
+
+def _error(error: TidewireError, status: int) -> Response:
+    return JSONResponse({"error": error.lines(), "exit_status": error.exit_status}, status)

@@ -1,0 +1,110 @@
+"""The control plane's own NATS connection: kept for ever, rebuilt when the client gives up, subscriptions with it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+
+import nats
+import structlog
+from nats.aio.client import Client, RawCredentials
+from nats.aio.msg import Msg
+
+from pipelines.contract import subjects
+
+log = structlog.get_logger()
+
+Handler = Callable[[str, Msg], Awaitable[None]]  # (node or token id, message)
+_PENDING_BYTES_MAX = 128 * 1024 * 1024
+
+
+class Bus:
+    """Subscribes handlers to subjects whose last token names the sender; publishes pokes."""
+
+    def __init__(self, url: str, creds: str, tls: ssl.SSLContext | None) -> None:
+        self._url, self._creds, self._tls = url, creds, tls
+        self._handlers: dict[str, Handler] = {}
+        self._client: Client | None = None
+        self.is_connected = asyncio.Event()
+
+    def on(self, subject: str, handler: Handler) -> None:
+        """Before `run`: have `handler` called for every message on `subject`, one after another."""
+        self._handlers[subject] = handler
+
+    async def poke(self, node: str) -> None:
+        """A hint that something changed (I7): lost without harm."""
+        if self._client is not None and self._client.is_connected:
+            await self._client.publish(subjects.poke(node))
+
+    async def answer(self, message: Msg, sender: str, data: bytes) -> None:
+        """Reply, but only into the sender's own inbox: no node can have us write to another."""
+        client = self._client
+        if not message.reply.startswith(f"{subjects.inbox(sender)}.") or client is None or not client.is_connected:
+            return  # the node asks again (I7)
+        await client.publish(message.reply, data)
+
+    async def run(self) -> None:
+        while True:
+            closed = asyncio.Event()
+            try:
+                await self._connect(closed)
+                await closed.wait()
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                log.warning("bus: not connected", cause=str(error))
+            finally:
+                self.is_connected.clear()
+                await self._close()
+            await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - spreads load, guards nothing
+
+    async def _connect(self, closed: asyncio.Event) -> None:
+        async def on_closed() -> None:
+            closed.set()
+
+        async def on_error(error: Exception) -> None:
+            log.warning("bus: error", cause=str(error))
+
+        async def on_change() -> None:
+            (self.is_connected.set if client.is_connected else self.is_connected.clear)()
+
+        client = self._client = Client()
+        await client.connect(
+            self._url,
+            name="control",
+            user_credentials=RawCredentials(self._creds),
+            inbox_prefix=subjects.inbox("control"),
+            tls=self._tls,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            connect_timeout=5,
+            ping_interval=10,
+            max_outstanding_pings=2,
+            closed_cb=on_closed,
+            error_cb=on_error,
+            disconnected_cb=on_change,
+            reconnected_cb=on_change,
+        )
+        for subject, handler in self._handlers.items():
+            await client.subscribe(subject, cb=_guarded(handler), pending_bytes_limit=_PENDING_BYTES_MAX)
+        await client.flush()
+        self.is_connected.set()
+
+    async def _close(self) -> None:
+        if self._client is not None and not self._client.is_closed:
+            try:
+                await asyncio.wait_for(self._client.close(), 2)
+            except (nats.errors.Error, OSError, TimeoutError):
+                log.debug("bus: closed in disorder")
+
+
+def _guarded(handler: Handler) -> Callable[[Msg], Awaitable[None]]:
+    """One bad message must not end the subscription."""
+
+    async def guarded(message: Msg) -> None:
+        try:
+            await handler(message.subject.rpartition(".")[2], message)
+        except Exception:
+            log.exception("bus: handler failed", subject=message.subject)
+
+    return guarded

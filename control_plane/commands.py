@@ -1,0 +1,172 @@
+"""What the write commands do, each in one transaction; rehearsed (`dry_run`) by the same code with a rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from control_plane import effects, enrol, fleet, registry, views
+from control_plane.assign import Rule
+from control_plane.effects import Contact
+from control_plane.keys import KeyRing
+from control_plane.selector import check_label, parse_selector
+from control_plane.store import Store, now_us
+from control_plane.times import iso
+from pipelines.contract.errors import Problem, SpecError, TidewireError
+from pipelines.contract.spec import PipelineSpec
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes, why, and whether for real."""
+
+    by: str = ""
+    reason: str = ""
+    dry_run: bool = False
+
+
+@dataclass
+class Done:
+    """What a write did or would do. `poke` are the ids of nodes that should ask for news."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    poke: list[str] = field(default_factory=list)
+
+
+class Commands:
+    """Called on the store thread only."""
+
+    def __init__(self, store: Store, keys: KeyRing, lake_dir: Path) -> None:
+        self._store, self._keys, self._lake_dir = store, keys, lake_dir
+
+    def apply(self, files: Sequence[tuple[str, str]], who: Writer) -> Done:
+        """Register the pipelines in `files` (name, text): all of them, or none. Raises `SpecError` with every problem."""
+        problems = list[Problem]()
+        specs = list[tuple[str, PipelineSpec]]()
+        for name, text in files:
+            try:
+                specs.append((name, registry.check(text, name)))
+            except SpecError as error:
+                problems += error.problems
+        if problems:
+            raise SpecError(problems)
+        with self._transaction(who) as db:
+            registered = [(name, *registry.register(db, spec, self._keys.author, who.by, who.reason)) for name, spec in specs]
+        rows = [
+            {"file": name, "pipeline": version.pipeline, "number": version.number, "digest": version.digest, "new": new}
+            for name, version, new in registered
+        ]
+        return Done({"versions": rows})
+
+    def deploy(self, reference: str, select: str, params: Mapping[str, str], who: Writer, contact: Contact) -> Done:
+        selector, (name, number) = parse_selector(select), registry.parse_reference(reference)
+
+        def write(db: Connection) -> dict[str, Any]:
+            version = registry.find_version(db, name, number)
+            registry.put_target(db, version, selector, registry.parse_params(version, params), who.by, who.reason)
+            _check_rules(db, version)
+            return {"pipeline": name, "version": version.number, "select": str(selector)}
+
+        return self._and_issue(write, who, contact)
+
+    def remove(self, pipeline: str, select: str, who: Writer, contact: Contact) -> Done:
+        selector = parse_selector(select)
+
+        def write(db: Connection) -> dict[str, Any]:
+            registry.remove_target(db, pipeline, selector, who.by, who.reason)
+            return {"pipeline": pipeline, "select": str(selector)}
+
+        return self._and_issue(write, who, contact)
+
+    def set_param(
+        self, pipeline: str, words: Mapping[str, str], select: str, who: Writer, contact: Contact, *, force: bool, lock: bool
+    ) -> Done:
+        selector = parse_selector(select)
+
+        def write(db: Connection) -> dict[str, Any]:
+            values = registry.parse_params(_assigned_version(db, pipeline), words)
+            for name, value in values.items():
+                registry.set_rule(db, Rule(0, pipeline, name, value, selector, who.by, who.reason, force, lock))
+            return {"pipeline": pipeline, "values": values, "select": str(selector)}
+
+        return self._and_issue(write, who, contact)
+
+    def unset_param(self, pipeline: str, names: Sequence[str], select: str, who: Writer, contact: Contact) -> Done:
+        selector = parse_selector(select)
+
+        def write(db: Connection) -> dict[str, Any]:
+            for name in names:
+                registry.unset_rule(db, pipeline, name, selector, who.by, who.reason)
+            return {"pipeline": pipeline, "names": list(names), "select": str(selector)}
+
+        return self._and_issue(write, who, contact)
+
+    def label(self, node: str, labels: Mapping[str, str | None], who: Writer, contact: Contact) -> Done:
+        """Put labels on a node; None removes one."""
+        for key, value in labels.items():
+            check_label(key, value if value is not None else "x")
+
+        def write(db: Connection) -> dict[str, Any]:
+            found = fleet.find_node(db, node)
+            fleet.set_labels(db, found, labels, who.by, who.reason)
+            return {"node": found.name}
+
+        return self._and_issue(write, who, contact)
+
+    def acknowledge(self, incident_id: str, who: Writer) -> Done:
+        """Write the acknowledgement as a note for the incident's node: it works on a node that is out of contact."""
+        with self._transaction(who) as db:
+            incident = views.incident(db, self._lake_dir, incident_id)
+            done = {
+                "incident": incident["id"],
+                "node": incident["node"],
+                "message": incident["message"],
+                "state": incident["state"],
+            }
+            if "unacknowledged" not in incident["state"]:
+                return Done({**done, "changed": False})
+            node = fleet.find_node(db, incident["node_id"])
+            fleet.add_note(db, node, "acknowledge", incident["id"], who.by, who.reason, iso(now_us()))
+        return Done({**done, "changed": True}, [] if who.dry_run else [node.id])
+
+    def create_token(self, url: str, ca: str, labels: Mapping[str, str], uses: int, ttl_s: int, who: Writer) -> Done:
+        for key, value in labels.items():
+            check_label(key, value)
+        with self._transaction(who) as db:
+            token = enrol.create_token(db, self._keys, url=url, ca=ca, labels=labels, uses=uses, ttl_s=ttl_s, by=who.by)
+        return Done({"id": token.id, "token": "" if who.dry_run else token.encode(), "uses": uses, "ttl_s": ttl_s, "url": url})
+
+    def _transaction(self, who: Writer) -> AbstractContextManager[Connection]:
+        return self._store.rehearse() if who.dry_run else self._store.write()
+
+    def _and_issue(self, write: Callable[[Connection], dict[str, Any]], who: Writer, contact: Contact) -> Done:
+        with self._transaction(who) as db:
+            result = write(db)
+            changes = fleet.issue(db, self._keys)
+            preview = effects.preview(db, changes, contact)
+        return Done({**result, **preview, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes])
+
+
+def _assigned_version(db: Connection, pipeline: str) -> registry.Version:
+    """The newest version that some target assigns, else the newest there is: parameters are checked against it."""
+    targets = next((d.targets for d in registry.deployments(db) if d.pipeline == pipeline), ())
+    return registry.find_version(db, pipeline, max((target.number for target in targets), default=None))
+
+
+def _check_rules(db: Connection, version: registry.Version) -> None:
+    """Standing rules must hold for what is deployed: a value out of its range would stop the pipeline on the node."""
+    standing = {r.name: r.value for r in registry.rules(db) if r.pipeline == version.pipeline and r.name in version.spec.params}
+    try:
+        registry.check_params(version, standing)
+    except SpecError as error:
+        raise TidewireError(
+            f"a standing rule does not fit: {error}",
+            op="deploy",
+            place=f"{version.pipeline}@{version.number}",
+            hint="tidewire set or unset it first",
+        ) from None

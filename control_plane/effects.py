@@ -1,0 +1,91 @@
+"""What a write touches, in words, before it does: the nodes, whether they are in contact, and what on-site entries resist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from control_plane import fleet
+from control_plane.assign import changed_pipelines
+from control_plane.fleet import Change, Node
+from control_plane.times import clock
+
+_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Contact:
+    """When each node was last heard of, microseconds since 1970. Silence is not failure (I8)."""
+
+    seen: Mapping[str, int]
+    now: int
+
+    def last_seen(self, node: Node) -> int:
+        return max(self.seen.get(node.id, 0), node.last_seen)
+
+    def is_in_contact(self, node: Node) -> bool:
+        return self.now - self.last_seen(node) < fleet.IN_CONTACT_S * 1_000_000
+
+    def words(self, node: Node) -> str:
+        if self.is_in_contact(node):
+            return "in contact"
+        return f"unknown since {clock(self.last_seen(node), self.now)}, assumed running"
+
+
+def preview(db: Connection, changes: Sequence[Change], contact: Contact) -> dict[str, Any]:
+    """`{"nodes": [{name, in_contact, last_seen, changes, keeps, missing}], "summary": [lines]}`, inside the write's transaction."""
+    fresh = {node.id: node for node in fleet.all_nodes(db)}
+    rows = [_row(db, change, fresh[change.node.id], contact) for change in changes]
+    return {"nodes": rows, "summary": _summary(rows)}
+
+
+def _row(db: Connection, change: Change, node: Node, contact: Contact) -> dict[str, Any]:
+    words = changed_pipelines(change.before, change.after)
+    keeps, missing = list[str](), list[str]()
+    notes = node.document.notes()
+    for pipeline in words.keys() & change.after.assignments.keys():
+        for name, entry in fleet.effective_for(db, node, notes, pipeline).items():
+            if entry.origin == "on-site":
+                keeps.append(f"{name}={entry.value} by {entry.by or 'somebody on site'}")
+            elif entry.value is None:
+                missing.append(f"{pipeline} {name}")
+    seen = clock(contact.last_seen(node), contact.now)
+    row = {"name": node.name, "in_contact": contact.is_in_contact(node), "last_seen": seen, "generation": change.after.generation}
+    return {**row, "changes": words, "keeps": sorted(keeps), "missing": sorted(missing)}
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return ["no node changes"]
+    lines = [f"{_count(rows, 'node')}: {', '.join(_names(rows))}"]
+    for change, names in _grouped(rows).items():
+        lines.append(f"  {change}: {', '.join(names)}" if len(names) < len(rows) else f"  {change}")
+    for row in rows:
+        if row["keeps"]:
+            lines.append(f"  {row['name']} keeps its on-site override {', '.join(row['keeps'])} (a --force set beats it)")
+        if row["missing"]:
+            lines.append(f"  {row['name']} cannot run it yet: no value for {', '.join(row['missing'])} (tidewire set)")
+    return lines
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for row in rows:
+        for pipeline, words in row["changes"].items():
+            grouped.setdefault(f"{pipeline} {words}", []).append(row["name"])
+    return grouped
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    shown = [
+        r["name"] if r["in_contact"] else f"{r['name']} (out of contact since {r['last_seen']})" for r in rows[:_NAMES_SHOWN]
+    ]
+    more = len(rows) - len(shown)
+    return [*shown, *([f"and {more} more"] if more else [])]
+
+
+def _count(rows: Sequence[object], noun: str) -> str:
+    return f"{len(rows)} {noun}{'' if len(rows) == 1 else 's'}"

@@ -1,0 +1,116 @@
+"""Letting nodes in: join tokens, and the answer to a node that shows one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from control_plane import store
+from control_plane.keys import KeyRing, new_key
+from control_plane.store import now_us
+from control_plane.times import iso
+from pipelines.contract.document import NodeDocument
+from pipelines.contract.errors import Refused
+from pipelines.contract.frames import sha256
+from pipelines.contract.keys import SIGNATURE_BYTES
+from pipelines.contract.messages import Join, JoinReply
+from pipelines.contract.token import JoinToken
+
+_GRACE_S = 7 * 86400  # the token's NATS login outlives it by this, so that we can say "expired" where NATS would just hang up
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+_FACTS_BYTES_MAX = 16 * 1024
+_HINT = "make a new one: tidewire join-token create"
+
+
+def create_token(
+    db: Connection, keys: KeyRing, *, url: str, ca: str, labels: Mapping[str, str], uses: int, ttl_s: int, by: str
+) -> JoinToken:
+    """A new token. Only its hash is kept."""
+    now = now_us()
+    expires = now + ttl_s * 1_000_000
+    token_id, login = _random_id(10), new_key()
+    jwt = keys.join_jwt(token_id, login.public, now // 1_000_000, expires // 1_000_000 + _GRACE_S)
+    token = JoinToken(token_id, url, keys.control.public, jwt, login.seed, ca)
+    row = {"id": token_id, "hash": sha256(token.encode().encode()), "labels": json.dumps(dict(labels)), "uses_left": uses}
+    db.execute(store.tokens.insert().values(**row, expires_at=expires, by=by, at=now))
+    store.record(db, by, "join-token create", token_id, f"{uses} uses until {iso(expires)}")
+    return token
+
+
+def join(db: Connection, keys: KeyRing, token_id: str, data: bytes) -> JoinReply:
+    """The answer to a signed `Join`, idempotent for the same key: a node that lost our reply asks again and is itself."""
+    request = _open_request(data)
+    node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).first()
+    if node is None:
+        try:
+            labels = _use_token(db, token_id)
+        except Refused as error:
+            return JoinReply(request.nonce, error=str(error), hint=error.hint)
+        _insert_node(db, request, token_id, labels)
+        node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).one()
+    jwt = keys.node_jwt(node.id, request.public, now_us() // 1_000_000)
+    return JoinReply(request.nonce, node.id, node.name, jwt, keys.author.public, json.loads(node.labels))
+
+
+def _open_request(data: bytes) -> Join:
+    """The request, signed by the very key that it names."""
+    claimed, _ = Join.unpack(data[SIGNATURE_BYTES:])
+    request, _ = Join.unseal(claimed.public, data)
+    if not request.public.startswith("U") or len(json.dumps(request.facts)) > _FACTS_BYTES_MAX:
+        raise Refused("the key is no user key, or the facts are too long", op="join", place=request.name)
+    return request
+
+
+def _use_token(db: Connection, token_id: str) -> dict[str, str]:
+    """Take one use of the token; its labels."""
+    table = store.tokens
+    row = db.execute(sa.select(table).where(table.c.id == token_id)).first()
+    if row is None:
+        raise Refused(f"join token {token_id} is not known here", op="join", hint=_HINT)
+    if row.expires_at <= now_us():
+        raise Refused(f"join token {token_id} expired at {iso(row.expires_at)}", op="join", hint=_HINT)
+    if row.uses_left < 1:
+        raise Refused(f"join token {token_id} is used up", op="join", hint=_HINT)
+    db.execute(table.update().where(table.c.id == token_id).values(uses_left=table.c.uses_left - 1))
+    return dict(json.loads(row.labels))
+
+
+def _insert_node(db: Connection, request: Join, token_id: str, labels: Mapping[str, str]) -> None:
+    document = NodeDocument()
+    name, node_id, now = _free_name(db, request.name), "n" + _random_id(12), now_us()
+    db.execute(
+        store.nodes.insert().values(
+            id=node_id,
+            name=name,
+            public=request.public,
+            labels=json.dumps(dict(labels)),
+            facts=json.dumps(request.facts),
+            token=token_id,
+            joined_at=now,
+            last_seen=now,
+            document=document.save(),
+            document_digest=document.digest(),
+            seen_digest="",
+            seen_generation=0,
+        )
+    )
+    store.record(db, f"token {token_id}", "join", name, node_id)
+
+
+def _free_name(db: Connection, asked: str) -> str:
+    """`asked` in our alphabet, with a number behind it when another node has it."""
+    cleaned = re.sub(r"[^a-z0-9.-]+", "-", asked.lower()[:56]).strip("-.")
+    base = cleaned if _NAME.fullmatch(cleaned) else "node"
+    taken = set(db.scalars(sa.select(store.nodes.c.name).where(store.nodes.c.name.startswith(base, autoescape=True))))
+    names = (base if n == 1 else f"{base}-{n}" for n in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
+
+
+def _random_id(length: int) -> str:
+    return base64.b32encode(os.urandom(length)).decode().lower()[:length]

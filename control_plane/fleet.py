@@ -1,0 +1,243 @@
+"""The nodes: what each should run, what each says it does, and the exchange that brings the two together (I5, I6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from control_plane import registry, store
+from control_plane.assign import Member, assign
+from control_plane.keys import KeyRing
+from control_plane.store import now_us
+from pipelines.contract.artifact import CHUNK_BYTES_MAX
+from pipelines.contract.document import NodeDocument
+from pipelines.contract.errors import Refused
+from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
+from pipelines.contract.node_state import (
+    CONTROL,
+    Effective,
+    Manifest,
+    Note,
+    SignedManifest,
+    differences,
+    effective_params,
+    params_digest,
+)
+
+TERM = 1
+IN_CONTACT_S = 90  # three heartbeats
+
+
+@dataclass(frozen=True)
+class Node:
+    """One enrolled node as stored. Times are microseconds since 1970; `last_seen` is a hint (I8)."""
+
+    id: str
+    name: str
+    public: str
+    labels: Mapping[str, str]
+    facts: Mapping[str, Any]
+    joined_at: int
+    last_seen: int
+    manifest: Manifest | None
+    signed: SignedManifest | None
+    document_bytes: bytes
+    document_digest: str
+    seen_digest: str  # of the document that the node last said it holds
+    seen_generation: int  # of the manifest that the node last said it holds
+
+    @property
+    def document(self) -> NodeDocument:
+        return NodeDocument(self.document_bytes)
+
+    @property
+    def has_newest_manifest(self) -> bool:
+        return self.manifest is None or self.seen_generation >= self.manifest.generation
+
+
+@dataclass(frozen=True)
+class Change:
+    """A manifest that a write altered."""
+
+    node: Node
+    before: Manifest | None
+    after: Manifest
+
+
+def all_nodes(db: Connection) -> list[Node]:
+    return [_node(row) for row in db.execute(sa.select(store.nodes).order_by(store.nodes.c.name))]
+
+
+def find_node(db: Connection, name: str) -> Node:
+    """By name or id. Raises `Refused` naming those there are."""
+    table = store.nodes
+    row = db.execute(sa.select(table).where(sa.or_(table.c.name == name, table.c.id == name))).first()
+    if row is not None:
+        return _node(row)
+    known = list(db.scalars(sa.select(table.c.name).order_by(table.c.name).limit(20)))
+    hint = f"known nodes: {', '.join(known)}" if known else "let one in: tidewire join-token create"
+    raise Refused(f"there is no node {name!r}", op="find node", hint=hint)
+
+
+def public_key(db: Connection, node: str) -> str | None:
+    return db.scalar(sa.select(store.nodes.c.public).where(store.nodes.c.id == node))
+
+
+def state_of(db: Connection, node: str) -> tuple[str, int, int] | None:
+    """(document digest, term, generation) that we hold for a node."""
+    c = store.nodes.c
+    row = db.execute(sa.select(c.document_digest, c.manifest).where(c.id == node)).first()
+    if row is None:
+        return None
+    return row.document_digest, *(Manifest.from_bytes(row.manifest).order if row.manifest is not None else (0, 0))
+
+
+def record_security(db: Connection, node: str, event: str) -> None:
+    """Make a security event visible under the node's name."""
+    name = db.scalar(sa.select(store.nodes.c.name).where(store.nodes.c.id == node))
+    store.record_security(db, name or node, event)
+
+
+def issue(db: Connection, keys: KeyRing) -> list[Change]:
+    """Bring every manifest in line with deployments and rules; the ones that changed. One transaction with the write (I5)."""
+    deployments, rules = registry.deployments(db), registry.rules(db)
+    changes = []
+    for node in all_nodes(db):
+        member = Member(node.id, node.name, node.labels, node.manifest)
+        wanted = assign(member, deployments, rules, term=TERM)
+        if wanted == (node.manifest or Manifest(node.id, TERM, 0)):
+            continue
+        signed = SignedManifest.sign(wanted, keys.control)
+        _update(db, node.id, manifest=signed.body, signature=signed.signature)
+        changes.append(Change(node, node.manifest, wanted))
+    return changes
+
+
+def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by: str, reason: str) -> None:
+    """Put labels; None removes one."""
+    merged = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}
+    _update(db, node.id, labels=json.dumps(merged))
+    words = ",".join(f"{key}={value}" if value is not None else f"-{key}" for key, value in labels.items())
+    store.record(db, by, "nodes label", node.name, words, reason)
+
+
+def add_note(db: Connection, node: Node, kind: str, subject: str, by: str, reason: str, at: str) -> Note:
+    """Write a note of the control plane into the node's document."""
+    document = node.document
+    after = node.manifest.generation if node.manifest else 0
+    note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, by=by, reason=reason, after=after, at=at)
+    document.add_note(note)
+    _save_document(db, node.id, document)
+    store.record(db, by, kind, subject, node.name, reason)
+    return note
+
+
+def flush_last_seen(db: Connection, seen: Mapping[str, int]) -> None:
+    for node, at in seen.items():
+        db.execute(store.nodes.update().where(store.nodes.c.id == node, store.nodes.c.last_seen < at).values(last_seen=at))
+
+
+def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
+    """Answer a node's `Exchange`. Raises `Refused` when it is not the node's own; a bad document is answered with the error."""
+    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id)).first()
+    if row is None:
+        raise Refused("this node is not enrolled here", op="exchange", place=node_id)
+    node = _node(row)
+    request, blobs = Exchange.unseal(node.public, data)
+    if request.node != node_id:
+        raise Refused(f"signed for {request.node}", op="exchange", place=node_id)
+    try:
+        digest = _merge(db, node, blobs[0]) if request.has_document and blobs else node.document_digest
+    except Refused as error:
+        store.record_security(db, node.name, f"document refused: {error}")
+        return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error))
+    if (node.seen_digest, node.seen_generation) != (request.document, request.generation):
+        _update(db, node_id, seen_digest=request.document, seen_generation=request.generation)
+    issued = node.manifest.order if node.manifest else (0, 0)
+    if request.generation > 0 and (request.term, request.generation) > issued:
+        store.record_security(
+            db, node.name, f"holds manifest {request.generation}, newer than our {issued[1]}: restored from a backup?"
+        )
+    newer = issued > (request.term, request.generation)
+    return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=digest != request.document)
+
+
+def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[bytes]:
+    """What rides with `reply`, in the order that `ExchangeReply` documents."""
+    c = store.nodes.c
+    row = db.execute(sa.select(c.manifest, c.signature, c.document).where(c.id == node_id)).one()
+    return [*((row.manifest, row.signature) if reply.has_manifest else ()), *((row.document,) if reply.has_document else ())]
+
+
+def artifact(db: Connection, data: bytes) -> tuple[ArtifactReply, list[bytes]]:
+    """One chunk of an artifact. They hold no secrets: every enrolled node may read every one."""
+    request, _ = ArtifactRequest.unpack(data)
+    version = registry.find_digest(db, request.digest)
+    if version is None or not 0 <= request.offset <= len(version.canonical):
+        return ArtifactReply(request.nonce, error=f"there is no artifact {request.digest} from {request.offset} on"), []
+    whole = version.artifact
+    chunk = whole.data[request.offset : request.offset + CHUNK_BYTES_MAX]
+    return ArtifactReply(request.nonce, whole.kind, len(whole.data), version.number), [chunk, whole.signature]
+
+
+def convergence(db: Connection, node: Node) -> dict[str, str]:
+    """Per pipeline, how what the node reported differs from its manifest; empty when it has converged (I6)."""
+    if node.manifest is None:
+        return {}
+    document = node.document
+    reported = document.reported()
+    wrong = differences(node.manifest, reported)
+    for pipeline in node.manifest.assignments.keys() - wrong.keys():
+        effective = effective_for(db, node, document.notes(), pipeline)
+        if reported[pipeline].params_digest != params_digest({name: entry.value for name, entry in effective.items()}):
+            wrong[pipeline] = "running, but not yet with the wanted parameters"
+    return wrong
+
+
+def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: str) -> dict[str, Effective]:
+    """The parameters that `pipeline` should have on `node`, each with the entries it beat."""
+    assert node.manifest is not None
+    assignment = node.manifest.assignments[pipeline]
+    version = registry.find_digest(db, assignment.digest)
+    assert version is not None, "versions are append-only"
+    return effective_params(version.spec.defaults(), assignment, notes, node=node.id, pipeline=pipeline)
+
+
+def _merge(db: Connection, node: Node, foreign: bytes) -> str:
+    merged = node.document.merged(foreign, author=node.id)
+    digest = merged.digest()
+    if digest != node.document_digest:
+        _save_document(db, node.id, merged)
+    return digest
+
+
+def _save_document(db: Connection, node: str, document: NodeDocument) -> None:
+    _update(db, node, document=document.save(), document_digest=document.digest())
+
+
+def _update(db: Connection, node: str, **values: Any) -> None:
+    db.execute(store.nodes.update().where(store.nodes.c.id == node).values(**values))
+
+
+def _node(row: Row[Any]) -> Node:
+    signed = SignedManifest(row.manifest, row.signature) if row.manifest is not None else None
+    return Node(
+        row.id,
+        row.name,
+        row.public,
+        json.loads(row.labels),
+        json.loads(row.facts),
+        row.joined_at,
+        row.last_seen,
+        Manifest.from_bytes(signed.body) if signed else None,
+        signed,
+        row.document,
+        row.document_digest,
+        row.seen_digest,
+        row.seen_generation,
+    )

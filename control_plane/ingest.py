@@ -1,0 +1,116 @@
+"""Uploads as requests, lake commits in groups, receipts as replies (I3). Never blocks the loop; full means `busy`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+from nats.aio.msg import Msg
+
+from control_plane.bus import Bus
+from control_plane.settle import Outcome, Settler, Upload
+from control_plane.store import now_us
+from pipelines.contract import messages
+from pipelines.contract.errors import Refused
+from pipelines.contract.keys import Key
+from pipelines.contract.segment import StreamKey
+
+log = structlog.get_logger()
+
+GROUP_WAIT_S = 0.05
+GROUP_SEGMENTS_MAX = 128
+QUEUE_BYTES_MAX = 64 * 1024 * 1024  # above, nodes are told to come back
+BUSY = "busy"
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    message: Msg
+    request: messages.Upload
+    upload: Upload
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.upload.blobs))
+
+
+class Ingest:
+    """`lookup` gives a node's public key (None: unknown); `report` takes (node, security event)."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        bus: Bus,
+        control: Key,
+        lookup: Callable[[str], Awaitable[str | None]],
+        report: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self._settler, self._bus, self._control = settler, bus, control
+        self._lookup, self._report = lookup, report
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._queued_bytes = 0
+        self._thread = ThreadPoolExecutor(1, "lake")
+
+    async def handle(self, node: str, message: Msg) -> None:
+        """Queue an upload; its answer follows its commit."""
+        try:
+            request, blobs = messages.Upload.unpack(message.data)
+            streams = [StreamKey(node, run, stream) for run, stream in request.streams]
+        except (Refused, ValueError, TypeError) as error:
+            log.warning("upload: not readable", node=node, cause=str(error))
+            return
+        public = await self._lookup(node)
+        if public is None or request.node != node:
+            await self._answer(node, message, messages.Receipts(request.nonce, error="this node is not enrolled here"))
+            return
+        waiting = _Waiting(message, request, Upload(node, public, blobs, streams))
+        if self._queued_bytes + waiting.size > QUEUE_BYTES_MAX:
+            await self._answer(node, message, messages.Receipts(request.nonce, error=BUSY))
+            return
+        self._queued_bytes += waiting.size
+        self._queue.put_nowait(waiting)
+
+    async def run(self) -> None:
+        try:
+            while True:
+                group = await self._next_group()
+                outcomes = await asyncio.shield(self._settle(group))
+                for waiting, outcome in zip(group, outcomes, strict=True):
+                    await self._reply(waiting, outcome)
+        finally:
+            self._thread.shutdown()  # waits for the commit under way
+
+    async def _next_group(self) -> list[_Waiting]:
+        group = [await self._queue.get()]
+        deadline = time.monotonic() + GROUP_WAIT_S
+        while sum(len(w.upload.blobs) for w in group) < GROUP_SEGMENTS_MAX and (left := deadline - time.monotonic()) > 0:
+            try:
+                group.append(await asyncio.wait_for(self._queue.get(), left))
+            except TimeoutError:
+                break
+        self._queued_bytes -= sum(waiting.size for waiting in group)
+        return group
+
+    async def _settle(self, group: list[_Waiting]) -> list[Outcome]:
+        uploads = [waiting.upload for waiting in group]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._settler.settle, uploads, now_us())
+        except Exception as error:
+            log.exception("ingest: a group could not be stored")
+            return [Outcome(errors=[f"the lake cannot store now: {error}"]) for _ in group]
+
+    async def _reply(self, waiting: _Waiting, outcome: Outcome) -> None:
+        node = waiting.upload.node
+        for event in outcome.security:
+            await self._report(node, event)
+        marks = [[key.run, key.stream, mark.seq, mark.digest] for key, mark in outcome.marks.items()]
+        refused = [[key.run, key.stream, seq, reason] for key, seq, reason in outcome.refused]
+        receipts = messages.Receipts(waiting.request.nonce, marks, refused, "; ".join(outcome.errors))
+        await self._answer(node, waiting.message, receipts)
+
+    async def _answer(self, node: str, message: Msg, receipts: messages.Receipts) -> None:
+        await self._bus.answer(message, node, receipts.seal(self._control))

@@ -1,0 +1,131 @@
+"""The control plane's identities: made once, kept in files of mode 0600; and the NATS credentials minted from them.
+
+Operator and accounts belong to NATS's operator mode. `control` signs manifests and replies, `author` signs artifacts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nkeys
+
+from control_plane.config import make_private_dir, write_private
+from pipelines.contract import subjects
+from pipelines.contract.keys import Key
+
+_KINDS = {
+    "operator": nkeys.PREFIX_BYTE_OPERATOR,
+    "system": nkeys.PREFIX_BYTE_ACCOUNT,
+    "account": nkeys.PREFIX_BYTE_ACCOUNT,
+    "server": nkeys.PREFIX_BYTE_USER,
+    "control": nkeys.PREFIX_BYTE_USER,
+    "author": nkeys.PREFIX_BYTE_USER,
+}
+_UNLIMITED = -1
+_ANSWER_WITHIN_NS = 120 * 10**9  # an upload is answered after its lake commit; later than this the node asks again anyway
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """Every private key of one control plane."""
+
+    operator: Key
+    system: Key
+    account: Key
+    server: Key
+    control: Key
+    author: Key
+
+    @classmethod
+    def open(cls, directory: Path) -> KeyRing:
+        """The keys in `directory`, made there first where they are missing."""
+        make_private_dir(directory)
+        return cls(**{name: _open_key(directory / f"{name}.seed", kind) for name, kind in _KINDS.items()})
+
+    def operator_jwt(self, now: int) -> str:
+        claims = {"type": "operator", "version": 2, "system_account": self.system.public}
+        return mint(self.operator, self.operator.public, "tidewire", claims, now)
+
+    def account_jwt(self, account: Key, name: str, now: int) -> str:
+        limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED)
+        claims = {"type": "account", "version": 2, "limits": {**limits, "wildcards": True}}
+        claims["default_permissions"] = {"pub": {}, "sub": {}}
+        return mint(self.operator, account.public, name, claims, now)
+
+    def server_creds(self, now: int) -> str:
+        """The control plane's own login: besides poking it may only answer what it received."""
+        publish, subscribe = subjects.server_permissions()
+        answers = {"max": 1, "ttl": _ANSWER_WITHIN_NS}
+        token = self._user_jwt(self.server.public, "control", publish, subscribe, now, answers=answers)
+        return creds(token, self.server.seed)
+
+    def node_jwt(self, node: str, public: str, now: int) -> str:
+        """A node's login. It has no expiry (I10): trust ends by revocation."""
+        publish, subscribe = subjects.node_permissions(node)
+        return self._user_jwt(public, node, publish, subscribe, now)
+
+    def join_jwt(self, token_id: str, public: str, now: int, expires: int) -> str:
+        publish, subscribe = subjects.join_permissions(token_id)
+        return self._user_jwt(public, f"join-{token_id}", publish, subscribe, now, expires=expires)
+
+    def _user_jwt(
+        self,
+        public: str,
+        name: str,
+        publish: list[str],
+        subscribe: list[str],
+        now: int,
+        *,
+        expires: int = 0,
+        answers: dict[str, int] | None = None,
+    ) -> str:
+        claims: dict[str, Any] = {"type": "user", "version": 2, "subs": _UNLIMITED, "data": _UNLIMITED, "payload": _UNLIMITED}
+        claims |= {"pub": {"allow": publish}, "sub": {"allow": subscribe}}
+        if answers:
+            claims["resp"] = answers
+        return mint(self.account, public, name, claims, now, expires)
+
+
+def new_key(kind: int = nkeys.PREFIX_BYTE_USER) -> Key:
+    return Key.from_entropy(os.urandom(32), kind)
+
+
+def mint(issuer: Key, subject: str, name: str, claims: dict[str, Any], now: int, expires: int = 0) -> str:
+    """A NATS JWT (version 2). `now` and `expires` are seconds since 1970; 0 means no expiry."""
+    body: dict[str, Any] = {"jti": "", "iat": now, "iss": issuer.public, "name": name, "sub": subject, "nats": claims}
+    if expires:
+        body["exp"] = expires
+    digest = hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).digest()
+    body["jti"] = base64.b32encode(digest).decode().rstrip("=")
+    signed = f"{_segment({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_segment(body)}"
+    return f"{signed}.{_base64(issuer.sign(signed.encode()))}"
+
+
+def creds(jwt: str, seed: str) -> str:
+    """The text of a NATS credentials file."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+
+
+def _open_key(path: Path, kind: int) -> Key:
+    if path.exists():
+        return Key(path.read_text().strip())
+    key = new_key(kind)
+    write_private(path, key.seed.encode())
+    return key
+
+
+def _segment(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,275 @@
+"""One control plane in one process: the only TaskGroup, which wires the loops; and the only owner of the data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+import uvicorn
+from nats.aio.msg import Msg
+
+from control_plane import enrol, fleet
+from control_plane.api import Api
+from control_plane.bus import Bus
+from control_plane.commands import Commands
+from control_plane.config import LOOPBACK, ApiAddress, ControlConfig, make_private_dir
+from control_plane.effects import Contact
+from control_plane.ingest import Ingest
+from control_plane.keys import KeyRing
+from control_plane.lake import Lake
+from control_plane.nats_server import NatsServer, bind
+from control_plane.settle import Settler
+from control_plane.store import Store, now_us
+from control_plane.tls import open_tls
+from pipelines.contract.errors import Refused, TidewireError
+from pipelines.contract.messages import Heartbeat, JoinReply
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+FLUSH_SEEN_S = 10.0
+
+
+class ControlPlane:
+    """Everything of one running control plane. `run` returns after SIGTERM or SIGINT, or when `stop` is set."""
+
+    def __init__(self, config: ControlConfig) -> None:
+        self.config = config
+        self.stop = asyncio.Event()
+        self.is_ready = asyncio.Event()
+        self.keys = KeyRing.open(config.keys_dir)
+        self.api_token = secrets.token_urlsafe(32)
+        self._store = Store(config.database_url)
+        self._store_thread = ThreadPoolExecutor(1, "store")
+        self._readers = ThreadPoolExecutor(4, "reader")
+        self.commands = Commands(self._store, self.keys, config.lake_dir)
+        self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
+        self.nats = NatsServer(config, self.keys, self._tls)
+        self.nats.prepare()
+        self._api_socket = bind(LOOPBACK, config.api_port, "HTTP API", "--api-port")
+        context = self._tls.client_context() if self._tls else None
+        self._bus = Bus(self.nats.local_url, self.keys.server_creds(int(time.time())), context)
+        settler = Settler(Lake(config.lake_dir), config.refused_dir)
+        self._ingest = Ingest(settler, self._bus, self.keys.control, self._public_key, self._report_security)
+        self._publics: dict[str, str] = {}
+        self._seen: dict[str, int] = {}
+
+    @property
+    def nats_url(self) -> str:
+        return self.config.dialled_url(self.nats.port)
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{LOOPBACK}:{self._api_socket.getsockname()[1]}"
+
+    async def run(self) -> None:
+        for name, handler in self._handlers().items():
+            self._bus.on(name, handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
+        http = _http_server(Api(self, self.config.lake_dir, self.nats_url, self._tls.ca_pem if self._tls else "").app())
+        try:
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(self.nats.run()),
+                    group.create_task(self._run_bus()),
+                    group.create_task(self._ingest.run()),
+                    group.create_task(self._flush_seen()),
+                ]
+                api = group.create_task(http.serve(sockets=[self._api_socket]))
+                announce = group.create_task(self._announce(http))
+                await self.stop.wait()
+                http.should_exit = True
+                await api
+                for task in (announce, *reversed(loops)):
+                    task.cancel()
+        finally:
+            self._close()
+
+    def contact(self) -> Contact:
+        return Contact(dict(self._seen), now_us())
+
+    async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: do(*args, **options))
+
+    async def with_db(self, do: Callable[..., T], *args: Any) -> T:
+        def call() -> T:
+            with self._store.write() as db:
+                return do(db, *args)
+
+        return await self.on_store(call)
+
+    async def in_background(self, do: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, do, *args)
+
+    async def poke(self, nodes: list[str]) -> None:
+        for node in nodes:
+            await self._bus.poke(node)
+
+    def _handlers(self) -> dict[str, Callable[[str, Msg], Any]]:
+        return {
+            "tw.data.>": self._on_data,
+            "tw.state.*": self._on_exchange,
+            "tw.artifact.*": self._on_artifact,
+            "tw.heartbeat.*": self._on_heartbeat,
+            "tw.join.*": self._on_join,
+        }
+
+    async def _on_data(self, node: str, message: Msg) -> None:
+        self._seen[node] = now_us()
+        await self._ingest.handle(node, message)
+
+    async def _on_exchange(self, node: str, message: Msg) -> None:
+        def answer(db: Any) -> bytes:
+            reply = fleet.exchange(db, node, message.data)
+            return reply.seal(self.keys.control, fleet.exchange_blobs(db, node, reply))
+
+        await self._bus.answer(message, node, await self._checked("exchange", node, answer))
+        self._seen[node] = now_us()
+
+    async def _on_artifact(self, node: str, message: Msg) -> None:
+        def answer(db: Any) -> bytes:
+            reply, blobs = fleet.artifact(db, message.data)
+            return reply.seal(self.keys.control, blobs)
+
+        await self._bus.answer(message, node, await self._checked("artifact", node, answer))
+
+    async def _on_join(self, token: str, message: Msg) -> None:
+        def answer(db: Any) -> JoinReply:
+            reply = enrol.join(db, self.keys, token, message.data)
+            fleet.issue(db, self.keys)
+            return reply
+
+        try:
+            reply = await self.with_db(answer)
+        except Refused as error:
+            log.warning("join refused", token=token, cause=str(error))
+            return
+        log.info("join", token=token, node=reply.node, name=reply.name, error=reply.error)
+        await self._bus.answer(message, token, reply.seal(self.keys.control))
+
+    async def _on_heartbeat(self, node: str, message: Msg) -> None:
+        heartbeat, _ = Heartbeat.unpack(message.data)
+        self._seen[node] = now_us()
+        if await self.with_db(_is_behind, node, heartbeat):
+            await self._bus.poke(node)
+
+    async def _checked(self, what: str, node: str, answer: Callable[[Any], bytes]) -> bytes:
+        """The answer; what is refused is logged by the bus and not answered: the sender is not who it says."""
+        try:
+            return await self.with_db(answer)
+        except Refused as error:
+            await self._report_security(node, f"{what} refused: {error}")
+            raise
+
+    async def _public_key(self, node: str) -> str | None:
+        if node not in self._publics:
+            public = await self.with_db(fleet.public_key, node)
+            if public is None:
+                return None
+            self._publics[node] = public
+        return self._publics[node]
+
+    async def _report_security(self, node: str, event: str) -> None:
+        log.warning("security", node=node, security_event=event)
+        await self.with_db(fleet.record_security, node, event)
+
+    async def _flush_seen(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SEEN_S)
+            await self.with_db(fleet.flush_last_seen, dict(self._seen))
+
+    async def _run_bus(self) -> None:
+        await self.nats.is_ready.wait()
+        await self._bus.run()
+
+    async def _announce(self, http: uvicorn.Server) -> None:
+        await self._bus.is_connected.wait()
+        while not http.started:  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.01)
+        ApiAddress(self.api_url, self.api_token, os.getpid()).write(self.config.api_file)
+        self.is_ready.set()
+        log.info("control plane is up", api=self.api_url, nodes_dial=self.nats_url, data=str(self.config.data_dir))
+
+    def _close(self) -> None:
+        self.config.api_file.unlink(missing_ok=True)
+        self._store_thread.shutdown()
+        self._readers.shutdown(cancel_futures=True)
+        with self._store.write() as db:
+            fleet.flush_last_seen(db, self._seen)
+        self._store.close()
+
+
+def serve(config: ControlConfig, ready: Callable[[ControlPlane], None] | None = None) -> None:
+    """Run a control plane until SIGTERM. Raises `TidewireError` when it cannot start. `ready` is called once it answers."""
+    make_private_dir(config.data_dir)
+    with only_server(config.data_dir):
+        asyncio.run(_serve(config, ready))
+
+
+async def _serve(config: ControlConfig, ready: Callable[[ControlPlane], None] | None) -> None:
+    plane = ControlPlane(config)
+    running = asyncio.create_task(plane.run())
+    waiting = asyncio.create_task(plane.is_ready.wait())
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if plane.is_ready.is_set() and ready:
+        ready(plane)
+    waiting.cancel()
+    await running
+
+
+@contextlib.contextmanager
+def only_server(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's lock. The kernel drops it with the process, however that ends."""
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            hint = "use that one, stop it first, or start another with --data-dir"
+            raise TidewireError("a control plane is running on it already", op="up", place=str(data_dir), hint=hint) from None
+        yield
+
+
+def configure_logs(level: int) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+class _Http(uvicorn.Server):
+    """Signals are the TaskGroup's business, not uvicorn's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_server(app: Any) -> uvicorn.Server:
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+    return _Http(config)
+
+
+def _is_behind(db: Any, node: str, heartbeat: Heartbeat) -> bool:
+    """Whether the node should ask for news (I7): its document differs from ours, or our manifest is newer."""
+    found = fleet.state_of(db, node)
+    if found is None:
+        return False
+    return found[0] != heartbeat.document or found[1:] > (heartbeat.term, heartbeat.generation)

@@ -1,0 +1,183 @@
+"""The control plane's relational store: SQLAlchemy Core, SQLite by default, nothing that PostgreSQL lacks.
+
+Times are integers: microseconds since 1970. JSON is text. Every change runs in one transaction that begins as a writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from pipelines.contract.errors import TidewireError
+
+SCHEMA_FORMAT = 1
+SECURITY = "security"  # the audit action of an event that somebody should look at
+_metadata = sa.MetaData()
+
+meta = sa.Table("meta", _metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False))
+
+versions = sa.Table(
+    "versions",
+    _metadata,
+    sa.Column("pipeline", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False, index=True),
+    sa.Column("canonical", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("pipeline", "digest"),
+)
+
+targets = sa.Table(
+    "deployment_targets",
+    _metadata,
+    sa.Column("pipeline", sa.Text, primary_key=True),
+    sa.Column("selector", sa.Text, primary_key=True),  # canonical text
+    sa.Column("position", sa.Integer, nullable=False),  # first match wins
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("params", sa.Text, nullable=False),  # JSON: name -> value
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+rules = sa.Table(
+    "param_rules",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("pipeline", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),  # JSON
+    sa.Column("selector", sa.Text, nullable=False),
+    sa.Column("force", sa.Boolean, nullable=False),
+    sa.Column("locked", sa.Boolean, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,  # an id is never used twice: on-site notes refer to it
+)
+
+nodes = sa.Table(
+    "nodes",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("public", sa.Text, nullable=False, unique=True),
+    sa.Column("labels", sa.Text, nullable=False),  # JSON
+    sa.Column("facts", sa.Text, nullable=False),  # JSON, as of the join
+    sa.Column("token", sa.Text, nullable=False),
+    sa.Column("joined_at", sa.BigInteger, nullable=False),
+    sa.Column("last_seen", sa.BigInteger, nullable=False),
+    sa.Column("manifest", sa.LargeBinary),  # signed body
+    sa.Column("signature", sa.LargeBinary),
+    sa.Column("document", sa.LargeBinary, nullable=False),
+    sa.Column("document_digest", sa.Text, nullable=False),
+    sa.Column("seen_digest", sa.Text, nullable=False),  # of the document, as the node last claimed to hold it
+    sa.Column("seen_generation", sa.Integer, nullable=False),  # of the manifest, as the node last claimed to hold it
+)
+
+tokens = sa.Table(
+    "tokens",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("hash", sa.Text, nullable=False),  # of the whole token: the token itself is not kept
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("uses_left", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),  # a verb of the command line, or security
+    sa.Column("subject", sa.Text, nullable=False, index=True),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+
+class Store:
+    """The open database. Not for two threads at once: all callers share the server's one store thread."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        with self.write() as db:
+            if not sa.inspect(db).has_table("meta"):
+                _metadata.create_all(db)
+                db.execute(meta.insert().values(key="format", value=str(SCHEMA_FORMAT)))
+            found = db.scalar(sa.select(meta.c.value).where(meta.c.key == "format"))
+        if found != str(SCHEMA_FORMAT):
+            raise TidewireError(
+                f"its format is {found}, this build knows {SCHEMA_FORMAT}",
+                op="open store",
+                place=url,
+                hint="run the Tidewire version that wrote it",
+            )
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: committed at the end, rolled back by an exception."""
+        with self._engine.begin() as db:
+            yield db
+
+    @contextmanager
+    def rehearse(self) -> Iterator[Connection]:
+        """One transaction that is always rolled back: what a write would do (`--dry-run`)."""
+        with self._engine.connect() as db, db.begin() as transaction:
+            yield db
+            transaction.rollback()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def record(db: Connection, by: str, action: str, subject: str, detail: str = "", reason: str = "") -> None:
+    """Append to the audit log."""
+    row = {"at": now_us(), "by": by, "action": action, "subject": subject, "detail": detail, "reason": reason}
+    db.execute(audit.insert().values(row))
+
+
+def record_security(db: Connection, subject: str, detail: str) -> None:
+    """Append a security event, unless it repeats the subject's last one: peers try again for ever."""
+    c = audit.c
+    last = sa.select(c.detail).where(c.subject == subject, c.action == SECURITY).order_by(c.id.desc()).limit(1)
+    if db.scalar(last) != detail:
+        record(db, "", SECURITY, subject, detail)
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _engine(url: str) -> Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves, as writers from the start
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "busy_timeout=10000",
+        "journal_size_limit=16777216",
+    ):
+        connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,136 @@
+"""What the read commands show, as JSON values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from control_plane import fleet, incidents, registry, store
+from control_plane.assign import Rule
+from control_plane.effects import Contact
+from control_plane.fleet import Node
+from control_plane.query import as_json, run_query, table_names
+from control_plane.times import iso
+from pipelines.contract.errors import Refused
+
+
+def pipelines(db: Connection) -> list[dict[str, Any]]:
+    deployed = {deployment.pipeline: deployment for deployment in registry.deployments(db)}
+    running: Counter[tuple[str, str]] = Counter()
+    for node in fleet.all_nodes(db):
+        for name, now in node.document.reported().items():
+            running[name, now.phase] += 1
+    rows = []
+    for version in registry.newest_versions(db):
+        targets = deployed[version.pipeline].targets if version.pipeline in deployed else ()
+        phases = {phase: count for (name, phase), count in running.items() if name == version.pipeline}
+        rows.append(
+            {
+                "pipeline": version.pipeline,
+                "newest": version.number,
+                "digest": version.digest,
+                "description": version.spec.description,
+                "by": version.by,
+                "reason": version.reason,
+                "at": iso(version.at),
+                "targets": [{"select": str(t.selector), "version": t.number, "params": dict(t.params)} for t in targets],
+                "nodes": phases,
+                "rules": [_rule(rule) for rule in registry.rules(db) if rule.pipeline == version.pipeline],
+            }
+        )
+    return rows
+
+
+def nodes(db: Connection, contact: Contact) -> list[dict[str, Any]]:
+    return [_node_row(db, node, contact) for node in fleet.all_nodes(db)]
+
+
+def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
+    found = fleet.find_node(db, name)
+    document = found.document
+    audit = sa.select(store.audit).where(store.audit.c.subject == found.name).order_by(store.audit.c.id.desc()).limit(10)
+    return {
+        **_node_row(db, found, contact),
+        "joined_at": iso(found.joined_at),
+        "facts": dict(found.facts),
+        "manifest": asdict(found.manifest) if found.manifest else None,
+        "reported": {name: asdict(now) for name, now in document.reported().items()},
+        "notes": [asdict(note) for note in document.notes()],
+        "audit": [{**row._asdict(), "at": iso(row.at)} for row in db.execute(audit)],
+    }
+
+
+def audit(db: Connection, limit: int) -> list[dict[str, Any]]:
+    rows = db.execute(sa.select(store.audit).order_by(store.audit.c.id.desc()).limit(limit))
+    return [{**row._asdict(), "at": iso(row.at)} for row in rows]
+
+
+def all_incidents(db: Connection, lake_dir: Path) -> list[dict[str, Any]]:
+    """Folded from the lake and from the notes of both sides, newest first."""
+    known = {found.id: found for found in fleet.all_nodes(db)}
+    rows: list[dict[str, Any]] = []
+    if "incidents" in table_names(lake_dir):
+        result = run_query(lake_dir, incidents.SQL)
+        rows = [dict(zip(result.columns, map(as_json, row), strict=True)) for row in result.rows]
+    notes = {found.id: found.document.notes() for found in known.values()}
+    synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
+    return [
+        {
+            **asdict(incident),
+            "node": known[incident.node].name if incident.node in known else incident.node,
+            "node_id": incident.node,
+            "state": incident.state,
+            "raised_at": incident.raised_at,
+            "needs_somebody": incident.needs_somebody,
+        }
+        for incident in incidents.fold(rows, notes, synced)
+    ]
+
+
+def incident(db: Connection, lake_dir: Path, name: str) -> dict[str, Any]:
+    """The one whose id is or begins with `name`. Raises `Refused` when none or several do."""
+    everything = all_incidents(db, lake_dir)
+    found = [i for i in everything if i["id"] == name] or [i for i in everything if str(i["id"]).startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    what = f"there is no incident {name!r}" if not found else f"{name!r} is the beginning of {len(found)} incidents"
+    raise Refused(what, op="find incident", hint="list them with: tidewire incidents --all")
+
+
+def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:
+    wrong, reported = fleet.convergence(db, found), found.document.reported()
+    assignments = found.manifest.assignments if found.manifest else {}
+    running = [
+        {
+            "pipeline": name,
+            "wanted": assignments[name].number if name in assignments else None,
+            "running": reported[name].number if name in reported and reported[name].phase != "stopped" else None,
+            "phase": reported[name].phase if name in reported else "",
+            "why": wrong.get(name, ""),
+        }
+        for name in sorted(assignments.keys() | reported.keys())
+        if name in assignments or reported[name].phase != "stopped"
+    ]
+    return {
+        "id": found.id,
+        "name": found.name,
+        "labels": dict(found.labels),
+        "in_contact": contact.is_in_contact(found),
+        "contact": contact.words(found),
+        "last_seen": iso(contact.last_seen(found)),
+        "generation": found.manifest.generation if found.manifest else 0,
+        "received_generation": found.seen_generation,
+        "converged": not wrong and found.has_newest_manifest,
+        "why": "; ".join(f"{name}: {text}" for name, text in wrong.items())
+        or ("" if found.has_newest_manifest else "the newest manifest is not received yet"),
+        "pipelines": running,
+    }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {**asdict(rule), "selector": str(rule.selector)}
