@@ -91,7 +91,12 @@ class Plan:
 
 def check_spec(spec: PipelineSpec) -> None:
     """Raise `SpecError` with every problem and its place, unless the pipeline compiles."""
-    compile_plan(spec, {name: p.default if p.default is not None else _EXAMPLE_VALUE[p.type] for name, p in spec.params.items()})
+    compile_plan(spec, example_params(spec))
+
+
+def example_params(spec: PipelineSpec) -> dict[str, Scalar]:
+    """The defaults, and some value of the right type where there is none: enough to bind every expression."""
+    return {name: p.default if p.default is not None else _EXAMPLE_VALUE[p.type] for name, p in spec.params.items()}
 
 
 def compile_plan(spec: PipelineSpec, params: Mapping[str, Scalar] | None = None, node: NodeFacts | None = None) -> Plan:

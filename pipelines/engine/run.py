@@ -22,6 +22,7 @@ from pipelines.engine.transform import ALIVE, count_fates, execute, read_fate
 from pipelines.engine.trigger import Transition
 from pipelines.engine.watermark import Stretch, advance, idle_advance
 
+QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("_event_time", TIMESTAMP),
@@ -37,6 +38,7 @@ QUARANTINE_SCHEMA = pa.schema(
 INCIDENT_SCHEMA = pa.schema(
     [
         ("_event_time", TIMESTAMP),
+        ("at", TIMESTAMP),
         *((name, pa.string()) for name in ("incident", "pipeline", "trigger", "group", "transition", "severity", "message")),
         *((name, pa.string()) for name in ("by", "reason", "value")),
     ]
@@ -150,7 +152,7 @@ def dry_run(plan: Plan) -> None:
                 _select(plan, sink, rows)
 
 
-# -- the steps of a batch ------------------------------------------------------------------------------------------------------------
+# -- the steps of a batch
 
 
 def _any_dead(result: pa.Table) -> bool:
@@ -176,7 +178,7 @@ def _account(plan: Plan, state: State, batch: Batch, result: pa.Table) -> tuple[
     if drop or counts["undecodable"] + counts["quarantined"] == 0:
         return state, []
     table = _quarantine(plan, batch, result.filter(pc.is_valid(result["_raw"])))
-    return _offer(state, "quarantine", table.num_rows, table.num_rows), [table]
+    return offer(state, QUARANTINE_STREAM, table.num_rows, table.num_rows), [table]
 
 
 def _quarantine(plan: Plan, batch: Batch, rejected: pa.Table) -> pa.Table:
@@ -265,7 +267,7 @@ def _too_late(plan: Plan, state: State, batch: Batch, window: str, late: Sequenc
         },
         schema=QUARANTINE_SCHEMA,
     )
-    return _offer(state, "quarantine", n, n), Output(quarantine=[table])
+    return offer(state, QUARANTINE_STREAM, n, n), Output(quarantine=[table])
 
 
 def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
@@ -320,7 +322,7 @@ def _to_sinks(
         if sink.spec.from_ != window:
             continue
         chosen = rows.filter(_select(plan, sink, rows if full is None else full)) if sink.where else rows
-        state = _offer(state, sink.name, rows.num_rows, chosen.num_rows)
+        state = offer(state, sink.name, rows.num_rows, chosen.num_rows)
         if chosen.num_rows:
             taken[sink.name] = [chosen]
     return state, Output(rows=taken)
@@ -331,7 +333,8 @@ def _select(plan: Plan, sink: SinkPlan, rows: pa.Table) -> pa.Array:
     return result["_keep"].combine_chunks()
 
 
-def _offer(state: State, stream: str, offered: int, written: int) -> State:
+def offer(state: State, stream: str, offered: int, written: int) -> State:
+    """The state with a stream's ledger entry (I4)."""
     return state.with_counts("streams", stream, {"offered": offered, "not_selected": offered - written, "written": written})
 
 
@@ -368,8 +371,9 @@ def _actions_of(plan: Plan, transition: Transition, arrival_us: int) -> Iterator
 
 def incident_rows(transitions: Sequence[Transition]) -> pa.Table:
     """Transitions as rows of the `incidents` table."""
-    columns: dict[str, Any] = {"_event_time": pa.array([t.at_us for t in transitions], TIMESTAMP)}
-    for name in INCIDENT_SCHEMA.names[1:]:
+    at = pa.array([t.at_us for t in transitions], TIMESTAMP)
+    columns: dict[str, Any] = {"_event_time": at, "at": at}
+    for name in INCIDENT_SCHEMA.names[2:]:
         columns[name] = [getattr(t, name) for t in transitions]
     return pa.table(columns, schema=INCIDENT_SCHEMA)
 

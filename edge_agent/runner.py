@@ -1,0 +1,236 @@
+"""The child: source -> run_batch, one pipeline. It owns no file but its sources; what must last, it sends to the agent to commit.
+
+Evaluation does not wait for commits: up to `IN_FLIGHT_MAX` are under way while the next batch is evaluated, and an action is sent
+the moment its transition happens (design, section 6).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.wire import Channel
+from pipelines.contract.errors import TidewireError
+
+if TYPE_CHECKING:
+    from edge_agent.sources import SourceContext
+    from pipelines.engine.plan import Plan
+
+TICK_S = 1.0  # how often time alone is looked at: windows that end, conditions that have held
+POLL_BUSY_S, POLL_IDLE_S = 0.005, 0.02  # between looks at the sources, after rows and after a second without
+COMMIT_S = 1.0
+STATS_S = 1.0
+IN_FLIGHT_MAX = 4
+
+
+def main(sock: socket.socket) -> None:
+    """Run until told to stop, the input ends, or the agent is gone."""
+    channel = Channel(sock)
+    try:
+        started = channel.receive(None)
+        assert started is not None, "a wait without a time-out returns a message"
+        _Runner(channel, *started).run()
+    except EOFError:
+        os._exit(0)  # nobody to report to; what was not committed is read again
+    except TidewireError as error:
+        channel.send({"type": "failed", "reason": str(error), "hint": error.hint})
+    except Exception as error:  # noqa: BLE001 - the last line: the agent reports it as state (I11)
+        traceback.print_exc(file=sys.stderr)
+        channel.send(
+            {"type": "failed", "reason": f"{type(error).__name__}: {error}", "hint": "this is a defect: please report it"}
+        )
+
+
+class _Runner:
+    def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes]) -> None:
+        from edge_agent.sources import open_source
+        from edge_agent.uncommitted import Uncommitted
+        from pipelines.contract.spec import load_spec
+        from pipelines.engine.plan import NodeFacts
+        from pipelines.engine.state import restore
+
+        self.channel, self.mode = channel, start["mode"]
+        self.node_offset_us = int(start["node_time_offset_us"])
+        self.spec = load_spec(blobs[0].decode())
+        self.successor = load_spec(blobs[1].decode()) if self.mode == "drain" and blobs[1] else None
+        node = start["node"]
+        self.node = NodeFacts(node["id"], node["name"], node.get("labels", {}), node.get("facts", {}))
+        self.params_digest = start["params_digest"]
+        self.plan = self._compile(start["params"])
+        ledger = start["ledger"] or {}
+        epoch = int(ledger.get("epoch", 0)) + 1
+        self.state = restore(start["lineage"], zip(start["state_keys"], blobs[2:], strict=True), ledger, epoch)
+        context = self._context(start)
+        positions = start["positions"] or {}
+        self.sources = (
+            {}
+            if self.mode == "drain"
+            else {n: open_source(s, positions.get(n, {}), context) for n, s in self.spec.sources.items()}
+        )
+        self.uncommitted = Uncommitted(self.spec, dict(positions), self.state)
+        self.in_flight = self.sent = 0
+        self.stopping = False
+        self.last_tick_s = self.last_commit_s = self.last_rows_s = self.last_stats_s = time.monotonic()
+        self.trouble: dict[str, str] = {}
+
+    def run(self) -> None:
+        self.channel.send({"type": "ready"})
+        if self.mode == "drain":
+            self._drain()
+        while not self.stopping:
+            had_rows = self._read_sources()
+            self._pass_time()
+            if self._is_commit_due():
+                self._commit()
+            if self.mode == "until_eof" and all(source.exhausted for source in self.sources.values()):
+                self._finish()
+            self._listen(0 if had_rows else self._pause_s())
+        self._commit(final=True)
+        while self.in_flight:
+            self._listen(None)
+        self._send_stats()
+        self.channel.send({"type": "stopped"})
+
+    # -- rows and time
+
+    def _read_sources(self) -> bool:
+        from pipelines.engine.decode import Batch
+
+        had_rows = False
+        for name, source in self.sources.items():
+            block = source.read()
+            self._note_trouble(name, source.trouble())
+            if block is None:
+                continue
+            had_rows = True
+            self._evaluate(Batch(name, self.node_time_us(), _wall_us(), block.lines, block.file, block.header))
+        if had_rows:
+            self.last_rows_s = time.monotonic()
+        return had_rows
+
+    def _evaluate(self, batch: Any) -> None:
+        from pipelines.engine.run import run_batch
+
+        state, output = run_batch(self.plan, self.state, batch)
+        self._take(state, output)
+
+    def _take(self, state: Any, output: Any) -> None:
+        """Act at once, keep the rest for the next commit; at once too when an incident changed."""
+        if output.actions:
+            self.channel.send({"type": "act", "actions": [vars(action) for action in output.actions]})
+        self.state = self.uncommitted.add(state, output)
+        if output.transitions:
+            self._commit()
+
+    def _pass_time(self) -> None:
+        from pipelines.engine.decode import Batch
+
+        now_s = time.monotonic()
+        if now_s - self.last_stats_s >= STATS_S:
+            self._send_stats()
+        if self.mode != "until_eof" and now_s - self.last_tick_s >= TICK_S:
+            self.last_tick_s = now_s
+            self._evaluate(Batch("", self.node_time_us(), _wall_us()))
+
+    def _finish(self) -> None:
+        from pipelines.engine.run import finish
+
+        self._take(*finish(self.plan, self.state, self.node_time_us()))
+        self.stopping = True
+
+    def _drain(self) -> None:
+        from pipelines.engine.plan import example_params, compile_plan
+        from pipelines.engine.run import drain
+
+        successor = compile_plan(self.successor, example_params(self.successor), self.node) if self.successor else None
+        self._take(*drain(self.plan, self.state, successor, self.node_time_us()))
+        self.stopping = True
+
+    # -- commits
+
+    def _is_commit_due(self) -> bool:
+        late = time.monotonic() - self.last_commit_s >= COMMIT_S
+        return self.in_flight < IN_FLIGHT_MAX and (
+            self.uncommitted.is_full or (late and self.uncommitted.has_changes(self.state))
+        )
+
+    def _commit(self, *, final: bool = False) -> None:
+        """Send what there is. With the agent's disk full (I15) nothing is sent and evaluation goes on; see Uncommitted."""
+        while final and self.in_flight >= IN_FLIGHT_MAX:
+            self._listen(None)
+        if self.in_flight >= IN_FLIGHT_MAX:
+            return
+        positions = {name: source.position for name, source in self.sources.items()} or self.uncommitted.positions
+        header, blobs, self.state = self.uncommitted.seal(self.state, positions, self.params_digest, final=final)
+        self.last_commit_s = time.monotonic()
+        if header is None:
+            return
+        self.sent += 1
+        self.in_flight += 1
+        self.channel.send({"type": "commit", "n": self.sent, **header}, blobs)
+
+    # -- the agent's words
+
+    def _listen(self, timeout_s: float | None) -> None:
+        message = self.channel.receive(timeout_s)
+        while message is not None:
+            self._obey(*message)
+            message = self.channel.receive(0)
+
+    def _obey(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        kind = header["type"]
+        if kind == "committed":
+            self.in_flight -= 1
+        elif kind == "stop":
+            self.stopping = True
+        elif kind == "params":
+            self._commit()  # rows evaluated with the old values are sealed under the old digest
+            self.plan, self.params_digest = self._compile(header["params"]), header["params_digest"]
+        elif kind == "acknowledge":
+            from pipelines.engine.run import acknowledge
+
+            words = (header["incident"], header.get("by", ""), header.get("reason", ""))
+            self._take(*acknowledge(self.plan, self.state, *words, _wall_us(), self.node_time_us()))
+
+    # -- small things
+
+    def _compile(self, params: dict[str, Any]) -> Plan:
+        from pipelines.engine.plan import compile_plan
+
+        return compile_plan(self.spec, params, self.node)
+
+    def _context(self, start: dict[str, Any]) -> SourceContext:
+        from edge_agent.sources import SourceContext
+
+        private, allowed = os.path.realpath(start["private"]), start["policy"]["files"]
+
+        def may_read(path: str) -> bool:
+            return not path.startswith(private + os.sep) and any(fnmatch.fnmatch(path, pattern) for pattern in allowed)
+
+        return SourceContext(self.mode == "until_eof", may_read, self.node_time_us, _wall_us)
+
+    def node_time_us(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + self.node_offset_us
+
+    def _pause_s(self) -> float:
+        return POLL_BUSY_S if time.monotonic() - self.last_rows_s < 1.0 else POLL_IDLE_S
+
+    def _note_trouble(self, source: str, text: str) -> None:
+        if self.trouble.get(source, "") != text:
+            self.trouble[source] = text
+            self.channel.send(
+                {"type": "note", "level": "warning" if text else "info", "text": text or "reads again", "source": source}
+            )
+
+    def _send_stats(self) -> None:
+        self.last_stats_s = time.monotonic()
+        self.channel.send({"type": "stats", **self.uncommitted.stats(self.state)})
+
+
+def _wall_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,56 @@
+"""Where rows come from, one file per kind. A source is read by its runner, in one thread; it never blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.contract.spec import Source as SourceSpec
+from pipelines.engine.decode import Lines
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole records that a source had ready. `header` names the columns of CSV lines."""
+
+    lines: Lines
+    file: str = ""
+    header: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source may know of its node. `may_read` tells whether local policy allows a path (I13)."""
+
+    until_eof: bool
+    may_read: Callable[[str], bool]
+    node_time_us: Callable[[], int]
+    wall_us: Callable[[], int]
+
+
+class Source(Protocol):
+    """`position` says what was read, as JSON: given to a new instance, it goes on right after the last block returned."""
+
+    @property
+    def position(self) -> Mapping[str, Any]: ...
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a bounded input has ended: no block will follow."""
+
+    def read(self) -> Block | None:
+        """The next block, None when nothing is ready now."""
+
+    def trouble(self) -> str:
+        """What keeps this source from giving rows, for an operator; "" when nothing does."""
+
+
+def open_source(spec: SourceSpec, position: Mapping[str, Any], context: SourceContext) -> Source:
+    from edge_agent.sources.file import FileSource
+    from edge_agent.sources.simulate import SimulateSource
+
+    if spec.file is not None:
+        return FileSource(spec.file, spec.decode, position, context)
+    assert spec.simulate is not None
+    return SimulateSource(spec.simulate, position, context)
