@@ -115,5 +115,5 @@ def _changed_params(was: Assignment, now: Assignment) -> str:
     moves = []
     for name in names:
         old, new = was.params.get(name), now.params.get(name)
-        moves.append(f"{name}: {'unset' if old is None else old.value} -> {'unset' if new is None else new.value}")
+        moves.append(f"{name}: {'default' if old is None else old.value} -> {'default' if new is None else new.value}")
     return ", ".join(moves) or "same content, newly asked for"

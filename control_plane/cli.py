@@ -10,7 +10,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from control_plane import output
@@ -37,7 +36,6 @@ Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VA
 
 @app.callback(invoke_without_command=True)
 def root(
-    context: typer.Context,
     data_dir: DataDir = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
@@ -45,7 +43,8 @@ def root(
     if version:
         print(f"tidewire {installed_version('tidewire')}")
         raise typer.Exit
-    context.obj = data_dir or default_data_dir()
+    if data_dir:
+        os.environ["TIDEWIRE_HOME"] = str(data_dir)
 
 
 @app.command()
@@ -61,7 +60,7 @@ def up(
     from control_plane.server import ControlPlane, configure_logs, serve
 
     configure_logs(logging.DEBUG if verbose else logging.INFO)
-    config = ControlConfig(data_dir or _data_dir(), api_port, nats_port, listen, public_url)
+    config = ControlConfig(data_dir or default_data_dir(), api_port, nats_port, listen, public_url)
 
     def ready(plane: ControlPlane) -> None:
         print(f"control plane is up: nodes dial {plane.nats_url}, commands use {plane.api_url}, data in {config.data_dir}")
@@ -351,19 +350,27 @@ def audit(as_json: Json = False) -> None:
 def main() -> None:
     """Run a command and exit with its status; errors are lines on stderr, never a traceback."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except TidewireError as error:
         _fail(error.lines(), error.exit_status)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _fail(["stopped"], 130)
-    except click.ClickException as error:
-        usage = error.ctx.get_usage() if isinstance(error, click.UsageError) and error.ctx else ""
-        _fail([error.format_message(), *([f"  fix: {usage}"] if usage else [])], 2)
-    except KeyboardInterrupt:
-        _fail(["stopped"], 130)
+    except typer.TyperException as error:
+        _fail(_usage_lines(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_lines(error: typer.TyperException) -> list[str]:
+    """typer ships its own click, whose usage errors it gives no public names."""
+    message, context = getattr(error, "format_message", error.__str__)(), getattr(error, "ctx", None)
+    if message.startswith("Usage:"):
+        return [message]
+    usage = context.get_usage().removeprefix("Usage: ") if context else "tidewire --help"
+    return [message, f"  fix: {usage}"]
 
 
 def _fail(lines: list[str], status: int) -> None:
@@ -387,12 +394,7 @@ def _write(path: str, body: dict[str, Any], reason: str, dry_run: bool, as_json:
 
 
 def _client() -> Client:
-    return Client(_data_dir())
-
-
-def _data_dir() -> Path:
-    found = click.get_current_context().find_root().obj
-    return found if isinstance(found, Path) else default_data_dir()
+    return Client(default_data_dir())
 
 
 def _who(reason: str, dry_run: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Contact:
 
 
 def preview(db: Connection, changes: Sequence[Change], contact: Contact) -> dict[str, Any]:
-    """`{"nodes": [{name, in_contact, last_seen, changes, keeps, missing}], "summary": [lines]}`, inside the write's transaction."""
+    """`{"nodes": [{name, in_contact, last_seen, changes, keeps, missing}], "summary": [lines]}`, within the transaction."""
     fresh = {node.id: node for node in fleet.all_nodes(db)}
     rows = [_row(db, change, fresh[change.node.id], contact) for change in changes]
     return {"nodes": rows, "summary": _summary(rows)}

@@ -8,10 +8,9 @@ from typing import Any
 
 from pipelines.contract.node_state import CONTROL, Note
 
-SQL = """
-    select incident, pipeline, trigger, "group", transition, severity, message, at, "by", reason, value,
-           _node as node, _received_at as received_at
-    from incidents
+_COLUMNS = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "at", "by", "reason", "value"]
+SQL = f"""
+    select {", ".join(f'"{name}"' for name in _COLUMNS)}, _node as node, _received_at as received_at from incidents
 """
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipelines.contract.errors import Refused
 
 ROWS_MAX = 10_000
 TIMEOUT_S = 60.0
+_BATCH_ROWS = 1024
 _MEMORY = "1GB"
 _LOCKS = (
     "SET autoinstall_known_extensions = false",
@@ -45,9 +47,7 @@ def table_names(lake_dir: Path) -> list[str]:
     return sorted(path.parent.name for path in lake_dir.glob("*/_delta_log"))
 
 
-def run_query(
-    lake_dir: Path, sql: str, params: Sequence[Any] = (), *, limit: int = ROWS_MAX, timeout_s: float = TIMEOUT_S
-) -> Result:
+def run_query(lake_dir: Path, sql: str, *, limit: int = ROWS_MAX, timeout_s: float = TIMEOUT_S) -> Result:
     """The first `limit` rows. Raises `Refused` for anything but one SELECT that works and ends in time."""
     with duckdb.connect(":memory:") as db:
         names = table_names(lake_dir)
@@ -56,22 +56,27 @@ def run_query(
         alarm = threading.Timer(timeout_s, db.interrupt)
         alarm.start()
         try:
-            cursor = db.execute(sql, list(params))
-            rows = cursor.fetchmany(limit + 1)
-            columns = [column[0] for column in cursor.description or ()]
-        except duckdb.InterruptException:
-            raise Refused(
-                f"stopped after {timeout_s:g} s", op="query", hint="ask for less: fewer rows, a narrower WHERE"
-            ) from None
-        except duckdb.Error as error:
+            return _first_rows(db.sql(sql).to_arrow_reader(_BATCH_ROWS), limit)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            if "INTERRUPT" in str(error).upper():
+                hint = "ask for less: fewer rows, a narrower WHERE"
+                raise Refused(f"stopped after {timeout_s:g} s", op="query", hint=hint) from None
             raise _refused(error, names) from None
         finally:
             alarm.cancel()
-    return Result(columns, rows[:limit], len(rows) > limit)
+
+
+def _first_rows(reader: pa.RecordBatchReader, limit: int) -> Result:
+    rows: list[tuple[Any, ...]] = []
+    for batch in reader:
+        rows += zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        if len(rows) > limit:
+            break
+    return Result(reader.schema.names, rows[:limit], len(rows) > limit)
 
 
 def as_json(value: Any) -> Any:
-    """A DuckDB value as JSON: times in ISO 8601, decimals as text."""
+    """A DuckDB value as JSON: times in ISO 8601, decimal fractions as text."""
     if isinstance(value, dt.datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, (dt.date, dt.time)):
@@ -84,7 +89,9 @@ def as_json(value: Any) -> Any:
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, decimal.Decimal) or not isinstance(value, (str, int, float, bool, type(None))):
+    if isinstance(value, decimal.Decimal) and value.as_tuple().exponent == 0:
+        return int(value)  # sums of integers
+    if not isinstance(value, (str, int, float, bool, type(None))):
         return str(value)
     return value
 
@@ -105,7 +112,7 @@ def _check_one_select(db: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise Refused("only one SELECT is run", op="query", hint='write it like: tidewire query "select * from segments limit 5"')
 
 
-def _refused(error: duckdb.Error, names: Sequence[str]) -> Refused:
+def _refused(error: Exception, names: Sequence[str]) -> Refused:
     text = str(error).partition("\n")[0]
     unknown = re.search(r"Table with name (\S+) does not exist", text)
     if unknown:

@@ -1,0 +1,194 @@
+"""A node made of nats-py and the contract alone: joins, exchanges, uploads. It keeps what it sealed until a receipt (I3)."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Any
+
+import nats
+import pyarrow as pa
+from nats.aio.client import Client, RawCredentials
+
+from pipelines.contract import messages, subjects
+from pipelines.contract.artifact import Artifact
+from pipelines.contract.document import NodeDocument
+from pipelines.contract.frames import sha256
+from pipelines.contract.keys import Key
+from pipelines.contract.node_state import CONTROL, Manifest, Reported, effective_params, params_digest
+from pipelines.contract.segment import INCIDENTS, ROWS, Segment, SegmentHeader, encode
+from pipelines.contract.spec import load_spec
+from pipelines.contract.token import JoinToken
+from pipelines.engine.ipc import encode_rows
+
+STAMP = pa.timestamp("us", tz="UTC")
+
+
+def creds(jwt: str, seed: str) -> RawCredentials:
+    return RawCredentials(
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+
+
+def trust(ca: str) -> ssl.SSLContext | None:
+    return ssl.create_default_context(cadata=ca) if ca else None
+
+
+def rows(*values: float) -> pa.Table:
+    stamps = pa.array(range(len(values)), STAMP)
+    return pa.table({"ts": stamps, "value": pa.array(values, pa.float64()), "_event_time": stamps})
+
+
+def incident_rows(incident: str, transition: str, **more: str) -> pa.Table:
+    names = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "by", "reason", "value"]
+    row = {"incident": incident, "transition": transition, "pipeline": "press", "trigger": "hot", "group": "{}", "value": "{}"}
+    row |= {"severity": "critical", "message": "Press 1 is hot", "by": "", "reason": "", **more}
+    columns = {name: pa.array([row[name]], pa.string()) for name in names}
+    return pa.table({**columns, "at": pa.array([1_700_000_000_000_000], STAMP)})
+
+
+class Stream:
+    """Seals one run of one stream."""
+
+    def __init__(self, node: str, key: Key, name: str, table: str, run: str | None = None, kind: str = ROWS) -> None:
+        self.node, self.key, self.name, self.table, self.kind = node, key, name, table, kind
+        self.run = run or os.urandom(8).hex()
+        self.sealed: list[Segment] = []
+
+    def seal(self, table: pa.Table | None, **overrides: Any) -> Segment:
+        payload = encode_rows(table) if table is not None and table.num_rows else b""
+        fields: dict[str, Any] = {
+            "node": self.node, "run": self.run, "stream": self.name, "seq": len(self.sealed) + 1,
+            "previous": self.sealed[-1].digest if self.sealed else "", "kind": self.kind, "table": self.table,
+            "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload), "pipeline": "press", "version": "sha256:v",
+            "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1, "clock": "synced", "engine": "test",
+            "positions": {"sim": {"from": 0, "to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
+        }  # fmt: skip
+        segment = encode(SegmentHeader(**{**fields, **overrides}), payload, self.key)
+        self.sealed.append(segment)
+        return segment
+
+
+class FakeNode:
+    def __init__(self, client: Client, key: Key, token: JoinToken, reply: messages.JoinReply) -> None:
+        self.client, self.key, self.token = client, key, token
+        self.id, self.name, self.author, self.labels = reply.node, reply.name, reply.author, reply.labels
+        self.jwt = reply.user_jwt
+        self.document = NodeDocument()
+        self.manifest = Manifest(self.id, 0, 0)
+        self.pokes = 0
+        self.errors: list[str] = []
+
+    @classmethod
+    async def join(cls, text: str, name: str = "pi", key: Key | None = None) -> FakeNode:
+        token, key = JoinToken.decode(text), key or Key.from_entropy(os.urandom(32))
+        reply = await ask_to_join(token, key, name)
+        assert not reply.error, reply.error
+        node = cls(Client(), key, token, reply)
+        await node.connect()
+        return node
+
+    async def connect(self) -> None:
+        async def on_error(error: Exception) -> None:
+            self.errors.append(str(error))
+
+        async def on_poke(_: Any) -> None:
+            self.pokes += 1
+
+        self.client = await nats.connect(
+            self.token.url,
+            user_credentials=creds(self.jwt, self.key.seed),
+            inbox_prefix=subjects.inbox(self.id),
+            tls=trust(self.token.ca),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.05,
+            error_cb=on_error,
+        )
+        await self.client.subscribe(subjects.poke(self.id), cb=on_poke)
+        await self.client.flush()
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def request(self, subject: str, data: bytes, timeout: float = 10) -> bytes:
+        return (await self.client.request(subject, data, timeout=timeout)).data
+
+    async def exchange(self) -> messages.ExchangeReply:
+        """Until both sides hold the same."""
+        reply = await self._exchange(with_document=False)
+        if reply.document != self.document.digest():
+            reply = await self._exchange(with_document=True)
+        return reply
+
+    async def _exchange(self, *, with_document: bool) -> messages.ExchangeReply:
+        nonce = os.urandom(8).hex()
+        request = messages.Exchange(self.id, nonce, *self.manifest.order, self.document.digest(), with_document)
+        sealed = request.seal(self.key, [self.document.save()] if with_document else [])
+        raw = await self.request(subjects.state(self.id), sealed)
+        reply, blobs = messages.ExchangeReply.unseal(self.token.control, raw)
+        assert reply.nonce == nonce
+        if signed := reply.manifest(blobs):
+            self.manifest = signed.open(self.id, self.token.control)
+        if reply.has_document:
+            self.document = self.document.merged(blobs[-1], author=CONTROL)
+        return reply
+
+    async def upload(self, *segments: Segment, ask: list[list[str]] | None = None, timeout: float = 10) -> messages.Receipts:
+        nonce = os.urandom(8).hex()
+        request = messages.Upload(self.id, nonce, ask or [])
+        raw = await self.request(subjects.data(self.id), request.pack([s.data for s in segments]), timeout)
+        receipts, _ = messages.Receipts.unseal(self.token.control, raw)
+        assert receipts.nonce == nonce
+        return receipts
+
+    async def fetch(self, digest: str) -> bytes:
+        request = messages.ArtifactRequest(self.id, os.urandom(8).hex(), digest)
+        raw = await self.request(subjects.artifact(self.id), request.pack())
+        reply, blobs = messages.ArtifactReply.unseal(self.token.control, raw)
+        assert not reply.error, reply.error
+        Artifact(reply.kind, blobs[0], blobs[1]).verify(digest, self.author)
+        return blobs[0]
+
+    async def obey(self, phase: str = "running", reason: str = "") -> None:
+        """Report everything in the manifest as run with the effective parameters."""
+        for name, assignment in self.manifest.assignments.items():
+            spec = load_spec((await self.fetch(assignment.digest)).decode())
+            effective = effective_params(spec.defaults(), assignment, self.document.notes(), node=self.id, pipeline=name)
+            values = {key: entry.value for key, entry in effective.items()}
+            reported = Reported(assignment.digest, assignment.number, phase, values, params_digest(values), reason, "10:00")
+            self.document.report(name, reported)
+        for name, now in self.document.reported().items():
+            if name not in self.manifest.assignments:
+                self.document.report(name, Reported(now.digest, now.number, "stopped"))
+        await self.exchange()
+
+    async def beat(self) -> None:
+        beat = messages.Heartbeat(self.id, self.document.digest(), *self.manifest.order, 0, 0, "synced", "0")
+        await self.client.publish(subjects.heartbeat(self.id), beat.pack())
+        await self.client.flush()
+
+    def stream(self, name: str = "rows", table: str = "press_rows", **options: Any) -> Stream:
+        return Stream(self.id, self.key, name, table, **options)
+
+    def incidents(self) -> Stream:
+        return self.stream("incidents", "incidents", kind=INCIDENTS)
+
+
+async def ask_to_join(token: JoinToken, key: Key, name: str) -> messages.JoinReply:
+    client = await nats.connect(
+        token.url,
+        user_credentials=creds(token.jwt, token.seed),
+        inbox_prefix=subjects.inbox(token.id),
+        tls=trust(token.ca),
+        max_reconnect_attempts=2,
+        reconnect_time_wait=0.1,
+    )
+    try:
+        request = messages.Join(key.public, os.urandom(8).hex(), name, {"agent": "0", "arch": "test"})
+        message = await client.request(subjects.join(token.id), request.seal(key), timeout=10)
+    finally:
+        await client.close()
+    reply, _ = messages.JoinReply.unseal(token.control, message.data)
+    assert reply.nonce == request.nonce
+    return reply
