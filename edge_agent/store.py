@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -83,6 +83,7 @@ class Store:
         self._db, self._lock = database, lock
         self._node, self._key, self._budget = node, key, budget_bytes
         self.clock_quality = clocks.quality()
+        self._callbacks: list[Callable[[], None]] = []
         self.clock = clock
 
     @classmethod
@@ -129,6 +130,13 @@ class Store:
     async def commit(self, pipeline: str, version: str, number: int, commit: Commit) -> None:
         """All of it in one transaction (I1). Waits while the disk takes no writes (I15)."""
         await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
+        if commit.sealed:
+            for callback in self._callbacks:
+                callback()
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Have `callback` run after each commit that sealed segments."""
+        self._callbacks.append(callback)
 
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
         origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality, _ENGINE)

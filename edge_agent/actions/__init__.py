@@ -50,6 +50,11 @@ class Actions:
             self._tasks[name] = asyncio.create_task(self._see_through({**action, "pipeline": pipeline}))
             self._tasks[name].add_done_callback(lambda _: self._tasks.pop(name, None))
 
+    async def idle(self, within_s: float = 10.0) -> None:
+        """Wait until nothing is under way, but not for retries that take longer."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=within_s)
+
     async def close(self) -> None:
         """Leave what is undone to the next life."""
         tasks = list(self._tasks.values())

@@ -1,0 +1,313 @@
+"""The managed agent: the only TaskGroup. It wires the loops and performs what `reconcile` decides.
+
+Stand-alone runs use the same parts without link and identity: `Store`, `Supervisor`, `Actions` in a `Services`, and
+`PipelineHost` (host.py); `Store.pending_segments` and `Store.confirm` (with the segments' own digests as marks) drain the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import signal
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from edge_agent import clock
+from edge_agent.actions import Actions
+from edge_agent.config import AgentConfig, Identity
+from edge_agent.host import NodeInfo, Services
+from edge_agent.keeper import Keeper, Params, Status
+from edge_agent.link import Link, LinkDown, Login, NatsLink
+from edge_agent.node_record import NodeRecord
+from edge_agent.policy import Policy
+from edge_agent.reconcile import Action, FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
+from edge_agent.state_sync import AGENT, StateSync
+from edge_agent.store import Store
+from edge_agent.supervisor import Supervisor
+from edge_agent.uplink import Uplink
+from pipelines.contract import subjects
+from pipelines.contract.errors import Refused, SpecError
+from pipelines.contract.node_state import Assignment, Effective, Reported, effective_params, params_digest
+from pipelines.contract.version import LANGUAGES, PipelineVersion
+
+_FETCH_PAUSE_S = 5.0  # after a fetch that did not succeed
+_log = structlog.get_logger("agent")
+
+
+class Agent:
+    """Boots from its store with nobody in reach (I12) and keeps what runs equal to what should."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        identity: Identity,
+        store: Store,
+        link: Link,
+        *,
+        supervisor: Supervisor | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.config, self.identity, self.store, self.link = config, identity, store, link
+        self.policy = policy if policy is not None else Policy.load(config.data_dir)
+        self.actions = Actions(store, self.policy)
+        self.record = NodeRecord(store, identity)
+        self.sync = StateSync(config, identity, store, self.record, link)
+        self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s)
+        self.keepers: dict[str, Keeper] = {}
+        self._supervisor = supervisor or Supervisor(config.runner_memory_bytes)
+        self._versions: dict[str, PipelineVersion] = {}
+        self._obstacles: dict[str, Status] = {}  # pipelines that cannot be started, and why
+        self._fetching: set[str] = set()
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._handed: set[tuple[int, str]] = set()  # (runner, incident): acknowledgements a runner got
+        self._wake, self._stopped = asyncio.Event(), asyncio.Event()
+        self._booted = clock.wall_text()
+        self.record.on_change(self.wake)
+        link.on_change(self.wake)
+        store.on_commit(self.uplink.wake)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until `stop`: then runners finish their last commit and everything is closed in order."""
+        from edge_agent.local_api import serve  # it needs this module
+
+        await self.record.load()
+        await self.actions.resume()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                running = [
+                    tasks.create_task(loop)
+                    for loop in (
+                        self._settle_for_ever(),
+                        self.link.run(),
+                        self.sync.run(),
+                        self.sync.run_heartbeats(),
+                        self.uplink.run(),
+                        serve(self),
+                    )
+                ]
+                await self._stopped.wait()
+                running[0].cancel()  # nothing is started any more
+                await asyncio.gather(*(keeper.suspend() for keeper in self.keepers.values()))
+                await asyncio.gather(*self._keeping)
+                for task in (*running, *self._fetches):
+                    task.cancel()
+        finally:
+            await self.actions.close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def effective(self, pipeline: str) -> dict[str, Effective]:
+        """The parameters of an assigned pipeline as folded, each with the entries it beat. Raises KeyError, SpecError."""
+        assignment = self.record.manifest.assignments[pipeline]
+        defaults = self._versions[assignment.digest].spec.defaults()
+        return effective_params(defaults, assignment, self.record.document.notes(), node=self.identity.node, pipeline=pipeline)
+
+    def version(self, pipeline: str) -> PipelineVersion | None:
+        """The assigned version, when its bytes are on the node."""
+        assignment = self.record.manifest.assignments.get(pipeline)
+        return self._versions.get(assignment.digest) if assignment else None
+
+    def status_of(self, pipeline: str) -> Status:
+        """What runs comes first; what keeps the wanted version from starting is then its reason."""
+        obstacle = self._obstacles.get(pipeline)
+        if pipeline not in self.keepers:
+            return obstacle or Status("pending", since=self._booted)
+        status = self.keepers[pipeline].status
+        return replace(status, reason=status.reason or obstacle.reason) if obstacle else status
+
+    async def _settle_for_ever(self) -> None:
+        self._wake.set()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """One level-triggered step (I7): reconcile, hand over acknowledgements, report what changed."""
+        assignments = self.record.manifest.assignments
+        self._obstacles = {name: status for name, status in self._obstacles.items() if name in assignments}
+        stored = await self._load_versions(assignments)
+        stopping = {name for name, keeper in self.keepers.items() if not keeper.wanted_digest}  # their end wakes us
+        running = {n: Running(k.wanted_digest, k.params) for n, k in self.keepers.items() if n not in stopping}
+        startable = {name: assignment for name, assignment in assignments.items() if name not in stopping}
+        for action in reconcile(startable, self._fold(startable), running, stored):
+            await self._perform(action)
+        await self._hand_over_acknowledgements()
+        await self._report()
+
+    async def _load_versions(self, assignments: Mapping[str, Assignment]) -> set[str]:
+        """Digests of the assigned versions that are on the node and verify (I13)."""
+        for assignment in assignments.values():
+            if assignment.digest in self._versions or (found := await self.store.artifact(assignment.digest)) is None:
+                continue
+            try:
+                found[0].verify(assignment.digest, self.identity.author)
+            except Refused as error:
+                _log.error("a stored version does not verify; fetching it again", reason=str(error))
+                continue
+            self._versions[assignment.digest] = PipelineVersion(found[0].data, assignment.number)
+        return {assignment.digest for assignment in assignments.values()} & self._versions.keys()
+
+    def _fold(self, assignments: Mapping[str, Assignment]) -> dict[str, Params]:
+        """The parameters of every pipeline that can run; why another cannot goes to its status."""
+        folded: dict[str, Params] = {}
+        for name, assignment in assignments.items():
+            if assignment.digest not in self._versions:
+                continue
+            try:
+                folded[name] = self._checked_params(name)
+                self._obstacles.pop(name, None)
+            except (SpecError, ValueError) as error:
+                self._block(name, "failed", str(error))
+        return folded
+
+    def _checked_params(self, pipeline: str) -> Params:
+        version = self.version(pipeline)
+        assert version is not None
+        if version.pipeline != pipeline:
+            raise ValueError(f"the version is one of {version.pipeline}")
+        values = {name: entry.value for name, entry in self.effective(pipeline).items()}
+        for name, value in values.items():
+            try:
+                version.spec.params[name].check(value)
+            except ValueError as error:
+                raise ValueError(f"parameter {name}: {'no value is set' if value is None else error}") from None
+        return values
+
+    async def _perform(self, action: Action) -> None:
+        if not isinstance(action, FetchArtifact):
+            _log.info("reconcile", action=type(action).__name__, pipeline=action.pipeline)
+        match action:
+            case FetchArtifact(pipeline, digest):
+                self._start_fetching(pipeline, digest)
+            case Start(pipeline, digest, params):
+                keeper = self.keepers[pipeline] = Keeper(self._services(), self._versions[digest], params, self.wake)
+                self._track(self._keeping, self._keep(keeper))
+            case Replace(pipeline, digest, params):
+                await self.keepers[pipeline].replace(self._versions[digest], params)
+            case UpdateParams(pipeline, params):
+                await self.keepers[pipeline].update_params(params)
+            case Stop(pipeline):
+                await self.keepers[pipeline].stop()
+
+    async def _keep(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        finally:
+            del self.keepers[keeper.pipeline]
+            self.wake()
+
+    def _services(self) -> Services:
+        labels = dict(self.record.manifest.labels)
+        node = NodeInfo(self.identity.node, self.identity.name, labels, facts())
+        return Services(self.store, self._supervisor, self.actions, self.policy, node, self.config.data_dir)
+
+    def _start_fetching(self, pipeline: str, digest: str) -> None:
+        if digest in self._fetching:
+            return
+        if not self.link.is_up:
+            self._block(pipeline, "pending", "its version is not on the node yet and the control plane is out of reach")
+            return
+        _log.info("reconcile", action="FetchArtifact", pipeline=pipeline, digest=digest)
+        self._fetching.add(digest)
+        self._track(self._fetches, self._fetch(pipeline, digest))
+
+    def _track(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _fetch(self, pipeline: str, digest: str) -> None:
+        try:
+            await self.sync.fetch(digest)
+            keep = {assignment.digest for assignment in self.record.manifest.assignments.values()}
+            await self.store.drop_artifacts(keep | {keeper.version.digest for keeper in self.keepers.values()})
+        except (LinkDown, Refused) as error:
+            self._block(pipeline, "pending", f"its version could not be fetched: {error}")
+            await asyncio.sleep(_FETCH_PAUSE_S)
+        finally:
+            self._fetching.discard(digest)
+            self.wake()
+
+    def _block(self, pipeline: str, phase: str, reason: str) -> None:
+        now = self._obstacles.get(pipeline)
+        if now is None or (now.phase, now.reason) != (phase, reason):
+            self._obstacles[pipeline] = Status(phase, reason, clock.wall_text())
+
+    async def _hand_over_acknowledgements(self) -> None:
+        """Give each runner, once, the acknowledgements of its open incidents; only its commit makes one count (I7)."""
+        notes = {note.subject: note for note in self.record.document.notes() if note.kind == "acknowledge"}
+        if not notes:
+            return
+        for incident in await self.store.incidents():
+            name, keeper = incident["incident"], self.keepers.get(incident["pipeline"])
+            note = notes.get(name)
+            if note is None or incident["acknowledged"] or keeper is None or not keeper.is_ready:
+                continue
+            if (keeper.pid, name) not in self._handed:
+                self._handed.add((keeper.pid, name))
+                await keeper.acknowledge(name, by=note.by or note.author, reason=note.reason, at=note.at)
+
+    async def _report(self) -> None:
+        """Write what changed of what runs: transitions only, so that the document stays small (I9)."""
+        self.store.clock_quality = clock.quality()
+        await self.record.report_facts(facts())
+        before = self.record.document.reported()
+        for name in {*self.record.manifest.assignments, *self.keepers, *before}:
+            now = self._reported(name, before.get(name))
+            if now is not None and now != before.get(name):
+                await self.record.report(name, now)
+
+    def _reported(self, name: str, before: Reported | None) -> Reported | None:
+        generation, keeper = self.record.manifest.generation, self.keepers.get(name)
+        assignment = self.record.manifest.assignments.get(name)
+        if keeper is not None:
+            version, params = keeper.version, dict(keeper.params)
+            now = Reported(version.digest, version.number, "", params, params_digest(params))
+        elif assignment is not None:
+            now = Reported(assignment.digest, assignment.number, "")
+        elif before is not None and before.phase != "stopped":
+            return replace(before, phase="stopped", reason="", since=clock.wall_text(), generation=generation)
+        else:
+            return None
+        status = self.status_of(name)
+        now = replace(now, phase=status.phase, reason=status.reason, since=status.since, generation=generation)
+        is_same = before is not None and replace(before, generation=generation) == now
+        return before if is_same else now
+
+
+def facts() -> dict[str, object]:
+    """What the node says of itself: slow to change."""
+    return {
+        "agent": AGENT,
+        "arch": platform.machine(),
+        "clock": clock.quality(),
+        "host": platform.node(),
+        "languages": list(LANGUAGES),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+async def run_managed(config: AgentConfig, identity: Identity) -> None:
+    """The agent of a node that joined, until SIGTERM or SIGINT."""
+    store = Store.open(config.data_dir, identity.node, identity.key, config.buffer_bytes)
+    inbox = subjects.inbox(identity.node)
+    login = Login(identity.url, inbox, identity.user_jwt, identity.seed, identity.ca, identity.name)
+    try:
+        agent = Agent(config, identity, store, NatsLink(login))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stop)
+        await agent.run()
+    finally:
+        store.close()

@@ -1,0 +1,182 @@
+"""`tidewire-agent`: thin. It asks the running agent over its Unix socket, or becomes it."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_agent import logs, status_view
+from edge_agent.config import AgentConfig, Identity
+from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
+
+app = typer.Typer(
+    help="The node of Tidewire: runs pipelines beside the machines, connected or not.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error is two plain lines
+)
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="The agent's directory. [env TIDEWIRE_AGENT_DIR]", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept with the change.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would touch, and stop.")]
+
+
+def main() -> None:
+    """Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 out of reach. Errors never show a traceback."""
+    try:
+        app()
+    except TidewireError as error:
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        print(f"tidewire-agent {metadata.version('tidewire')}")
+        raise typer.Exit
+
+
+@app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="What `tidewire join-token create` printed.")],
+    name: Annotated[str, typer.Option("--name", help="What to call this node; default: its host name.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Become a node of the control plane that made the token."""
+    from edge_agent.join import join as do_join  # the link is not worth loading for --help
+    from pipelines.contract.token import JoinToken
+
+    logs.configure("error")
+    config = AgentConfig.load(data_dir)
+    parsed = JoinToken.decode(token)
+    print(f"Joining the control plane at {parsed.url}; the identity goes to {config.data_dir}")
+    identity, is_new = asyncio.run(do_join(parsed, config.data_dir, name))
+    labels = ", ".join(f"{key}={value}" for key, value in identity.labels.items())
+    print(f"{'This node is now' if is_new else 'Nothing to do: this node already is'} {identity.name} ({identity.node})")
+    print(f"  labels: {labels or 'none'}")
+    if is_new:
+        print("  next: tidewire-agent run")
+
+
+@app.command()
+def run(
+    file: Annotated[Path | None, typer.Argument(help="A pipeline to run stand-alone; without it: the managed agent.")] = None,
+    until_eof: Annotated[bool, typer.Option("--until-eof", help="With FILE: end when its sources do.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Run the agent, or one pipeline stand-alone."""
+    if file is not None:
+        from edge_agent.standalone import run_file  # a managed agent does without it
+
+        raise typer.Exit(run_file(file, data_dir, until_eof, as_json))
+    if until_eof or as_json:
+        raise WrongUsage("--until-eof and --json go with a FILE", op="run", hint="tidewire-agent run FILE --until-eof")
+    config = AgentConfig.load(data_dir)
+    identity = Identity.load(config.data_dir)
+    if identity is None:
+        raise Refused(
+            "this node has not joined a control plane", op="run", place=str(config.data_dir),
+            hint="tidewire-agent join TOKEN, or run one pipeline stand-alone: tidewire-agent run FILE",
+        )  # fmt: skip
+    from edge_agent.agent import run_managed
+
+    logs.configure(config.log_level)
+    asyncio.run(run_managed(config, identity))
+
+
+@app.command()
+def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """What runs here, since when, and why."""
+    facts = _call(data_dir, "GET", "/status")
+    print(json.dumps(facts, indent=1)) if as_json else status_view.show(facts)
+
+
+@app.command("set")
+def set_(
+    pipeline: Annotated[str, typer.Argument()],
+    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Override parameters of a pipeline on this node, until `unset`. Works with nobody in reach."""
+    pairs = [value.partition("=") for value in values]
+    for name, equals, _ in pairs:
+        if not equals or not name:
+            raise WrongUsage(f"{name!r} is not NAME=VALUE", op="set", hint="for example: tidewire-agent set ovens limit_c=90")
+    _change(data_dir, "/set", {"pipeline": pipeline, "values": {n: v for n, _, v in pairs}}, reason, dry_run)
+
+
+@app.command()
+def unset(
+    pipeline: Annotated[str, typer.Argument()],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Withdraw on-site overrides: what the centre says holds again."""
+    _change(data_dir, "/unset", {"pipeline": pipeline, "names": names}, reason, dry_run)
+
+
+@app.command()
+def ack(
+    incident: Annotated[str, typer.Argument(help="Its id, or how the id starts.")],
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Acknowledge an open incident: this one, never the next."""
+    _change(data_dir, "/ack", {"incident": incident}, reason, dry_run)
+
+
+def _change(data_dir: Path | None, path: str, body: dict[str, Any], reason: str, dry_run: bool) -> None:
+    """Say what it touches, then do it."""
+    who = {"by": getpass.getuser(), "reason": reason}
+    preview = _call(data_dir, "POST", path, {**body, **who, "dry_run": True})
+    for line in preview["done"]:
+        print(line)
+    if dry_run:
+        print("dry run: nothing was changed")
+        return
+    _call(data_dir, "POST", path, {**body, **who, "dry_run": False})
+    print("done")
+
+
+def _call(data_dir: Path | None, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the running agent answers. Raises `OutOfReach` when none runs, `Refused` with its words otherwise."""
+    import httpx  # only the commands that talk to the agent need it
+
+    from edge_agent.local_api import SOCKET
+
+    place = AgentConfig.load(data_dir).data_dir / SOCKET
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), base_url="http://agent", timeout=10) as client:
+            reply = client.request(method, path, json=body)
+    except httpx.HTTPError as error:
+        raise OutOfReach(
+            f"no agent answers ({error})", op=path.strip("/"), place=str(place.parent), hint="start it: tidewire-agent run"
+        ) from None
+    answer = reply.json()
+    if reply.status_code != 200:
+        raise Refused(answer["error"], hint=answer["hint"])
+    return answer
+
+
+if __name__ == "__main__":
+    main()

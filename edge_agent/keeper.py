@@ -1,0 +1,163 @@
+"""Keeps one pipeline running: drains, replaces, restarts with back-off. Its siblings never notice (I11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from edge_agent import clock
+from edge_agent.host import Outcome, PipelineHost, Services
+from pipelines.contract.node_state import Scalar
+from pipelines.contract.version import PipelineVersion
+
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0  # 1, 2, 4 .. 60 s between restarts
+QUICK_S = 30.0  # a runner that lived shorter than this died quickly; one that lives longer has recovered
+DEATHS_TO_FAIL = 3  # quick ones in a row, before the pipeline is reported as failed
+_DRAIN_TRIES = 3
+
+Params = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is reported of a pipeline: `phase` is one of `PHASES`; `since` the wall clock when it began, a label."""
+
+    phase: str
+    reason: str = ""
+    since: str = ""
+
+
+class Keeper:
+    """`replace`, `update_params`, `stop` change what is wanted; `run` is the task that follows, and ends after `stop`.
+
+    `stop` ends the pipeline for good, its streams drain; `suspend` only ends the process, for the agent's own end.
+    """
+
+    def __init__(self, services: Services, version: PipelineVersion, params: Params, on_change: Callable[[], None]) -> None:
+        self._services, self.version, self.params, self._on_change = services, version, dict(params), on_change
+        self.host: PipelineHost | None = None
+        self.status = Status("pending", since=clock.wall_text())
+        self.deaths = 0  # quick ones in a row
+        self.restarts = 0
+        self._wanted: PipelineVersion | None = version
+        self._is_suspended = False
+        self._changed = asyncio.Event()
+        self._log = structlog.get_logger("keeper").bind(pipeline=version.pipeline)
+
+    @property
+    def pipeline(self) -> str:
+        return self.version.pipeline
+
+    @property
+    def wanted_digest(self) -> str:
+        """What runs or is about to; "" once it was told to stop."""
+        return self._wanted.digest if self._wanted else ""
+
+    @property
+    def is_ready(self) -> bool:
+        return self.host is not None and self.host.is_ready
+
+    @property
+    def pid(self) -> int:
+        return self.host.pid if self.host else 0
+
+    async def replace(self, version: PipelineVersion, params: Params) -> None:
+        self._wanted, self.params, self.deaths = version, dict(params), 0
+        await self._interrupt()
+
+    async def stop(self) -> None:
+        self._wanted = None
+        await self._interrupt()
+
+    async def suspend(self) -> None:
+        self._is_suspended = True
+        await self.stop()
+
+    async def update_params(self, params: Params) -> None:
+        self.params = dict(params)
+        if self.host is not None:
+            await self.host.set_params(params)
+        self._on_change()
+
+    async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
+        if self.host is not None:
+            await self.host.acknowledge(incident, by=by, reason=reason, at=at)
+
+    async def run(self) -> None:
+        while self._wanted is not None:
+            self._changed.clear()
+            self.version = self._wanted
+            if self.deaths < DEATHS_TO_FAIL:
+                self._set("pending")
+            await self.drain_other_version()
+            if self._changed.is_set():
+                continue
+            outcome = await self._run_once(PipelineHost(self._services, self.version, self.params, on_ready=self._on_ready))
+            if not self._changed.is_set():
+                await self._back_off(outcome)
+        if not self._is_suspended:
+            await self._services.store.close_streams(self.pipeline)
+            self._set("stopped")
+
+    async def drain_other_version(self) -> None:
+        """When another version wrote the state, let it emit what this one does not carry over."""
+        store = self._services.store
+        checkpoint = await store.checkpoint(self.pipeline)
+        if checkpoint.digest in ("", self.version.digest):
+            return
+        if (old := await store.artifact(checkpoint.digest)) is not None:
+            draining = PipelineVersion(old[0].data, checkpoint.number)
+            for _ in range(_DRAIN_TRIES):
+                host = PipelineHost(self._services, draining, self.params, mode="drain", successor=self.version)
+                outcome = await self._run_once(host)
+                if outcome.kind == "stopped" or self._changed.is_set():
+                    break
+                self._log.warning("the former version could not be drained", version=old[1], reason=outcome.reason)
+        if not self._changed.is_set():
+            await store.adopt(self.pipeline, self.version.digest, self.version.number)
+
+    async def _run_once(self, host: PipelineHost) -> Outcome:
+        self.host = host
+        recovered = asyncio.get_running_loop().call_later(QUICK_S, self._on_long_life, host)
+        try:
+            return await host.run()
+        finally:
+            recovered.cancel()
+            self.host = None
+
+    async def _back_off(self, outcome: Outcome) -> None:
+        self.restarts += 1
+        self.deaths = 1 if outcome.ran_s >= QUICK_S else self.deaths + 1
+        reason = outcome.reason or "the runner stopped by itself"
+        if outcome.kind == "failed" or self.deaths >= DEATHS_TO_FAIL:
+            self.deaths = max(self.deaths, DEATHS_TO_FAIL)
+            self._set("failed", reason + (f" ({outcome.hint})" if outcome.hint else ""))
+        pause_s = min(BACKOFF_FIRST_S * 2 ** min(self.deaths - 1, 16), BACKOFF_MAX_S)
+        self._log.warning("the runner ended", how=outcome.kind, reason=reason, restart_in_s=pause_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._changed.wait()
+
+    async def _interrupt(self) -> None:
+        self._changed.set()
+        if self.host is not None:
+            await self.host.stop()
+
+    def _on_ready(self) -> None:
+        if self.deaths < DEATHS_TO_FAIL:
+            self._set("running")
+        self._on_change()
+
+    def _on_long_life(self, host: PipelineHost) -> None:
+        if host is self.host and host.is_ready:
+            self.deaths = 0
+            self._set("running")
+
+    def _set(self, phase: str, reason: str = "") -> None:
+        if (phase, reason) != (self.status.phase, self.status.reason):
+            self.status = Status(phase, reason, clock.wall_text())
+            self._on_change()

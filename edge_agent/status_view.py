@@ -1,0 +1,82 @@
+"""`tidewire-agent status` for people: the facts of status.py as text and one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PHASE_STYLES = {"running": "green", "failed": "bold red", "pending": "yellow", "stopped": "dim"}
+
+
+def show(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{facts['node']['name']}[/bold] ({facts['node']['id']})  labels: {_pairs(facts['node']['labels'])}")
+    console.print(_link(facts["link"]))
+    manifest, clock = facts["manifest"], facts["clock"]
+    console.print(f"manifest: generation {manifest['generation']}  clock: {clock['quality']}, {clock['wall']}")
+    console.print(_backlog(facts["backlog"]))
+    if facts["store"]["trouble"]:
+        console.print(Text(f"the store takes no writes: {facts['store']['trouble']}; alarms go on", "bold red"))
+    console.print(_pipelines(facts["pipelines"]) if facts["pipelines"] else "no pipelines")
+    for pipeline in facts["pipelines"]:
+        for line in [*_params(pipeline), *_notes(pipeline)]:
+            console.print(Text("  " + line))
+    for incident in facts["incidents"]:
+        console.print(Text(_incident(incident), "yellow" if incident["acknowledged"] else "bold red"))
+    for action in [a for a in facts["actions"] if a["status"] != "done"]:
+        console.print(Text(f"action {action['kind']} {action['id']}: {action['status']} {action['outcome']}"))
+
+
+def _link(link: dict[str, Any]) -> Text:
+    if link["up"]:
+        text = f"link: up since {link.get('since', '?')} to {link['url']}, last exchange {link['last_exchange'] or 'none yet'}"
+    else:
+        text = f"link: down since {link.get('since', '?')} ({link.get('reason', '')}); pipelines and alarms go on"
+    trouble = "; ".join(filter(None, (link["exchange"], link["upload"]))) if link["up"] else ""
+    return Text(text + (f"; {trouble}" if trouble else ""), "green" if link["up"] and not trouble else "yellow")
+
+
+def _backlog(backlog: dict[str, int]) -> str:
+    text = f"waiting for the lake: {backlog['rows']} rows in {backlog['segments']} segments, {backlog['bytes']:,} bytes"
+    return text + (f"; evicted: {backlog['evicted_rows']} rows" if backlog["evicted_rows"] else "")
+
+
+def _pipelines(pipelines: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("pipeline", "version", "phase", "since", "counts", "why"):
+        table.add_column(column)
+    for p in pipelines:
+        wanted = f" (wanted {p['wanted']})" if p["wanted"] not in (None, p["number"]) else ""
+        phase = Text(p["phase"] + (f": {p['reason']}" if p["reason"] else ""), _PHASE_STYLES.get(p["phase"], ""))
+        why = " ".join(filter(None, (p["why"].get("by"), p["why"].get("reason"))))
+        table.add_row(p["pipeline"], f"{p['number']}{wanted}", phase, p["since"], _counts(p["counts"]), why)
+    return table
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in counts.items() if isinstance(value, int | float) and value)
+
+
+def _params(pipeline: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, entry in pipeline["params"].items():
+        who = " ".join(filter(None, (entry["origin"], entry["by"] and f"by {entry['by']}", entry["reason"])))
+        losing = ", ".join(f"{value} ({origin})" for origin, value in entry["losing"])
+        lines.append(f"{pipeline['pipeline']} {name} = {entry['value']} ({who})" + (f"; beats {losing}" if losing else ""))
+    return lines
+
+
+def _notes(pipeline: dict[str, Any]) -> list[str]:
+    return [f"{pipeline['pipeline']} {note.get('level', '')}: {note.get('text', '')}" for note in pipeline["notes"][-3:]]
+
+
+def _incident(incident: dict[str, Any]) -> str:
+    state = "acknowledged" if incident["acknowledged"] else "OPEN"
+    return f"incident {incident['incident']} {incident.get('severity', '')} {state}: {incident.get('message', '')}"
+
+
+def _pairs(labels: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in labels.items()) or "none"
