@@ -1,0 +1,256 @@
+"""NatsLink against a real nats-server: what comes, goes, hangs and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+
+from edge_agent import link as link_module
+from edge_agent.link import LinkDown, Login, NatsLink
+from pipelines.contract.errors import Refused
+
+NATS_SERVER = str(Path(sys.executable).parent / "nats-server")
+CONFIG = """
+port: {port}
+host: 127.0.0.1
+authorization {{ users = [
+  {{user: control, password: c}},
+  {{user: node, password: n, permissions: {{publish: ["ask.>"], subscribe: ["_INBOX_n.>", "poke"]}}}}
+] }}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Broker:
+    """A real nats-server on one port, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._config = folder / "nats.conf"
+        self._config.write_text(CONFIG.format(port=self.port))
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [NATS_SERVER, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.02)
+        raise AssertionError("nats-server did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Proxy:
+    """TCP in front of the broker, to be cut (connections reset) or black-holed (open, but nothing moves)."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def black_hole(self) -> None:
+        self._flows.clear()
+
+    def heal(self) -> None:
+        self._flows.set()
+
+    def cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, there[1]}
+        await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writer.write(data)
+        writer.close()
+
+
+def in_a_loop(test: Callable[[Broker], Coroutine[Any, Any, None]]) -> Callable[[Broker], None]:
+    """Run a coroutine test; a hung one fails."""
+
+    def run(broker: Broker) -> None:
+        asyncio.run(asyncio.wait_for(test(broker), 60))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    broker = Broker(tmp_path)
+    yield broker
+    broker.kill()
+
+
+@contextlib.asynccontextmanager
+async def echo(broker: Broker) -> AsyncIterator[nats.NATS]:
+    """Something on the other side that answers `ask.echo`."""
+    client = await nats.connect(
+        f"nats://control:c@127.0.0.1:{broker.port}", max_reconnect_attempts=-1, reconnect_time_wait=0.1, inbox_prefix="_INBOX_c"
+    )
+
+    async def answer(message: nats.aio.msg.Msg) -> None:
+        await message.respond(b"echo " + message.data)
+
+    await client.subscribe("ask.echo", cb=answer)
+    await client.subscribe("ask.silence")
+    await client.flush()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@contextlib.asynccontextmanager
+async def linked(port: int, **login: str) -> AsyncIterator[NatsLink]:
+    link = NatsLink(Login(login.pop("url", f"nats://node:n@127.0.0.1:{port}"), "_INBOX_n", **login))
+    link.pokes = 0  # type: ignore[attr-defined]
+
+    def count() -> None:
+        link.pokes += 1  # type: ignore[attr-defined]
+
+    link.on_message("poke", count)
+    running = asyncio.create_task(link.run())
+    try:
+        yield link
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def up(link: NatsLink, state: bool = True, within_s: float = 15) -> None:
+    changed = asyncio.Event()
+    link.on_change(changed.set)
+    async with asyncio.timeout(within_s):
+        while link.is_up is not state:
+            await changed.wait()
+            changed.clear()
+
+
+@in_a_loop
+async def test_request_is_answered_and_a_poke_arrives(broker: Broker) -> None:
+    async with echo(broker) as control, linked(broker.port) as link:
+        await up(link)
+        assert await link.request("ask.echo", b"hi", 2) == b"echo hi"
+        await control.publish("poke")
+        async with asyncio.timeout(5):
+            while not link.pokes:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+
+
+@in_a_loop
+async def test_a_killed_broker_fails_the_pending_request_at_once_and_the_link_returns(broker: Broker) -> None:
+    async with echo(broker), linked(broker.port) as link:
+        await up(link)
+        asking = asyncio.create_task(link.request("ask.silence", b"", 30))
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        broker.kill()
+        with pytest.raises(LinkDown):
+            await asking
+        assert time.monotonic() - started < 5
+        await up(link, False)
+        with pytest.raises(LinkDown):
+            await link.request("ask.echo", b"", 1)
+        broker.start()
+        await up(link)
+        assert await _eventually_echo(link) == b"echo again"
+
+
+@in_a_loop
+async def test_a_cut_connection_is_made_anew(broker: Broker) -> None:
+    proxy = Proxy(broker.port)
+    port = await proxy.start()
+    async with echo(broker), linked(port) as link:
+        await up(link)
+        proxy.cut()
+        await up(link, False)
+        await up(link)
+        assert await link.request("ask.echo", b"hi", 2) == b"echo hi"
+
+
+@in_a_loop
+async def test_two_timeouts_in_a_row_replace_a_black_holed_connection(broker: Broker) -> None:
+    proxy = Proxy(broker.port)
+    port = await proxy.start()
+    async with echo(broker), linked(port) as link:
+        await up(link)
+        proxy.black_hole()
+        for _ in range(link_module.TIMEOUTS_MAX):
+            with pytest.raises(LinkDown, match="no answer"):
+                await link.request("ask.echo", b"x" * 500_000, 0.3)
+        await up(link, False, within_s=5)
+        proxy.heal()
+        await up(link)
+        assert await link.request("ask.echo", b"hi", 2) == b"echo hi"
+
+
+@in_a_loop
+async def test_what_the_broker_denies_is_refused_and_not_a_timeout(broker: Broker) -> None:
+    async with echo(broker), linked(broker.port) as link:
+        await up(link)
+        started = time.monotonic()
+        with pytest.raises(Refused):
+            await link.request("Other.subject", b"", 10)
+        assert time.monotonic() - started < 5
+        assert await link.request("ask.echo", b"still up", 2) == b"echo still up"
+
+
+@in_a_loop
+async def test_nobody_behind_the_broker_is_link_down(broker: Broker) -> None:
+    async with linked(broker.port) as link:
+        await up(link)
+        with pytest.raises(LinkDown, match="control plane is not"):
+            await link.request("ask.echo", b"", 2)
+        assert link.is_up
+
+
+@in_a_loop
+async def test_wrong_credentials_are_told_and_tried_again(broker: Broker) -> None:
+    async with linked(broker.port, url=f"nats://node:wrong@127.0.0.1:{broker.port}") as link:
+        async with asyncio.timeout(10):
+            while "refused" not in link.trouble:
+                await asyncio.sleep(0.02)
+        assert not link.is_up
+
+
+async def _eventually_echo(link: NatsLink) -> bytes:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await link.request("ask.echo", b"again", 2)
+            except LinkDown:
+                await asyncio.sleep(0.05)
