@@ -302,7 +302,7 @@ def incidents_show(incident: str, as_json: Json = False) -> None:
     for step in row["steps"]:
         who = " ".join(part for part in (f"by {step['by']}" if step["by"] else "", step["reason"]) if part)
         known = "known to node and control plane" if len(step["known_on"]) > 1 else "the node does not know yet"
-        lines.append(["history", f"{step['at']} {step['transition']} {who}; {known}".replace("  ", " ")])
+        lines.append(["history", f"{step['at']} {' '.join((step['transition'], who)).strip()}; {known}"])
     output.print_lines(lines)
 
 

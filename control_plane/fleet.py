@@ -118,6 +118,13 @@ def issue(db: Connection, keys: KeyRing) -> list[Change]:
     return changes
 
 
+def saw(db: Connection, node: str, digest: str, generation: int) -> None:
+    """Note what a node says it holds: shown to people, decides nothing."""
+    c = store.nodes.c
+    news = sa.or_(c.seen_digest != digest, c.seen_generation != generation)
+    db.execute(store.nodes.update().where(c.id == node, news).values(seen_digest=digest, seen_generation=generation))
+
+
 def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by: str, reason: str) -> None:
     """Put labels; None removes one."""
     merged = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}
@@ -156,8 +163,7 @@ def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
     except Refused as error:
         store.record_security(db, node.name, f"document refused: {error}")
         return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error))
-    if (node.seen_digest, node.seen_generation) != (request.document, request.generation):
-        _update(db, node_id, seen_digest=request.document, seen_generation=request.generation)
+    saw(db, node_id, request.document, request.generation)
     issued = node.manifest.order if node.manifest else (0, 0)
     if request.generation > 0 and (request.term, request.generation) > issued:
         store.record_security(

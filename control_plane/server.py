@@ -268,8 +268,9 @@ def _http_server(app: Any) -> uvicorn.Server:
 
 
 def _is_behind(db: Any, node: str, heartbeat: Heartbeat) -> bool:
-    """Whether the node should ask for news (I7): its document differs from ours, or our manifest is newer."""
+    """Note what the node says it holds; whether it should ask for news (I7)."""
     found = fleet.state_of(db, node)
     if found is None:
         return False
+    fleet.saw(db, node, heartbeat.document, heartbeat.generation)
     return found[0] != heartbeat.document or found[1:] > (heartbeat.term, heartbeat.generation)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from functools import cache
+from typing import Any, Self, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import pack, unpack
@@ -16,6 +19,12 @@ from pipelines.contract.keys import Key, seal, unseal
 from pipelines.contract.node_state import SignedManifest
 
 FORMAT = 1
+
+
+@cache
+def _adapters(message: str) -> dict[str, TypeAdapter[Any]]:
+    """Field -> what checks its type, of the message class with this name."""
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(globals()[message]).items()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,12 @@ class _Message:
         if header.pop("format", None) != FORMAT:
             raise Refused(f"a {cls.__name__} of another format", op="read message", hint="upgrade the older side")
         try:
+            for name, adapter in _adapters(cls.__name__).items():
+                if name in header:
+                    adapter.validate_python(header[name], strict=True)
             return cls(**header), blobs
+        except ValidationError as error:
+            raise Refused(f"not a {cls.__name__}: {name}: {error.errors()[0]['msg']}", op="read message") from None
         except TypeError as error:
             raise Refused(f"not a {cls.__name__}: {error}", op="read message") from None
 

@@ -74,7 +74,7 @@ class Manifest:
                 for name, a in raw["assignments"].items()
             }
             return cls(**{**raw, "assignments": assignments})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Refused(f"not a manifest: {error}", op="read manifest") from None
 
 
@@ -119,7 +119,17 @@ class Reported:
 
     @classmethod
     def from_json(cls, text: str) -> Reported:
-        return cls(**json.loads(text))
+        """Raises `Refused` on anything that a node of this format does not write."""
+        try:
+            reported = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Refused(f"not a report: {error}", op="read report") from None
+        texts = (reported.digest, reported.phase, reported.params_digest, reported.reason, reported.since)
+        numbers = (reported.number, reported.generation)
+        well_formed = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
+        if not well_formed or not isinstance(reported.params, dict) or reported.phase not in PHASES:
+            raise Refused("a report whose fields have other types", op="read report")
+        return reported
 
 
 NOTE_KINDS = frozenset({"param", "unset", "acknowledge", "comment"})
@@ -151,8 +161,11 @@ class Note:
     def from_json(cls, text: str) -> Note:
         try:
             note = cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise Refused(f"not a note: {error}", op="read note") from None
+        texts = (note.author, note.subject, note.by, note.reason, note.at)
+        if not all(type(text) is str for text in texts) or not isinstance(note.body, dict):
+            raise Refused("a note whose fields have other types", op="read note")
         if note.kind not in NOTE_KINDS or type(note.seq) is not int or note.seq < 1 or type(note.after) is not int:
             raise Refused(f"not a note of a known kind: {note.kind!r}", op="read note")
         return note

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import sha256
+from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.keys import Key, seal, unseal
 
 FORMAT = 1
@@ -106,12 +106,24 @@ def decode(data: bytes, public: str) -> Segment:
         and header.seq >= 1
         and header.rows >= 0
         and (header.rows > 0) == bool(blobs[0])
+        and _is_storable(fields)
     )
     if not well_formed:
         raise Refused("the header's fields do not fit together", op="decode segment", place=f"{header.node}/{header.stream}")
     if sha256(blobs[0]) != header.payload_digest:
         raise Refused("the payload is not the one that was sealed", op="decode segment", place=f"{header.node}/{header.stream}")
     return Segment(header, blobs[0], data)
+
+
+def _is_storable(fields: dict[str, Any]) -> bool:
+    """Whether a table takes every field: 64-bit integers, text without lone surrogates, no NaN, ledgers that are objects."""
+    try:
+        canonical_json(fields)
+    except (ValueError, RecursionError):
+        return False
+    integers = (value for value in fields.values() if type(value) is int)
+    objects = (fields.get("positions", {}), fields.get("ledgers", {}))
+    return all(-(2**63) <= n < 2**63 for n in integers) and all(isinstance(value, dict) for value in objects)
 
 
 _TYPES: dict[str, type] = {

@@ -36,7 +36,7 @@ class JoinToken:
             token = cls(**fields)
             if not all(isinstance(value, str) for value in asdict(token).values()):
                 raise ValueError("not text")
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise Refused(
                 "this is not a join token", op="join", hint="paste the whole line that `tidewire join-token create` printed"
             ) from None

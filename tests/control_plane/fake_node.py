@@ -61,9 +61,9 @@ class Stream:
         fields: dict[str, Any] = {
             "node": self.node, "run": self.run, "stream": self.name, "seq": len(self.sealed) + 1,
             "previous": self.sealed[-1].digest if self.sealed else "", "kind": self.kind, "table": self.table,
-            "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload), "pipeline": "press", "version": "sha256:v",
-            "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1, "clock": "synced", "engine": "test",
-            "positions": {"sim": {"from": 0, "to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
+            "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload),
+            "pipeline": "press", "version": "sha256:v", "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1,
+            "clock": "synced", "engine": "test", "positions": {"sim": {"to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
         }  # fmt: skip
         segment = encode(SegmentHeader(**{**fields, **overrides}), payload, self.key)
         self.sealed.append(segment)

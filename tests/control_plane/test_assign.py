@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.assign import Deployment, Member, Rule, Target, assign, changed_pipelines
+from control_plane.selector import Selector, parse_selector
+from pipelines.contract.node_state import Manifest, Note, effective_params
+
+NODE = Member("n1", "pi1", {"site": "lyon"})
+EVERYWHERE = Deployment("press", (Target(Selector(), 1, "sha256:1", {"limit": 80}),))
+
+
+def rule(number: int, value: float, select: str = "all", **more: bool) -> Rule:
+    return Rule(number, "press", "limit", value, parse_selector(select), "ana", "why not", **more)
+
+
+def issued(member: Member, *rules: Rule, deployment: Deployment = EVERYWHERE) -> Member:
+    return replace(member, manifest=assign(member, [deployment], rules, term=1))
+
+
+def limit(member: Member) -> float:
+    assert member.manifest
+    return member.manifest.assignments["press"].params["limit"].value  # type: ignore[return-value]  # numbers here
+
+
+def test_generation_rises_only_when_the_content_changed() -> None:
+    first = issued(NODE)
+    assert first.manifest and first.manifest.generation == 1
+    assert issued(first).manifest is first.manifest
+    second = issued(first, rule(1, 90))
+    assert second.manifest and second.manifest.generation == 2
+
+
+def test_the_first_target_that_matches_wins_and_absence_means_remove() -> None:
+    one, two = (Target(parse_selector(s), n, f"sha256:{n}") for s, n in (("site=lyon", 2), ("all", 1)))
+    assert assign(NODE, [Deployment("press", (one, two))], [], term=1).assignments["press"].number == 2
+    assert assign(NODE, [Deployment("press", (two, one))], [], term=1).assignments["press"].number == 1
+    gone = assign(issued(NODE), [], [], term=1)
+    assert gone.assignments == {} and gone.generation == 2
+
+
+def test_rules_reach_nodes_that_join_later_and_the_later_rule_wins() -> None:
+    rules = (rule(3, 70, "site=lyon"), rule(2, 90))
+    assert limit(issued(NODE, *rules)) == 70
+    assert limit(issued(replace(NODE, labels={"site": "paris"}), *rules)) == 90
+
+
+def test_a_setting_keeps_the_generation_that_first_carried_it() -> None:
+    """An on-site note that has seen a force is not beaten by it again when something else changes (I5)."""
+    forced = issued(issued(NODE), rule(1, 90, force=True))
+    assert forced.manifest
+    seen = forced.manifest.generation
+    note = Note("n1", 1, "param", "press", {"name": "limit", "value": 60}, after=seen)
+    later = issued(replace(forced, labels={"site": "paris"}), rule(1, 90, force=True))
+    assert later.manifest and later.manifest.generation == seen + 1
+    assignment = later.manifest.assignments["press"]
+    assert assignment.params["limit"].generation == seen
+    assert effective_params({"limit": 85}, assignment, [note], node="n1", pipeline="press")["limit"].value == 60
+    unseen = replace(note, after=seen - 1)
+    assert effective_params({"limit": 85}, assignment, [unseen], node="n1", pipeline="press")["limit"].value == 90
+
+
+def test_forcing_the_same_value_again_beats_the_notes_made_since() -> None:
+    first = issued(NODE, rule(1, 90, force=True))
+    again = issued(first, rule(2, 90, force=True))
+    assert first.manifest and again.manifest
+    assert again.manifest.assignments["press"].params["limit"].generation == first.manifest.generation + 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["all", "site=lyon", "site=paris"])), max_size=6))
+def test_assignment_is_a_fixed_point_and_survives_its_own_bytes(steps: list[tuple[int, str]]) -> None:
+    member = NODE
+    for number, (value, select) in enumerate(steps):
+        member = issued(member, rule(number, value, select))
+        assert member.manifest
+        reread = replace(member, manifest=Manifest.from_bytes(member.manifest.to_bytes()))
+        assert issued(reread, rule(number, value, select)).manifest == member.manifest
+
+
+def test_changes_are_told_in_words() -> None:
+    before, after = issued(NODE).manifest, issued(issued(NODE), rule(1, 90)).manifest
+    assert before and after
+    assert changed_pipelines(None, before) == {"press": "starts version 1"}
+    assert changed_pipelines(before, after) == {"press": "limit: 80 -> 90"}
+    assert changed_pipelines(after, replace(after, assignments={})) == {"press": "removed"}

@@ -1,0 +1,249 @@
+"""Segments into real Delta tables: exactly once, whatever is sent again, cut or crashes (I2, I3)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from fake_node import STAMP, Stream, incident_rows, rows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from control_plane.lake import Lake
+from control_plane.settle import Outcome, Settler, Upload
+from pipelines.contract.keys import Key
+from pipelines.contract.segment import INCIDENTS, LEDGER, Segment, StreamKey
+
+KEY = Key.from_entropy(bytes(range(32)))
+
+
+class Rig:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.restart()
+
+    def restart(self) -> None:
+        self.settler = Settler(Lake(self.directory / "lake"), self.directory / "refused")
+
+    def send(self, *segments: Segment) -> Outcome:
+        upload = Upload("n1", KEY.public, [s.data for s in segments])
+        return self.settler.settle([upload], 1_000)[0]
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        return DeltaTable(self.directory / "lake" / name).to_pyarrow_dataset().to_table().to_pylist()
+
+    def ids(self, name: str = "t") -> Counter[tuple[str, int, int]]:
+        return Counter((r["_run"], r["_seq"], r["_row"]) for r in self.table(name))
+
+    def verdicts(self) -> dict[int, tuple[str, str]]:
+        return {r["seq"]: (r["verdict"], r["reason"]) for r in self.table("segments")}
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def stream(name: str = "rows", table: str = "t", **options: Any) -> Stream:
+    return Stream("n1", KEY, name, table, **options)
+
+
+def mark(outcome: Outcome) -> int:
+    (found,) = outcome.marks.values()
+    return found.seq
+
+
+def test_rows_carry_their_lineage(rig: Rig) -> None:
+    source = stream()
+    assert mark(rig.send(source.seal(rows(1.0, 2.0)))) == 1
+    row = rig.table("t")[1]
+    expected = {"_node": "n1", "_run": source.run, "_stream": "rows", "_seq": 1, "_row": 1, "_pipeline": "press", "_version": 1}
+    assert expected.items() <= row.items()
+    assert row["value"] == 2.0 and row["_params"] == "sha256:p" and row["_clock"] == "synced" and row["_received_at"].year == 1970
+    (segment,) = rig.table("segments")
+    assert segment["verdict"] == "stored" and segment["digest"] == source.sealed[0].digest and segment["table_name"] == "t"
+
+
+def test_i2_the_same_segments_again_change_nothing(rig: Rig) -> None:
+    source = stream()
+    segments = [source.seal(rows(*range(n + 1))) for n in range(3)]
+    for _ in range(2):
+        assert mark(rig.send(*segments, *reversed(segments))) == 3
+    rig.restart()
+    assert mark(rig.send(*segments)) == 3
+    assert sum(rig.ids().values()) == 6 and max(rig.ids().values()) == 1
+
+
+def test_a_gap_is_answered_with_the_mark_and_stores_nothing(rig: Rig) -> None:
+    source = stream()
+    one, _, three = (source.seal(rows(1.0)) for _ in range(3))
+    outcome = rig.send(three, one)
+    assert mark(outcome) == 1 and not outcome.errors and len(rig.table("t")) == 1
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_i2_any_order_loss_duplication_and_restart(tmp_path: Path, data: st.DataObject) -> None:
+    rig = Rig(tmp_path / os.urandom(4).hex())
+    streams = [stream("a"), stream("b"), stream("a", table="u")]
+    segments = [s.seal(rows(*range(n + 1))) for s in streams for n in range(3)]
+    for _ in range(data.draw(st.integers(1, 5))):
+        rig.send(*data.draw(st.lists(st.sampled_from(segments), max_size=8)))
+        if data.draw(st.booleans()):
+            rig.restart()
+    outcome = rig.send(*segments)
+    assert [m.seq for m in outcome.marks.values()] == [3, 3, 3] and not outcome.errors
+    found = rig.ids("t") + rig.ids("u")
+    assert sum(found.values()) == 18 and max(found.values()) == 1
+    assert len(rig.table("segments")) == 9
+
+
+def test_i2_a_crash_between_rows_and_marks_doubles_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stream()
+    segments = [source.seal(rows(1.0, 2.0)) for _ in range(2)]
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "append_segments", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            rig.send(*segments)
+    assert sum(rig.ids().values()) == 4, "the rows were committed before the crash"
+    rig.restart()
+    assert mark(rig.send(*segments, source.seal(rows(3.0)))) == 3
+    assert sum(rig.ids().values()) == 5 and max(rig.ids().values()) == 1
+
+
+def test_a_table_that_cannot_be_written_holds_up_only_its_own_streams(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from control_plane.lake import LakeTable
+
+    append = LakeTable.append
+
+    def full(self: LakeTable, *args: Any) -> None:
+        if self._path.name == "t":
+            raise OSError("No space left on device")
+        append(self, *args)
+
+    bad, good = stream("a", "t"), stream("b", "u")
+    with monkeypatch.context() as patch:
+        patch.setattr(LakeTable, "append", full)
+        outcome = rig.send(bad.seal(rows(1.0)), good.seal(rows(1.0)))
+    by_name = {key.stream: m.seq for key, m in outcome.marks.items()}
+    assert by_name == {"a": 0, "b": 1} and "No space left" in outcome.errors[0]
+    assert mark(rig.send(*bad.sealed)) == 1 and len(rig.table("t")) == 1
+
+
+def test_a_fork_is_a_security_event_and_stores_nothing(rig: Rig) -> None:
+    source = stream()
+    rig.send(source.seal(rows(1.0)), source.seal(rows(2.0)))
+    clone = stream(run=source.run)
+    clone.seal(rows(1.0))
+    at_mark = rig.send(clone.sealed[0], clone.seal(rows(9.0)))
+    assert "fork" not in str(at_mark.marks) and at_mark.security and at_mark.errors and mark(at_mark) == 2
+    after = rig.send(clone.seal(rows(9.0)))
+    assert "does not follow" in after.errors[0] and mark(after) == 2
+    assert sorted(r["value"] for r in rig.table("t")) == [1.0, 2.0]
+
+
+def test_segments_of_another_key_or_node_are_refused(rig: Rig) -> None:
+    stranger = Stream("n1", Key.from_entropy(bytes(32)), "rows", "t")
+    other = Stream("n2", KEY, "rows", "t")
+    outcome = rig.send(stranger.seal(rows(1.0)), other.seal(rows(1.0)))
+    assert len(outcome.security) == 2 and not outcome.marks and rig.settler._lake.names() == []
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        (pa.table({"value": pa.array([2], pa.int64())}), "column value is double in the table, int64 in the segment"),
+        (pa.table({"value": pa.array([2.5], pa.float32())}), "column value is double in the table, float in the segment"),
+        (pa.table({"Value": pa.array([2.5])}), "column Value is spelled value in the table"),
+        (pa.table({"value": [1.0], "_node": ["x"]}), "column _node is added by the control plane"),
+        (pa.table({"value": [1.0], "d": pa.array([1], pa.duration("us"))}), "column d has type duration[us], which the lake has not"),
+        (pa.table({"value": [1.0], "t": pa.array([1], pa.timestamp("ns", "UTC"))}), "column t has type timestamp[ns, tz=UTC]"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_and_kept_raw(rig: Rig, table: pa.Table, why: str) -> None:
+    source = stream()
+    rig.send(source.seal(rows(1.5)))
+    bad = source.seal(table)
+    outcome = rig.send(bad, source.seal(rows(2.5)))
+    assert mark(outcome) == 3, "a refused segment does not hold up the stream"
+    (refused,) = outcome.refused
+    assert refused[:2] == (bad.header.key, 2) and why in refused[2]
+    assert rig.verdicts()[2][0] == "refused" and sorted(r["value"] for r in rig.table("t")) == [1.5, 2.5]
+    (kept,) = (rig.directory / "refused").iterdir()
+    assert kept.read_bytes() == bad.data and kept.stat().st_mode & 0o777 == 0o600
+    rig.restart()
+    assert rig.send(bad).refused == outcome.refused, "a node that lost the reply learns it again"
+
+
+def test_a_wider_batch_adds_nullable_columns_and_a_narrower_one_gets_null(rig: Rig) -> None:
+    source = stream()
+    wide = rows(2.0).append_column("note", pa.array(["x"]))
+    outcome = rig.send(source.seal(rows(1.0)), source.seal(wide), source.seal(rows(3.0)))
+    assert not outcome.refused
+    rig.restart()
+    rig.send(source.seal(pa.table({"note": ["y"]})))
+    assert sorted((r["_seq"], r["value"], r["note"]) for r in rig.table("t")) == [
+        (1, 1.0, None), (2, 2.0, "x"), (3, 3.0, None), (4, None, "y"),
+    ]  # fmt: skip
+
+
+def test_required_columns_stay_required(rig: Rig) -> None:
+    required = pa.schema([pa.field("value", pa.float64(), nullable=False)])
+    source = stream()
+    adds = pa.table([[1.0], [1]], schema=pa.schema([*required, pa.field("k", pa.int64(), nullable=False)]))
+    outcome = rig.send(
+        source.seal(pa.table([[1.0]], schema=required)),
+        source.seal(pa.table({"value": pa.array([None], pa.float64())})),
+        source.seal(pa.table({"other": [1]})),
+        source.seal(adds),
+    )
+    assert mark(outcome) == 4 and [seq for _, seq, _ in outcome.refused] == [2, 3, 4]
+    assert [r["value"] for r in rig.table("t")] == [1.0]
+
+
+@pytest.mark.parametrize("table", ["segments", "incidents", "../x", "A", "", "a" * 64])
+def test_rows_go_only_into_tables_that_are_theirs(rig: Rig, table: str) -> None:
+    outcome = rig.send(stream(table=table).seal(rows(1.0)))
+    assert mark(outcome) == 1 and len(outcome.refused) == 1
+    assert rig.settler._lake.names() == ["segments"]
+
+
+def test_system_tables_take_only_their_kind(rig: Rig) -> None:
+    good = stream("incidents", "incidents", kind=INCIDENTS).seal(incident_rows("i1", "raised"))
+    bad = stream("other", "t", kind=INCIDENTS).seal(incident_rows("i2", "raised"))
+    outcome = rig.send(good, bad)
+    assert [why for _, _, why in outcome.refused] == ["rows of kind incidents may not go into the table t"]
+    assert [r["incident"] for r in rig.table("incidents")] == ["i1"]
+
+
+def test_a_header_only_segment_moves_the_mark_and_keeps_its_ledgers(rig: Rig) -> None:
+    outcome = rig.send(stream("ledger", "", kind=LEDGER).seal(None, ledgers={"source": {"sim": {"read": 7}}}))
+    assert mark(outcome) == 1 and rig.table("segments")[0]["ledgers"] == '{"source": {"sim": {"read": 7}}}'
+
+
+def test_a_payload_that_is_no_arrow_or_lies_about_its_rows_is_refused(rig: Rig) -> None:
+    source = stream()
+    outcome = rig.send(source.seal(rows(1.0), rows=5), source.seal(rows(2.0)))
+    assert [why for _, _, why in outcome.refused] == ["the header says 5 rows, the payload has 1"]
+    assert mark(outcome) == 2
+
+
+def test_marks_of_unknown_streams_are_zero(rig: Rig) -> None:
+    key = StreamKey("n1", "r", "s")
+    (outcome,) = rig.settler.settle([Upload("n1", KEY.public, [], [key])], 0)
+    assert (outcome.marks[key].seq, outcome.marks[key].digest) == (0, "")
+
+
+def test_times_are_microseconds_in_utc(rig: Rig) -> None:
+    rig.send(stream().seal(pa.table({"ts": pa.array([1], pa.timestamp("ms", "UTC"))})))
+    schema = pa.schema(DeltaTable(rig.directory / "lake" / "t").schema().to_arrow())
+    assert schema.field("ts").type == STAMP and schema.field("_received_at").type == STAMP
