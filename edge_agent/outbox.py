@@ -42,6 +42,7 @@ class Sealed:
     positions: Mapping[str, Any] = field(default_factory=dict)
     ledgers: Mapping[str, Any] = field(default_factory=dict)
     params: str = ""  # digest of the parameters in effect
+    engine: str = ""  # the build that made the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,6 @@ class Origin:
     sealed_at_us: int
     node_time_us: int
     clock: str
-    engine: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget
         node=origin.node, run=run_id, stream=sealed.stream, seq=seq, previous=previous, kind=sealed.kind, table=sealed.table,
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
-        clock=origin.clock, engine=origin.engine, positions=sealed.positions,
+        clock=origin.clock, engine=sealed.engine, positions=sealed.positions,
         ledgers=_with_evicted(db, origin.pipeline, sealed.stream, sealed.ledgers),
     )  # fmt: skip
     _append(db, key, stream_id, header, sealed.payload)

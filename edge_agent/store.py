@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,7 +138,7 @@ class Store:
         self._callbacks.append(callback)
 
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
-        origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality, _ENGINE)
+        origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality)
         db.execute(
             "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ? WHERE name = ?",
             (version, number, json.dumps(commit.positions), json.dumps(commit.ledger), pipeline),
@@ -406,11 +405,3 @@ def _drop_artifacts(db: sqlite3.Connection, keep: set[str]) -> None:
     for (digest,) in db.execute("SELECT digest FROM artifacts").fetchall():
         if digest not in in_use:
             db.execute("DELETE FROM artifacts WHERE digest = ?", (digest,))
-
-
-def _engine_name() -> str:
-    parts = (f"{name} {metadata.version(name)}" for name in ("tidewire", "duckdb", "pyarrow"))
-    return ", ".join(parts)
-
-
-_ENGINE = _engine_name()
