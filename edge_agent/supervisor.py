@@ -19,7 +19,9 @@ from edge_agent.config import GIB
 from edge_agent.wire import AsyncChannel
 
 RUNNER = "edge_agent.runner:main"
-_PRELOAD = ("pyarrow", "pyarrow.compute", "duckdb", "pipelines.engine.run", "edge_agent.runner")
+_PRELOAD = ("edge_agent.preload",)
+# Address space that malloc would reserve per thread, and Arrow for itself, would count against a runner's limit unused.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 _OOM_SCORE_ADJ = 500  # the kernel should take a runner before the agent (I11)
 
 
@@ -60,6 +62,8 @@ class Supervisor:
     def __init__(self, memory_bytes: int = 2 * GIB, entry: str = RUNNER, preload: Sequence[str] = _PRELOAD) -> None:
         """`entry` names the runner's main as `module:function`; it takes the socket."""
         self._memory_bytes, self._entry = memory_bytes, entry
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # the fork server inherits it
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
         self._starting = asyncio.Lock()

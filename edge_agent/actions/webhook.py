@@ -39,7 +39,7 @@ async def perform(action: Mapping[str, Any], policy: Policy) -> Outcome:
 
 
 def _body(action: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("id", "incident", "pipeline", "trigger", "transition", "at_us")
+    names = ("id", "incident", "pipeline", "trigger", "transition")
     return {**action.get("context", {}), **{name: action.get(name) for name in names}}
 
 

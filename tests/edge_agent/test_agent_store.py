@@ -1,0 +1,255 @@
+"""agent.db: atomic commits, receipts, forks, eviction, full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import NODE, new_key, numbers_in_outbox, open_store, until
+
+from edge_agent.clock import ClockMark, NodeClock
+from edge_agent.outbox import Mark, Pending, Sealed
+from edge_agent.store import Commit, Store
+from pipelines.contract import segment
+from pipelines.contract.errors import Refused, TidewireError
+from pipelines.contract.keys import Key
+
+
+def rows(first: int, count: int = 1, *, table: str = "t", kind: str = "rows", pad: int = 0) -> Sealed:
+    payload = json.dumps(list(range(first, first + count))).encode() + b" " * pad
+    return Sealed("numbers" if kind == "rows" else kind, kind, table, count, payload)
+
+
+async def put(store: Store, *sealed: Sealed, pipeline: str = "p", **commit: Any) -> None:
+    await store.checkpoint(pipeline)
+    await store.commit(pipeline, "sha256:v", 1, Commit({"s": 1}, {}, sealed=sealed, **commit))
+
+
+async def everything(store: Store) -> list[Pending]:
+    return await store.pending_segments(1 << 40)
+
+
+def in_store(tmp_path: Path, work: Callable[[Store], Awaitable[None]], key: Key | None = None, **options: Any) -> None:
+    with open_store(tmp_path, key, **options) as store:
+        asyncio.run(asyncio.wait_for(work(store), 60))  # type: ignore[arg-type]
+
+
+def test_i1_a_commit_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0))
+        with pytest.raises(Refused):
+            await store.commit(
+                "p",
+                "sha256:v",
+                1,
+                Commit({"s": 99}, {}, {"k": b"v"}, sealed=[rows(1), rows(2, pad=segment.SEGMENT_BYTES_MAX + 5000)]),
+            )
+        checkpoint = await store.checkpoint("p")
+        assert (checkpoint.positions, checkpoint.state) == ({"s": 1}, {})
+        assert await numbers_in_outbox(store) == [0]
+
+    in_store(tmp_path, work)
+
+
+def test_segments_verify_against_the_nodes_key_and_form_a_chain(tmp_path: Path) -> None:
+    key = new_key()
+
+    async def work(store: Store) -> None:
+        await put(store, rows(0), rows(1))
+        await put(store, rows(2))
+        headers = [segment.decode(pending.data, key.public).header for pending in await everything(store)]
+        assert [header.seq for header in headers] == [1, 2, 3]
+        assert {(header.node, header.pipeline, header.table) for header in headers} == {(NODE, "p", "t")}
+        assert await numbers_in_outbox(store) == [0, 1, 2]
+
+    in_store(tmp_path, work, key)
+
+
+def test_i3_only_the_right_digest_frees(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0), rows(1), rows(2))
+        first, second, _ = await everything(store)
+        assert not await store.confirm([Mark(second.run, "numbers", 2, second.digest)])
+        assert await numbers_after(store) == [2]
+        assert not await store.confirm([Mark(first.run, "numbers", 1, first.digest)])  # late: no harm
+        assert await numbers_after(store) == [2]
+        assert not await store.confirm([Mark("unknown", "numbers", 7, "x")])
+
+    async def numbers_after(store: Store) -> list[int]:
+        return [n for pending in await everything(store) for n in json.loads(pending.payload())]
+
+    in_store(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("mark", "is_security"),
+    [((1, "sha256:other"), True), ((9, "sha256:unknown"), True)],
+    ids=["another digest", "the lake knows more"],
+)
+def test_a_fork_keeps_every_row_under_a_new_run(tmp_path: Path, mark: tuple[int, str], is_security: bool) -> None:
+    async def work(store: Store) -> None:
+        await put(store, *[rows(n) for n in range(40)])
+        run = (await everything(store))[0].run
+        [broken] = await store.confirm([Mark(run, "numbers", *mark)], asked=True)
+        assert broken.is_security is is_security
+        assert run not in {pending.run for pending in await everything(store)}
+        assert await numbers_in_outbox(store) == list(range(40))
+        await put(store, rows(40))
+        assert await numbers_in_outbox(store) == list(range(41))
+
+    in_store(tmp_path, work)
+
+
+def test_a_lake_that_forgot_what_it_confirmed_gets_the_rest_under_a_new_run(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0), rows(1))
+        first, _ = await everything(store)
+        await store.confirm([Mark(first.run, "numbers", 1, first.digest)])
+        assert not await store.confirm([Mark(first.run, "numbers", 0, "")])  # not asked for: only late
+        [broken] = await store.confirm([Mark(first.run, "numbers", 0, "")], asked=True)
+        assert not broken.is_security
+        [left] = await everything(store)
+        assert (left.run != first.run, left.seq, left.header().previous) == (True, 1, "")
+
+    in_store(tmp_path, work)
+
+
+def test_a_change_of_table_starts_a_new_run(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0), rows(1, table="other"))
+        assert [(p.seq, p.header().table) for p in await everything(store)] == [(1, "t"), (1, "other")]
+        assert len({p.run for p in await everything(store)}) == 2
+
+    in_store(tmp_path, work)
+
+
+def test_incidents_go_before_rows(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0), rows(1, kind="quarantine"), rows(2, kind="incidents"))
+        assert [p.header().kind for p in await everything(store)] == ["incidents", "quarantine", "rows"]
+
+    in_store(tmp_path, work)
+
+
+def test_i9_a_full_buffer_loses_the_oldest_rows_and_counts_them(tmp_path: Path) -> None:
+    budget = 1 << 20
+
+    async def work(store: Store) -> None:
+        for n in range(40):
+            await put(store, rows(n, pad=60_000))
+        backlog = await store.backlog()
+        assert budget // 2 < backlog.bytes <= budget
+        kept = await numbers_in_outbox(store)
+        assert kept == list(range(40 - len(kept), 40))
+        assert backlog.rows == 40, "until the lake said where it stands, what lost its bytes is still pending"
+        await store.confirm([Mark(run, stream, 0, "") for run, stream in await store.open_positions()], asked=True)
+        backlog = await store.backlog()
+        assert (backlog.rows, backlog.evicted_rows) == (len(kept), 40 - len(kept))
+        await put(store, rows(40))
+        last = (await everything(store))[-1].header()
+        assert last.ledgers == {"stream": {"evicted": 40 - len(kept)}}
+
+    in_store(tmp_path, work, buffer_bytes=budget)
+
+
+def test_i4_what_arrived_before_it_was_evicted_is_not_counted_as_lost(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, rows(0, pad=60_000))
+        [first] = await everything(store)
+        for n in range(1, 40):
+            await put(store, rows(n, pad=60_000))
+        evicted = 40 - len(await numbers_in_outbox(store))
+        await store.confirm([Mark(first.run, "numbers", 1, first.digest)], asked=True)
+        others = [(run, stream) for run, stream in await store.open_positions() if run != first.run]
+        await store.confirm([Mark(run, stream, 0, "") for run, stream in others], asked=True)
+        assert (await store.backlog()).evicted_rows == evicted - 1
+
+    in_store(tmp_path, work, buffer_bytes=1 << 20)
+
+
+def test_i15_a_full_disk_makes_commits_wait_and_receipts_still_free(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        for n in range(8):
+            await put(store, rows(n, pad=100_000))
+        pages = store._db._connection.execute("PRAGMA page_count").fetchone()[0]  # the only way to have a small disk
+        store._db._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+        waiting = [asyncio.create_task(put(store, rows(n, pad=100_000))) for n in (8, 9)]
+        await until(lambda: store.trouble)
+        assert "full" in store.trouble
+        assert not any(task.done() for task in waiting)
+        pending = await everything(store)
+        await store.confirm([Mark(pending[5].run, "numbers", 6, pending[5].digest)])
+        await asyncio.gather(*waiting)
+        assert not store.trouble
+        assert [json.loads(p.payload()) for p in await everything(store)] == [[6], [7], [8], [9]]
+
+    in_store(tmp_path, work)
+
+
+def test_a_second_agent_is_told_in_one_line(tmp_path: Path) -> None:
+    with open_store(tmp_path), pytest.raises(TidewireError, match="another agent is running"), open_store(tmp_path):
+        pass
+
+
+def test_a_store_of_a_newer_agent_is_left_alone(tmp_path: Path) -> None:
+    with open_store(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "agent.db") as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'format'")
+    db.close()
+    with pytest.raises(TidewireError, match="format is 99"), open_store(tmp_path):
+        pass
+
+
+def test_a_store_that_is_no_database_is_set_aside_and_the_agent_starts(tmp_path: Path) -> None:
+    (tmp_path / "agent.db").write_bytes(b"garbage" * 1000)
+
+    async def work(store: Store) -> None:
+        await put(store, rows(0))
+
+    in_store(tmp_path, work)
+    assert [path.read_bytes()[:7] for path in tmp_path.glob("agent.damaged-*")] == [b"garbage"]
+
+
+def test_the_store_survives_close_and_open(tmp_path: Path) -> None:
+    key = new_key()
+
+    async def write(store: Store) -> None:
+        await put(store, rows(0), state_set={"w": b"1", "x": b"2"})
+        await put(store, rows(1), state_delete=["w"])
+
+    async def read(store: Store) -> None:
+        checkpoint = await store.checkpoint("p")
+        assert (checkpoint.state, checkpoint.digest) == ({"x": b"2"}, "sha256:v")
+        await put(store, rows(2))
+        assert await numbers_in_outbox(store) == [0, 1, 2]
+        assert len({pending.run for pending in await everything(store)}) == 1
+
+    in_store(tmp_path, write, key)
+    in_store(tmp_path, read, key)
+
+
+def test_other_hardware_starts_new_runs(tmp_path: Path) -> None:
+    async def write(store: Store) -> None:
+        await put(store, rows(0))
+        await store.put("hardware", "another machine")
+
+    async def read(store: Store) -> None:
+        await put(store, rows(1))
+        assert len({pending.run for pending in await everything(store)}) == 2
+
+    in_store(tmp_path, write)
+    in_store(tmp_path, read)
+
+
+def test_i10_node_time_never_goes_back(tmp_path: Path) -> None:
+    assert NodeClock.resume(None, boot="a", boottime_us=5).offset_us == 0
+    mark = ClockMark("a", 100, 5_000)
+    assert NodeClock.resume(mark, boot="a", boottime_us=4_950).offset_us == 100
+    assert NodeClock.resume(mark, boot="a", boottime_us=1_000).offset_us == 4_000, "a snapshot of the machine was restored"
+    assert NodeClock.resume(mark, boot="b", boottime_us=10).offset_us == 5_000
