@@ -1,9 +1,9 @@
 """`tidewire demo`: a control plane and three nodes as processes on this machine, and a link that goes away for a while.
 
-    scenario.py   the story, step by step        factory.py   the sensors: what they wrote is the truth to compare with
-    proxy.py      the link between the planes    horn.py      what the local action switches on
-    processes.py  the programs, as a user runs them           truth.py     the lake compared with what the sensors wrote
-    view.py       what is seen meanwhile
+scenario.py   the story, step by step        factory.py   the sensors: what they wrote is the truth to compare with
+proxy.py      the link between the planes    horn.py      what the local action switches on
+processes.py  the programs, as a user runs them           truth.py     the lake compared with what the sensors wrote
+view.py       what is seen meanwhile
 """
 
 from __future__ import annotations

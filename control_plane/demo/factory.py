@@ -71,7 +71,12 @@ class Press:
     def _line(self, n: int) -> str:
         sensor = n % SENSORS
         elapsed_s = time.monotonic() - self._started_s
-        temp_c = 62 + 6 * math.sin(elapsed_s / 4 + sensor) + self._random.gauss(0, 0.4) + (34 if self.is_overheating and sensor < 5 else 0)
+        temp_c = (
+            62
+            + 6 * math.sin(elapsed_s / 4 + sensor)
+            + self._random.gauss(0, 0.4)
+            + (34 if self.is_overheating and sensor < 5 else 0)
+        )
         reading: dict[str, object] = {
             "ts": datetime.now(UTC).isoformat(timespec="microseconds"),
             "press": f"press-{self.node}",

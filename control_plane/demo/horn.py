@@ -38,7 +38,9 @@ class Horn:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             at_us = time.time_ns() // 1000
-            fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in head.decode().split("\r\n")[1:])}
+            fields = {
+                k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in head.decode().split("\r\n")[1:])
+            }
             body = json.loads(await reader.readexactly(int(fields.get("content-length", "0"))))
             self._sound(fields.get("idempotency-key", ""), body, at_us)
             writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")

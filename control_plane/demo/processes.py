@@ -1,4 +1,4 @@
-"""The programs of the demo, started and called as a user would: `tidewire` and `tidewire-agent`, each with its own data directory."""
+"""The programs of the demo, started and called as a user would, each with its own data directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ class Program:
     async def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._args, cwd=self._cwd, env=self._env, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent(os.getpid())
+                *self._args,
+                cwd=self._cwd,
+                env=self._env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(os.getpid()),
             )
 
     @property

@@ -57,6 +57,7 @@ class Demo:
         self.problems: list[str] = []
         self.cut_at_s = self.healed_at_s = 0.0
         self.cut_blasts: list[Blast] = []
+        self._factory: asyncio.Task[None] | None = None
 
     # -- the story
 
@@ -105,7 +106,7 @@ class Demo:
         for node in self.nodes:
             node.id = json.loads((node.data_dir / "identity.json").read_text())["node"]
             await node.program.start()
-        self.start_factory()
+        self._factory = asyncio.create_task(self._run_factory())
         self.view.say("three nodes joined on two lines of a factory, each reading the files of its own press")
 
     async def _deploy(self) -> None:
@@ -120,9 +121,10 @@ class Demo:
         self.cut_at_s = time.monotonic()
         blasts_before = len(self.horn.blasts)
         self.view.say("THE LINK IS CUT. Readings keep coming, nodes carry on", "bold red")
-        await self._overheat("line a and line b overheat")
-        acknowledged = self._blast_of("press-a2")
-        await self._say_and_do_on(self._node("press-a2"), "ack", acknowledged.incident, "--reason", "cooling opened")
+        await self._heat("line a and line b overheat")
+        acknowledged = self._blast_of("press-a2").incident
+        await self._say_and_do_on(self._node("press-a2"), "ack", acknowledged, "--reason", "cooling opened")
+        await self._cool()
         second = self._pipeline_file.read_text().replace(
             "  - enrich:", "  - derive:\n      over_limit_c: temp_c - $limit_c\n  - enrich:"
         )
@@ -132,7 +134,8 @@ class Demo:
         await self._say_and_do("set", PIPELINE, "min_sensors=5", "--select", "line=a", "--reason", "sensor 6 rewired")
         await self._say_and_do_on(self._node("press-b1"), "set", PIPELINE, "limit_c=90", "--reason", "new mould runs hotter")
         await self._restart(self._node("press-a1"))
-        await self._overheat("they overheat again")
+        await self._heat("they overheat again")
+        await self._cool()
         await asyncio.sleep(max(0.0, self.cut_s - (time.monotonic() - self.cut_at_s)))
         self.cut_blasts = self.horn.blasts[blasts_before:]
 
@@ -141,9 +144,7 @@ class Demo:
         self.healed_at_s = time.monotonic()
         self.view.say(f"the link is back after {self.healed_at_s - self.cut_at_s:.1f} s", "bold green")
         await asyncio.sleep(1.5)
-        for node in self.nodes:
-            node.press.close()
-        self._factory.cancel()
+        await self._stop_factory()
         self.view.say("the sensors stop; everything they wrote must now arrive")
         try:
             await self._wait("both sides to agree", self._has_settled, SETTLE_S)
@@ -219,13 +220,13 @@ class Demo:
 
     def _accounts(self) -> list[dict[str, Any]]:
         """Each node's source ledger as the newest segment in the lake carries it (I4)."""
-        sql = "SELECT _node, arg_max(ledgers, node_time_us) FROM segments GROUP BY 1"
+        sql = "SELECT node, arg_max(ledgers, node_time_us) FROM segments GROUP BY 1"
         newest = {node: json.loads(ledgers)["source"]["sensors"] for node, ledgers in self._query(sql)}
         return [_account_line(node.name, newest.get(node.id, {})) for node in self.nodes]
 
     # -- small things
 
-    async def _overheat(self, text: str) -> None:
+    async def _heat(self, text: str) -> None:
         count = len(self.horn.blasts)
         self.view.say(text, "yellow")
         for node in self.nodes:
@@ -234,6 +235,9 @@ class Demo:
         blasts = self.horn.blasts[count:]
         shown = ", ".join(f"{blast.after_ms:.0f} ms" for blast in blasts)
         self.view.say(f"horn: {len(blasts)} incidents, sounded {shown} after the reading that raised them", "bold yellow")
+
+    async def _cool(self) -> None:
+        """Until the hot readings have left the span of the trigger, so that the next heat is an incident of its own."""
         await asyncio.sleep(1.0)
         for node in self.nodes:
             node.press.is_overheating = False
@@ -286,7 +290,9 @@ class Demo:
             if await held if asyncio.iscoroutine(held) else held:
                 return
             if time.monotonic() > deadline:
-                raise TidewireError(f"waited {within_s:.0f} s for {what}", op="demo", hint=f"logs and data are kept in {self.home}")
+                raise TidewireError(
+                    f"waited {within_s:.0f} s for {what}", op="demo", hint=f"logs and data are kept in {self.home}"
+                )
             await asyncio.sleep(0.1)
 
     async def watch(self) -> None:
@@ -317,10 +323,18 @@ class Demo:
             node.program.is_running,
         )
 
-    def start_factory(self) -> None:
-        self._factory = asyncio.gather(*(node.press.run() for node in self.nodes))
+    async def _run_factory(self) -> None:
+        await asyncio.gather(*(node.press.run() for node in self.nodes))
+
+    async def _stop_factory(self) -> None:
+        if self._factory is not None:
+            self._factory.cancel()
+            await asyncio.gather(self._factory, return_exceptions=True)
+        for node in self.nodes:
+            node.press.close()
 
     async def close(self) -> None:
+        await self._stop_factory()
         for program in [*(node.program for node in self.nodes), *([self.server] if self.server else [])]:
             await program.stop()
         await self.link.close()

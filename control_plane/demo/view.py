@@ -84,7 +84,10 @@ class View(AbstractContextManager["View"]):
         out(_nodes_table(result))
         lake = f"{result.rows_in_lake:,} rows in the lake, {result.quarantined:,} quarantined, {result.filtered:,} filtered"
         out(f"{result.rows_read:,} lines written by the sensors = {lake}; ", end="", highlight=False)
-        out(f"{result.lost} lost, {result.duplicated} doubled", style="bold green" if result.lost == result.duplicated == 0 else "bold red")
+        out(
+            f"{result.lost} lost, {result.duplicated} doubled",
+            style="bold green" if result.lost == result.duplicated == 0 else "bold red",
+        )
         out(
             f"link cut for {result.cut_seconds:.1f} s; {result.incidents_while_cut} incidents raised meanwhile, "
             f"horn within {result.action_p99_ms:.0f} ms (p99); caught up in {result.catch_up_seconds:.1f} s",
@@ -92,7 +95,10 @@ class View(AbstractContextManager["View"]):
         )
         for problem in result.problems:
             out(f"problem: {problem}", style="bold red", markup=False)
-        out("both sides agree" if result.converged else "both sides do NOT agree", style="bold green" if result.converged else "bold red")
+        out(
+            "both sides agree" if result.converged else "both sides do NOT agree",
+            style="bold green" if result.converged else "bold red",
+        )
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started_s:5.1f}s"
@@ -139,7 +145,9 @@ def node_table(rows: list[NodeRow]) -> Table:
         waiting = f"{row.backlog} segments" if row.backlog else "-"
         runs = row.version if row.is_up else "DOWN"
         style = "" if row.is_up else "red"
-        table.add_row(row.name, f"{row.written:,}", f"{row.lake:,}", waiting, runs, row.params, str(row.incidents or "-"), style=style)
+        table.add_row(
+            row.name, f"{row.written:,}", f"{row.lake:,}", waiting, runs, row.params, str(row.incidents or "-"), style=style
+        )
     return table
 
 
