@@ -44,11 +44,13 @@ def test_local_labels_match_only_selectors_that_name_them() -> None:
     assert parse_selector("local.site=lyon").matches("pi", labels)
 
 
-@pytest.mark.parametrize("text", ["site=", "=lyon", "site=lyon,,line=a", "site lyon", "line in a,b", "line in (a,)", "!site=lyon", "a=b c"])
+@pytest.mark.parametrize(
+    "text", ["site=", "=lyon", "site=lyon,,line=a", "site lyon", "line in a,b", "line in (a,)", "!site=lyon", "a=b c"]
+)
 def test_nonsense_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(WrongUsage) as caught:
         parse_selector(text)
-    assert caught.value.hint and repr(text) in str(caught.value) or "is not a value" in str(caught.value)
+    assert (caught.value.hint and repr(text) in str(caught.value)) or "is not a value" in str(caught.value)
 
 
 words = st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True)
@@ -56,7 +58,9 @@ requirements = st.one_of(
     words,
     words.map(lambda w: f"!{w}"),
     st.tuples(words, st.sampled_from(["=", "!="]), words).map("".join),
-    st.tuples(words, st.sampled_from([" in ", " notin "]), st.lists(words, min_size=1)).map(lambda t: f"{t[0]}{t[1]}({','.join(t[2])})"),
+    st.tuples(words, st.sampled_from([" in ", " notin "]), st.lists(words, min_size=1)).map(
+        lambda t: f"{t[0]}{t[1]}({','.join(t[2])})"
+    ),
 )
 
 

@@ -165,7 +165,10 @@ def test_segments_of_another_key_or_node_are_refused(rig: Rig) -> None:
         (pa.table({"value": pa.array([2.5], pa.float32())}), "column value is double in the table, float in the segment"),
         (pa.table({"Value": pa.array([2.5])}), "column Value is spelled value in the table"),
         (pa.table({"value": [1.0], "_node": ["x"]}), "column _node is added by the control plane"),
-        (pa.table({"value": [1.0], "d": pa.array([1], pa.duration("us"))}), "column d has type duration[us], which the lake has not"),
+        (
+            pa.table({"value": [1.0], "d": pa.array([1], pa.duration("us"))}),
+            "column d has type duration[us], which the lake has not",
+        ),
         (pa.table({"value": [1.0], "t": pa.array([1], pa.timestamp("ns", "UTC"))}), "column t has type timestamp[ns, tz=UTC]"),
     ],
 )
