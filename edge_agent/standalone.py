@@ -1,0 +1,274 @@
+"""One pipeline on one machine, without a control plane: `tidewire-agent run FILE`.
+
+The same store, runner and actions as on a managed node; instead of an uplink, sealed segments are written as Parquet below
+DATA/lake, exactly once: a file's name says which segments it holds, so what a crash left unconfirmed is recognised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from edge_agent.actions import Actions
+from edge_agent.config import AgentConfig, write_private
+from edge_agent.host import NodeInfo, Outcome, PipelineHost, Services
+from edge_agent.keeper import Keeper
+from edge_agent.outbox import Mark, Pending
+from edge_agent.policy import Policy
+from edge_agent.store import Store
+from edge_agent.supervisor import Supervisor
+from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
+from pipelines.contract.errors import TidewireError
+from pipelines.contract.keys import Key
+from pipelines.contract.spec import load_spec
+from pipelines.contract.version import PipelineVersion
+from pipelines.engine.ipc import decode_rows
+from pipelines.engine.plan import check_spec, compile_plan
+
+NODE = "standalone"
+DRAIN_BYTES = 16 * 1024 * 1024  # of segments that become one Parquet file at most
+_FILE = re.compile(r"(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet\Z")
+
+
+def run_file(path: Path, data_dir: Path | None, until_eof: bool, json_output: bool) -> int:
+    """Run the pipeline in `path`. Exit status 0 when its input ended or it was interrupted, 1 when it failed."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TidewireError(f"cannot read it: {error}", op="run", place=str(path), hint="give the path of a pipeline file") from None
+    spec = load_spec(text, str(path))
+    check_spec(spec)
+    compile_plan(spec)  # parameters without a default have no value here
+    config = AgentConfig.load(data_dir)
+    return asyncio.run(_run(config, PipelineVersion.of(spec), until_eof=until_eof, json_output=json_output))
+
+
+async def _run(config: AgentConfig, version: PipelineVersion, *, until_eof: bool, json_output: bool) -> int:
+    key = _local_key(config.data_dir)
+    store = Store.open(config.data_dir, NODE, key, config.buffer_bytes)
+    actions = Actions(store, Policy.load(config.data_dir))
+    try:
+        services = Services(
+            store,
+            Supervisor(config.runner_memory_bytes),
+            actions,
+            Policy.load(config.data_dir),
+            NodeInfo(NODE, os.uname().nodename),
+            config.data_dir,
+        )
+        await actions.resume()
+        outcome = await _run_host(services, version, config.data_dir / "lake", key, until_eof=until_eof, quiet=json_output)
+        await actions.idle()
+        await _report(store, version, config.data_dir / "lake", json_output=json_output)
+    finally:
+        await actions.close()
+        store.close()
+    if outcome.kind != "stopped":
+        raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
+    return 0
+
+
+async def _run_host(
+    services: Services, version: PipelineVersion, lake: Path, key: Key, *, until_eof: bool, quiet: bool
+) -> Outcome:
+    await services.store.put_artifact(Artifact.sign(PIPELINE_VERSION, version.canonical, key), 0)
+    await Keeper(services, version, version.spec.defaults(), lambda: None).drain_other_version()
+    host = PipelineHost(services, version, version.spec.defaults(), mode="until_eof" if until_eof else "follow")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: asyncio.ensure_future(host.stop()))
+    draining = asyncio.create_task(_drain_for_ever(services.store, lake))
+    watching = asyncio.create_task(_watch(host)) if not until_eof and not quiet and sys.stdout.isatty() else None
+    try:
+        outcome = await host.run()
+    finally:
+        for task in (draining, *([watching] if watching else [])):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    await drain(services.store, lake)
+    return outcome
+
+
+async def _drain_for_ever(store: Store, lake: Path) -> None:
+    committed = asyncio.Event()
+    store.on_commit(committed.set)
+    while True:
+        committed.clear()
+        await drain(store, lake)
+        await committed.wait()
+
+
+async def drain(store: Store, lake: Path) -> None:
+    """Move everything pending from the outbox into Parquet files below `lake`."""
+    while batch := await store.pending_segments(DRAIN_BYTES):
+        await store.confirm(await asyncio.shield(asyncio.to_thread(_write_batch, batch, lake)))
+
+
+def _write_batch(batch: list[Pending], lake: Path) -> list[Mark]:
+    marks = []
+    for (run, stream), group in groupby(batch, key=lambda pending: (pending.run, pending.stream)):
+        segments = list(group)
+        _write_file(segments, lake)
+        marks.append(Mark(run, stream, segments[-1].seq, segments[-1].digest))
+    return marks
+
+
+def _write_file(segments: list[Pending], lake: Path) -> None:
+    """One file of the segments that no earlier file holds. A run has one table, so its files lie in one folder."""
+    table_name = segments[0].header().table
+    if not table_name:
+        return
+    folder = lake / table_name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = segments[0].run
+    held = max((int(m["last"]) for m in map(_FILE.match, os.listdir(folder)) if m and m["run"] == run), default=0)
+    new = [s for s in segments if s.seq > held and s.header().rows]
+    if not new:
+        return
+    rows = pa.concat_tables([_with_lineage(s) for s in new], promote_options="default")
+    target = folder / f"{run}-{new[0].seq:08d}-{new[-1].seq:08d}.parquet"
+    half = target.with_suffix(".part")
+    pq.write_table(rows, half, compression="zstd")
+    with half.open("rb") as written:
+        os.fsync(written.fileno())
+    half.replace(target)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _with_lineage(pending: Pending) -> pa.Table:
+    header = pending.header()
+    rows = decode_rows(pending.payload())
+    n = rows.num_rows
+    lineage: dict[str, Any] = {
+        "_node": header.node,
+        "_run": header.run,
+        "_stream": header.stream,
+        "_seq": header.seq,
+        "_pipeline": header.pipeline,
+        "_version": header.version,
+        "_params": header.params,
+        "_clock": header.clock,
+    }
+    for name, value in lineage.items():
+        rows = rows.append_column(name, pa.repeat(value, n))
+    return rows.append_column("_row", pa.array(range(n), pa.int32()))
+
+
+def _local_key(data_dir: Path) -> Key:
+    """The key that signs this machine's segments, made once."""
+    path = data_dir / "standalone.key"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        write_private(path, Key.from_entropy(secrets.token_bytes(32)).seed.encode())
+    return Key(path.read_text().strip())
+
+
+@dataclass(frozen=True)
+class Report:
+    """What went in, what ran, what came out (I4)."""
+
+    pipeline: str
+    digest: str
+    sources: Mapping[str, Mapping[str, int]]
+    streams: Mapping[str, Mapping[str, int]]
+    tables: Mapping[str, int]  # rows in Parquet
+    open_incidents: int
+    incidents: int
+
+    def balanced(self) -> bool:
+        """Whether both ledgers add up, and every row that a sink wrote lies in its table."""
+        return all(_source_balances(c) for c in self.sources.values()) and all(
+            c.get("offered", 0) == c.get("not_selected", 0) + c.get("written", 0) for c in self.streams.values() if "offered" in c
+        )
+
+
+def _source_balances(counts: Mapping[str, int]) -> bool:
+    filtered = sum(n for name, n in counts.items() if name.startswith("filtered"))
+    made = counts["quarantined"] + counts["dropped_invalid"] + filtered + counts["accepted"]
+    return counts["read"] == counts["undecodable"] + counts["made"] and counts["made"] == made
+
+
+async def _report(store: Store, version: PipelineVersion, lake: Path, *, json_output: bool) -> None:
+    checkpoint = await store.checkpoint(version.pipeline)
+    ledger = checkpoint.ledger or {}
+    tables = dict(_count_tables(lake))
+    report = Report(
+        version.pipeline,
+        version.digest,
+        ledger.get("sources", {}),
+        ledger.get("streams", {}),
+        tables,
+        len([i for i in await store.incidents() if i.get("transition") != "cleared"]),
+        ledger.get("streams", {}).get("_incidents", {}).get("written", 0),
+    )
+    if json_output:
+        print(json.dumps({**vars(report), "balanced": report.balanced()}))
+    else:
+        _print_report(report, lake)
+
+
+def _count_tables(lake: Path) -> Iterator[tuple[str, int]]:
+    for folder in sorted(lake.glob("*")):
+        yield folder.name, sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
+
+
+def _print_report(report: Report, lake: Path) -> None:
+    console = Console()
+    for name, counts in report.sources.items():
+        parts = [f"undecodable {counts['undecodable']}", f"quarantined {counts['quarantined']}", f"accepted {counts['accepted']}"]
+        parts += [f"{_step_name(k)} {n}" for k, n in counts.items() if k.startswith("filtered")]
+        if counts["dropped_invalid"]:
+            parts.append(f"dropped as invalid {counts['dropped_invalid']}")
+        console.print(f"source {name}: read {counts['read']} = {' + '.join(parts)}", highlight=False)
+    for name, counts in report.streams.items():
+        console.print(f"stream {name}: " + ", ".join(f"{k} {n}" for k, n in counts.items()), highlight=False)
+    for table, rows in report.tables.items():
+        console.print(f"table  {lake / table}: {rows} rows", highlight=False, soft_wrap=True)
+    console.print(f"incidents open: {report.open_incidents}", highlight=False)
+    console.print("ledgers balanced" if report.balanced() else "LEDGERS DO NOT BALANCE", style="green" if report.balanced() else "red")
+
+
+def _step_name(count: str) -> str:
+    word, _, step = count.partition(".")
+    return f"{'filtered (NULL)' if word == 'filtered_null' else 'filtered'} by steps[{step}]"
+
+
+async def _watch(host: PipelineHost) -> None:
+    """A one-screen table, redrawn twice a second."""
+    with Live(console=Console(), refresh_per_second=2, transient=True) as live:
+        while True:
+            live.update(_screen(host))
+            await asyncio.sleep(0.5)
+
+
+def _screen(host: PipelineHost) -> Table:
+    table = Table(title=f"{host.version.pipeline}  {host.version.digest[7:19]}  Ctrl-C ends", title_justify="left")
+    table.add_column("what")
+    table.add_column("now", justify="right")
+    for name in ("read", "undecodable", "quarantined", "filtered", "accepted", "open_incidents"):
+        table.add_row(name.replace("_", " "), str(host.stats.get(name, 0)))
+    for note in list(host.notes)[-3:]:
+        table.add_row(str(note.get("level", "note")), str(note.get("text", "")))
+    return table
