@@ -19,7 +19,7 @@ from edge_agent import clock
 from pipelines.contract.errors import OutOfReach, Refused
 
 CONNECT_TIMEOUT_S = 10.0
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0  # 0.5, 1, 2 .. 30 s, each with jitter; starts over when a connection was made
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 5.0  # 0.5, 1, 2, 4, 5, 5 s, each with jitter: a link that is back is used within seconds
 TIMEOUTS_MAX = 2  # in a row: then the connection is taken for dead, long before TCP notices
 _CLOSE_S = 1.0
 _X509_NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME; Python has no name for it
