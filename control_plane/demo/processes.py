@@ -38,6 +38,10 @@ class Program:
             )
 
     @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
