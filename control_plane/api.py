@@ -128,7 +128,7 @@ class Api:
         ]
         return Starlette(
             routes=[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
-            exception_handlers={TidewireError: _answer_error, ValidationError: _answer_invalid},
+            exception_handlers={TidewireError: _answer_error, ValidationError: _answer_invalid, Exception: _answer_crash},
         )
 
     async def health(self, request: Request) -> Any:
@@ -172,14 +172,17 @@ class Api:
         return await self._backend.with_db(why, subject, pipeline, self._backend.contact())
 
     async def incidents(self, request: Request) -> Any:
-        return {"incidents": await self._backend.with_db(views.all_incidents, self._lake_dir)}
+        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
+        return {"incidents": await self._backend.with_db(views.all_incidents, rows)}
 
     async def incident(self, request: Request) -> Any:
-        return await self._backend.with_db(views.incident, self._lake_dir, request.path_params["id"])
+        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
+        return await self._backend.with_db(views.incident, rows, request.path_params["id"])
 
     async def acknowledge(self, request: Request) -> Any:
         body = _Write.model_validate_json(await _body(request))
-        return await self._done(self._backend.commands.acknowledge, request.path_params["id"], body.who)
+        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
+        return await self._done(self._backend.commands.acknowledge, request.path_params["id"], rows, body.who)
 
     async def query(self, request: Request) -> Any:
         body = Query.model_validate_json(await _body(request))
@@ -235,6 +238,11 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return _error(WrongUsage(first["msg"], op="api", place=place), 422)
+
+
+async def _answer_crash(request: Request, error: Exception) -> Response:
+    hint = "the server's log has the details; a full disk or a defect"
+    return _error(TidewireError(f"the server failed: {type(error).__name__}", op="api", hint=hint), 500)
 
 
 def _error(error: TidewireError, status: int) -> Response:

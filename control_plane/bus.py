@@ -13,6 +13,7 @@ from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 
 from pipelines.contract import subjects
+from pipelines.contract.errors import TidewireError
 
 log = structlog.get_logger()
 
@@ -104,6 +105,8 @@ def _guarded(handler: Handler) -> Callable[[Msg], Awaitable[None]]:
     async def guarded(message: Msg) -> None:
         try:
             await handler(message.subject.rpartition(".")[2], message)
+        except TidewireError as error:
+            log.warning("bus: message refused", subject=message.subject, cause=str(error))
         except Exception:
             log.exception("bus: handler failed", subject=message.subject)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -41,8 +40,8 @@ class Done:
 class Commands:
     """Called on the store thread only."""
 
-    def __init__(self, store: Store, keys: KeyRing, lake_dir: Path) -> None:
-        self._store, self._keys, self._lake_dir = store, keys, lake_dir
+    def __init__(self, store: Store, keys: KeyRing) -> None:
+        self._store, self._keys = store, keys
 
     def apply(self, files: Sequence[tuple[str, str]], who: Writer) -> Done:
         """Register the pipelines in `files` (name, text): all of them, or none. Raises `SpecError` with every problem."""
@@ -118,10 +117,10 @@ class Commands:
 
         return self._and_issue(write, who, contact)
 
-    def acknowledge(self, incident_id: str, who: Writer) -> Done:
-        """Write the acknowledgement as a note for the incident's node: it works on a node that is out of contact."""
+    def acknowledge(self, incident_id: str, transitions: Sequence[Mapping[str, Any]], who: Writer) -> Done:
+        """Write it as a note for the incident's node: this works while that is out of contact. `transitions` as in the lake."""
         with self._transaction(who) as db:
-            incident = views.incident(db, self._lake_dir, incident_id)
+            incident = views.incident(db, transitions, incident_id)
             done = {
                 "incident": incident["id"],
                 "node": incident["node"],

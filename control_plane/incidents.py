@@ -9,8 +9,10 @@ from typing import Any
 from pipelines.contract.node_state import CONTROL, Note
 
 _COLUMNS = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "at", "by", "reason", "value"]
+ROWS_MAX = 50_000  # older transitions stay in the lake, out of this view
 SQL = f"""
     select {", ".join(f'"{name}"' for name in _COLUMNS)}, _node as node, _received_at as received_at from incidents
+    order by _received_at desc limit {ROWS_MAX}
 """
 
 

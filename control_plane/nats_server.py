@@ -41,6 +41,7 @@ class NatsServer:
         self._listen = config.listen
         self._keys, self._tls = keys, tls
         self._child: Process | None = None
+        self._was_up = False
         self.port = config.nats_port
         self.is_ready = asyncio.Event()
 
@@ -87,6 +88,10 @@ class NatsServer:
         if await self._answers():
             log.info("nats-server is up", port=self.port, pid=self._child.pid)
             self.is_ready.set()
+            self._was_up = True
+        elif not self._was_up:
+            said = self._last_line() or f"it ended with status {self._child.returncode}"
+            raise TidewireError(said, op="start nats-server", hint=f"look into {self._directory / 'nats.log'}")
 
     async def _answers(self) -> bool:
         deadline = time.monotonic() + _READY_WITHIN_S

@@ -53,7 +53,7 @@ class ControlPlane:
         self._store = Store(config.database_url)
         self._store_thread = ThreadPoolExecutor(1, "store")
         self._readers = ThreadPoolExecutor(4, "reader")
-        self.commands = Commands(self._store, self.keys, config.lake_dir)
+        self.commands = Commands(self._store, self.keys)
         self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
         self.nats = NatsServer(config, self.keys, self._tls)
         self.nats.prepare()
@@ -226,7 +226,10 @@ async def _serve(config: ControlConfig, ready: Callable[[ControlPlane], None] | 
     if plane.is_ready.is_set() and ready:
         ready(plane)
     waiting.cancel()
-    await running
+    try:
+        await running
+    except* TidewireError as group:
+        raise group.exceptions[0] from None
 
 
 @contextlib.contextmanager

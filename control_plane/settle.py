@@ -20,13 +20,13 @@ from control_plane.lake import Lake
 from control_plane.sequence import Mark, continue_from
 from pipelines.contract.errors import Refused
 from pipelines.contract.segment import INCIDENTS, QUARANTINE, Segment, StreamKey, decode
+from pipelines.contract.spec import RESERVED_TABLES
 from pipelines.engine.ipc import decode_rows
 
 log = structlog.get_logger()
 
 STORED, REFUSED = "stored", "refused"
 _SYSTEM_TABLES = {QUARANTINE: "quarantine", INCIDENTS: "incidents"}
-_RESERVED = frozenset({"segments", *_SYSTEM_TABLES.values()})
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _fit(segments: list[Segment], schema: pa.Schema | None, now_us: int) -> tupl
 def _rows(segment: Segment) -> pa.Table:
     header = segment.header
     expected = _SYSTEM_TABLES.get(header.kind)
-    if (expected is not None and header.table != expected) or (expected is None and header.table in _RESERVED):
+    if (expected is not None and header.table != expected) or (expected is None and header.table in RESERVED_TABLES):
         raise Misfit(f"rows of kind {header.kind} may not go into the table {header.table}")
     rows = decode_rows(segment.payload)
     if rows.num_rows != header.rows:

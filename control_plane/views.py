@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,17 @@ def audit(db: Connection, limit: int) -> list[dict[str, Any]]:
     return [{**row._asdict(), "at": iso(row.at)} for row in rows]
 
 
-def all_incidents(db: Connection, lake_dir: Path) -> list[dict[str, Any]]:
-    """Folded from the lake and from the notes of both sides, newest first."""
+def incident_rows(lake_dir: Path) -> list[dict[str, Any]]:
+    """The newest transitions in the lake. Slow: not for the store thread."""
+    if "incidents" not in table_names(lake_dir):
+        return []
+    result = run_query(lake_dir, incidents.SQL, limit=incidents.ROWS_MAX)
+    return [dict(zip(result.columns, map(as_json, row), strict=True)) for row in result.rows]
+
+
+def all_incidents(db: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Folded from the transitions in the lake and from the notes of both sides, newest first."""
     known = {found.id: found for found in fleet.all_nodes(db)}
-    rows: list[dict[str, Any]] = []
-    if "incidents" in table_names(lake_dir):
-        result = run_query(lake_dir, incidents.SQL)
-        rows = [dict(zip(result.columns, map(as_json, row), strict=True)) for row in result.rows]
     notes = {found.id: found.document.notes() for found in known.values()}
     synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
     return [
@@ -92,9 +97,9 @@ def all_incidents(db: Connection, lake_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def incident(db: Connection, lake_dir: Path, name: str) -> dict[str, Any]:
+def incident(db: Connection, rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     """The one whose id is or begins with `name`. Raises `Refused` when none or several do."""
-    everything = all_incidents(db, lake_dir)
+    everything = all_incidents(db, rows)
     found = [i for i in everything if i["id"] == name] or [i for i in everything if str(i["id"]).startswith(name)]
     if len(found) == 1:
         return found[0]
