@@ -101,7 +101,10 @@ class PipelineHost:
 
     async def run(self) -> Outcome:
         checkpoint = await self._services.store.checkpoint(self.version.pipeline)
-        self._runner = await self._services.supervisor.start(self.version.pipeline)
+        try:
+            self._runner = await self._services.supervisor.start(self.version.pipeline)
+        except (OSError, EOFError) as error:  # the fork server itself was killed; the next start brings up another
+            return Outcome("died", f"no runner could be started: {error}")
         answering = asyncio.create_task(self._answer_commits())
         try:
             await self._send(*self._start(checkpoint))
