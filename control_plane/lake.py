@@ -20,6 +20,7 @@ from pipelines.contract.segment import StreamKey
 log = structlog.get_logger()
 
 SEGMENTS = "segments"
+MARKS_CACHED_MAX = 100_000  # about 20 MB
 _REFUSAL = ["node", "run", "stream", "seq", "reason"]
 _TABLE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -30,6 +31,7 @@ class LakeTable:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handle = _open(path)
+        self._marks: dict[StreamKey, int] = {}  # as read through the handle: asking it costs milliseconds
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -38,8 +40,11 @@ class LakeTable:
 
     def mark(self, key: StreamKey) -> int:
         """The last seq of the stream in this table, 0 for none."""
-        version = self._handle.transaction_version(key.app_id) if self._handle else None
-        return version or 0
+        if key not in self._marks:
+            if len(self._marks) >= MARKS_CACHED_MAX:
+                self._marks.clear()
+            self._marks[key] = (self._handle.transaction_version(key.app_id) or 0) if self._handle else 0
+        return self._marks[key]
 
     def append(self, rows: pa.Table, marks: Mapping[StreamKey, int]) -> None:
         """Commit `rows` and `marks` together. Marks must rise: Delta itself would take them falling (I2)."""
@@ -52,10 +57,12 @@ class LakeTable:
             self._handle = DeltaTable.create(self._path, schema=rows.schema, name=self._path.name)
         mode: Literal["merge"] | None = "merge" if rows.schema.names != self._names else None
         write_deltalake(self._handle, rows, mode="append", schema_mode=mode, commit_properties=properties)
+        self._marks |= marks
 
     def reload(self) -> None:
         """Forget what a failed commit may have left in the handle."""
         self._handle = _open(self._path)
+        self._marks.clear()
 
     def dataset(self) -> pa.dataset.Dataset | None:
         return self._handle.to_pyarrow_dataset() if self._handle else None
@@ -91,6 +98,8 @@ class Lake:
     def marks(self, keys: Iterable[StreamKey]) -> dict[StreamKey, Mark]:
         """The mark of each stream, from the table `segments`; digests are cached, the lake being the only truth."""
         wanted = set(keys)
+        if len(self._marks) >= MARKS_CACHED_MAX:
+            self._marks.clear()
         segments = self.table(SEGMENTS)
         unknown = {key: segments.mark(key) for key in wanted if key not in self._marks}
         self._marks |= {key: Mark() for key, seq in unknown.items() if seq == 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -11,9 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
+
+from control_plane import cli
 from control_plane.client import Client
 from control_plane.config import ApiAddress
 
@@ -76,7 +82,8 @@ class ServerProcess:
         return Client(self.data_dir)
 
     def cli(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return run_cli("--data-dir", str(self.data_dir), *words, **environment)
+        """The command line in this process: everything but the interpreter's start."""
+        return call_cli("--data-dir", str(self.data_dir), *words, **environment)
 
     def json(self, *words: str) -> Any:
         done = self.cli(*words, "--json")
@@ -99,6 +106,20 @@ def run_cli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         command, capture_output=True, text=True, env={**settings, "TIDEWIRE_USER": "ana", **environment}, timeout=60
     )
+
+
+def call_cli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    out, err = io.StringIO(), io.StringIO()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("TIDEWIRE_")}
+    with (
+        patch.dict(os.environ, {**clean, "TIDEWIRE_USER": "ana", **environment}, clear=True),
+        patch.object(sys, "argv", ["tidewire", *words]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, otherwise: Callable[[], str] = lambda: "") -> None:
