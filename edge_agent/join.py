@@ -18,7 +18,7 @@ from pipelines.contract.keys import Key
 from pipelines.contract.messages import Join, JoinReply
 from pipelines.contract.token import JoinToken
 
-CONNECT_WITHIN_S = 10.0
+CONNECT_WITHIN_S = 15.0
 _REPLY_S = 10.0
 
 
@@ -60,12 +60,12 @@ def _own_key(data_dir: Path) -> Key:
 
 async def _ask(token: JoinToken, key: Key, name: str) -> JoinReply:
     link = NatsLink(Login(token.url, subjects.inbox(token.id), token.jwt, token.seed, token.ca, f"joining {name}"))
-    up = asyncio.Event()
-    link.on_change(lambda: up.set() if link.is_up else None)
+    tried = asyncio.Event()
+    link.on_change(tried.set)
     running = asyncio.create_task(link.run())
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(up.wait(), CONNECT_WITHIN_S)
+            await asyncio.wait_for(tried.wait(), CONNECT_WITHIN_S)
         if not link.is_up:
             raise _not_connected(token, link.trouble)
         request = Join(key.public, secrets.token_hex(8), name, facts())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ class NatsLink:
         self._callbacks: list[Callable[[], None]] = []
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._denied: dict[str, asyncio.Future[bytes]] = {}
+        self._last_error: Exception | None = None  # nats-py tells the cause of a failed connect only to its callback
         self._timeouts = 0
         self.trouble = "not tried yet"  # why it is down; "" when it is up
         self.since = clock.wall_text()  # of the present state: a label
@@ -132,7 +133,7 @@ class NatsLink:
         if self._client is None:
             raise LinkDown(self.trouble, op="publish", place=self._login.url)
         try:
-            await asyncio.wait_for(self._client.publish(subject, data), CONNECT_TIMEOUT_S)
+            await _within(CONNECT_TIMEOUT_S, self._client.publish(subject, data))
         except (TimeoutError, nats_errors.Error, OSError) as error:
             raise LinkDown(str(error), op="publish", place=subject) from error
 
@@ -151,17 +152,20 @@ class NatsLink:
                 closed.set_result(None)
 
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await client.connect(**self._options(on_closed))
-                for subject, callback in self._subscriptions.items():
-                    await client.subscribe(subject, cb=_ignoring_content(callback))
+            self._last_error = None
+            await _within(CONNECT_TIMEOUT_S, self._open(client, on_closed))
         except (TimeoutError, nats_errors.Error, OSError, ValueError) as error:
+            self._set_trouble(_in_words(self._last_error or error))
             await _abandon(client)
-            self._set_trouble(_in_words(error))
             return None
         self._client, self._closed, self._timeouts = client, closed, 0
         self._set_trouble("")
         return closed
+
+    async def _open(self, client: Client, on_closed: Callable[[], Awaitable[None]]) -> None:
+        await client.connect(**self._options(on_closed))
+        for subject, callback in self._subscriptions.items():
+            await client.subscribe(subject, cb=_ignoring_content(callback))
 
     def _options(self, on_closed: Callable[[], Awaitable[None]]) -> dict[str, Any]:
         login = self._login
@@ -170,6 +174,8 @@ class NatsLink:
             "name": login.name,
             "inbox_prefix": login.inbox,
             "allow_reconnect": False,
+            "max_reconnect_attempts": 1,  # even so it would try the first connection sixty times, two seconds apart
+            "reconnect_time_wait": 0,
             "connect_timeout": CONNECT_TIMEOUT_S,
             "ping_interval": 10,
             "max_outstanding_pings": 2,
@@ -189,6 +195,7 @@ class NatsLink:
             if "permissions violation" in text.lower() and f'"{subject}"' in text.lower() and not denied.done():
                 denied.set_result(b"")
                 del self._denied[subject]
+        self._last_error = error
         _log.debug("broker", said=text)
 
     async def _drop(self, reason: str) -> None:
@@ -210,10 +217,22 @@ class NatsLink:
             callback()
 
 
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """`work` in a task of its own: nats-py awaits with `wait_for`, which in Python 3.11 may swallow our cancellation."""
+    task = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise TimeoutError
+        task.result()
+    finally:
+        task.cancel()
+
+
 async def _abandon(client: Client) -> None:
     """Close it, and if the other side takes nothing any more, cut it."""
     with suppress(Exception):
-        await asyncio.wait_for(client.close(), _CLOSE_S)
+        await _within(_CLOSE_S, client.close())
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)  # nats-py offers no way to abort
     if writer is not None:
         writer.transport.abort()

@@ -22,6 +22,8 @@ class FakeRunner:
         assert got is not None
         self.start, self.blobs = got
         self.version = json.loads(self.blobs[0])
+        if text := self.version.get("description"):
+            self.version = {"do": json.loads(text)}  # a version that a real agent can read as well
         self.state = dict(zip(self.start["state_keys"], self.blobs[2:], strict=True))
         self.committed = 0
         self.n = 0

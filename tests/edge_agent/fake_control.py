@@ -1,0 +1,156 @@
+"""A control plane made of the contract and a plain nats-server: one node, a lake in memory, faults on request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nats
+from nats.aio.msg import Msg
+
+from pipelines.contract import messages, subjects
+from pipelines.contract.artifact import CHUNK_BYTES_MAX, PIPELINE_VERSION, Artifact
+from pipelines.contract.document import NodeDocument
+from pipelines.contract.keys import Key
+from pipelines.contract.node_state import CONTROL, Assignment, Manifest, Note, Setting, SignedManifest
+from pipelines.contract.segment import Segment, decode
+from pipelines.contract.version import PipelineVersion
+
+NATS_SERVER = str(Path(sys.executable).parent / "nats-server")
+
+
+class Broker:
+    """A real nats-server on one port, to be killed, paused and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = int(sock.getsockname()[1])
+        self._config = folder / "nats.conf"
+        self._config.write_text(f"port: {self.port}\nhost: 127.0.0.1\n")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [NATS_SERVER, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.02)
+        raise AssertionError("nats-server did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class FakeControl:
+    def __init__(self, node: str, node_public: str) -> None:
+        self.node, self._node_public = node, node_public
+        self.key = Key.from_entropy(os.urandom(32))
+        self.author = Key.from_entropy(os.urandom(32))
+        self.document = NodeDocument()
+        self.artifacts: dict[str, tuple[Artifact, int]] = {}
+        self.lake: dict[tuple[str, str], list[Segment]] = {}
+        self.heartbeats: list[messages.Heartbeat] = []
+        self.requests: list[str] = []
+        self.busy = 0  # this many uploads are answered `busy`
+        self.mute = 0  # this many uploads are stored, but never answered
+        self.manifest: SignedManifest | None = None
+        self._order = (1, 0)
+
+    async def serve(self, broker: Broker) -> None:
+        self._client = await nats.connect(broker.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        for subject, answer in (
+            (subjects.data(self.node), self._on_data),
+            (subjects.state(self.node), self._on_state),
+            (subjects.artifact(self.node), self._on_artifact),
+            (subjects.heartbeat(self.node), self._on_heartbeat),
+        ):
+            await self._client.subscribe(subject, cb=answer)
+        await self._client.flush()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def assign(self, *versions: PipelineVersion, poke: bool = True, **params: Setting) -> None:
+        """The next manifest: exactly these versions."""
+        for version in versions:
+            artifact = Artifact.sign(PIPELINE_VERSION, version.canonical, self.author)
+            self.artifacts[version.digest] = (artifact, version.number)
+        self._order = (self._order[0], self._order[1] + 1)
+        assignments = {v.pipeline: Assignment(v.digest, v.number, params, "ann", "because") for v in versions}
+        self.manifest = SignedManifest.sign(Manifest(self.node, *self._order, assignments), self.key)
+        if poke:
+            await self.poke()
+
+    async def acknowledge(self, incident: str) -> None:
+        seq = self.document.next_seq(CONTROL)
+        self.document.add_note(Note(CONTROL, seq, "acknowledge", incident, {}, "bob", "seen", self._order[1]))
+        await self.poke()
+
+    async def poke(self) -> None:
+        await self._client.publish(subjects.poke(self.node), b"")
+
+    def numbers(self) -> list[int]:
+        """Every number in the lake, in order of arrival per run."""
+        return [n for run in self.lake.values() for segment in run if segment.header.rows for n in json.loads(segment.payload)]
+
+    async def _on_data(self, message: Msg) -> None:
+        request, blobs = messages.Upload.unpack(message.data)
+        self.requests.append(f"send {len(blobs)}" if blobs else "ask")
+        if blobs and self.busy:
+            self.busy -= 1
+            await message.respond(messages.Receipts(request.nonce, error="busy").seal(self.key))
+            return
+        touched: list[tuple[str, str]] = [(run, stream) for run, stream in request.streams]
+        touched += [self._store(decode(blob, self._node_public)) for blob in blobs]
+        if blobs and self.mute:
+            self.mute -= 1
+            return
+        marks: list[list[Any]] = []
+        for run, stream in dict.fromkeys(touched):
+            stored = self.lake.get((run, stream), [])
+            marks.append([run, stream, len(stored), stored[-1].digest if stored else ""])
+        await message.respond(messages.Receipts(request.nonce, marks).seal(self.key))
+
+    def _store(self, segment: Segment) -> tuple[str, str]:
+        key = (segment.header.run, segment.header.stream)
+        stored = self.lake.setdefault(key, [])
+        if segment.header.seq == len(stored) + 1 and segment.header.previous == (stored[-1].digest if stored else ""):
+            stored.append(segment)
+        return key
+
+    async def _on_state(self, message: Msg) -> None:
+        request, blobs = messages.Exchange.unseal(self._node_public, message.data)
+        if request.has_document:
+            self.document = self.document.merged(blobs[0], author=self.node)
+        newer = self.manifest is not None and self._order > (request.term, request.generation)
+        differs = self.document.digest() != request.document
+        reply = messages.ExchangeReply(request.nonce, self.document.digest(), 0, newer, differs)
+        out = [self.manifest.body, self.manifest.signature] if newer and self.manifest else []
+        await message.respond(reply.seal(self.key, [*out, *([self.document.save()] if differs else [])]))
+
+    async def _on_artifact(self, message: Msg) -> None:
+        request, _ = messages.ArtifactRequest.unpack(message.data)
+        artifact, number = self.artifacts[request.digest]
+        chunk = artifact.data[request.offset : request.offset + CHUNK_BYTES_MAX]
+        reply = messages.ArtifactReply(request.nonce, artifact.kind, len(artifact.data), number)
+        await message.respond(reply.seal(self.key, [chunk, artifact.signature]))
+
+    async def _on_heartbeat(self, message: Msg) -> None:
+        self.heartbeats.append(messages.Heartbeat.unpack(message.data)[0])

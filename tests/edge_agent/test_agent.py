@@ -1,0 +1,322 @@
+"""The managed agent against a control plane that comes, goes, forgets and lies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_control import Broker, FakeControl
+from support import NODE, new_key, until
+
+from edge_agent import keeper as keeper_module
+from edge_agent import uplink as uplink_module
+from edge_agent.agent import Agent
+from edge_agent.config import AgentConfig, Identity
+from edge_agent.link import Login, NatsLink
+from edge_agent.local_api import SOCKET
+from edge_agent.policy import Policy
+from edge_agent.store import Store
+from edge_agent.supervisor import Supervisor
+from pipelines.contract import subjects
+from pipelines.contract.node_state import Manifest, Setting, SignedManifest
+from pipelines.contract.spec import load_spec
+from pipelines.contract.version import PipelineVersion
+
+
+class World:
+    """A node's directory, a broker, a control plane; agents are started and stopped in it."""
+
+    def __init__(self, folder: Path, broker: Broker) -> None:
+        self.folder, self.broker, self.key = folder, broker, new_key()
+        self.control = FakeControl(NODE, self.key.public)
+        self.identity = Identity(
+            node=NODE,
+            name="one",
+            seed=self.key.seed,
+            user_jwt="",
+            control=self.control.key.public,
+            author=self.control.author.public,
+            url=broker.url,
+        )
+
+    @contextlib.asynccontextmanager
+    async def agent(self) -> AsyncIterator[Agent]:
+        config = AgentConfig(data_dir=self.folder / "node", heartbeat_s=0.3, exchange_s=0.5, request_timeout_s=1.0)
+        store = Store.open(config.data_dir, NODE, self.key)
+        link = NatsLink(Login(self.broker.url, subjects.inbox(NODE)))
+        supervisor = Supervisor(entry="fake_runner:main", preload=[])
+        agent = Agent(config, self.identity, store, link, supervisor=supervisor, policy=Policy())
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            agent.stop()
+            await asyncio.wait_for(running, 20)
+            store.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    broker = Broker(tmp_path)
+    yield World(tmp_path, broker)
+    broker.kill()
+
+
+def with_control(test: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[World], None]:
+    async def go(world: World) -> None:
+        await world.control.serve(world.broker)
+        try:
+            await test(world)
+        finally:
+            await world.control.close()
+
+    def run(world: World) -> None:
+        asyncio.run(asyncio.wait_for(go(world), 60))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST_S", 0.05)
+    monkeypatch.setattr(uplink_module, "_PAUSE_FIRST_S", 0.05)
+
+
+def version(*do: dict[str, Any], number: int = 1, pipeline: str = "press") -> PipelineVersion:
+    """A version that a real agent can read and the fake runner can run: its script is in the description."""
+    text = f"""
+tidewire: 1
+pipeline: {pipeline}
+description: {json.dumps(json.dumps(do))}
+params:
+  limit: {{type: integer, default: 5, min: 0, max: 100}}
+sources:
+  s:
+    simulate: {{}}
+schema:
+  ts: {{type: timestamp, event_time: true}}
+sinks:
+  numbers: {{lake: {{table: numbers}}}}
+"""
+    return PipelineVersion.of(load_spec(text), number)
+
+
+READY = {"ready": 1}
+
+
+def phase(world: World, pipeline: str = "press") -> str:
+    """As the control plane sees it."""
+    reported = world.control.document.reported().get(pipeline)
+    return f"{reported.number} {reported.phase}" if reported else ""
+
+
+async def ask(world: World, method: str, path: str, **body: Any) -> Any:
+    transport = httpx.AsyncHTTPTransport(uds=str(world.folder / "node" / SOCKET))
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+        return (await client.request(method, path, json=body or None)).json()
+
+
+@with_control
+async def test_a_deployed_version_runs_and_its_rows_reach_the_lake_once(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, {"commits": 60}))
+        await until(lambda: phase(world) == "1 running")
+        await until(lambda: world.control.numbers() == list(range(60)))
+        await until(lambda: _drained(agent))
+        await until(lambda: world.control.heartbeats and world.control.heartbeats[-1].generation == 1)
+
+
+@with_control
+async def test_replace_drains_the_old_version_then_runs_the_new_and_removal_stops_it(world: World) -> None:
+    async with world.agent():
+        await world.control.assign(version(READY, {"commits": 2}))
+        await until(lambda: world.control.numbers() == [0, 1])
+        await world.control.assign(version(READY, {"commits": 2}, {"stats": {}}, number=2))
+        await until(lambda: phase(world) == "2 running")
+        await until(lambda: world.control.numbers() == [0, 1, 2, 3, 4])  # 2 is the drain's
+        versions = [s.header.number for run in world.control.lake.values() for s in run]
+        assert versions == [1, 1, 1, 2, 2]
+        await world.control.assign()
+        await until(lambda: phase(world) == "2 stopped")
+
+
+@with_control
+async def test_i12_an_agent_boots_and_runs_with_nobody_in_reach(world: World) -> None:
+    async with world.agent():
+        await world.control.assign(version(READY, {"commits": 2}))
+        await until(lambda: len(world.control.numbers()) == 2)
+    world.broker.kill()
+    async with world.agent() as agent:
+        await until(lambda: agent.keepers and agent.keepers["press"].is_ready)
+        await until(lambda: _has_pending(agent, 2))
+        world.broker.start()
+        await until(lambda: world.control.numbers() == [0, 1, 2, 3])
+
+
+@with_control
+async def test_i2_silence_and_busy_double_nothing_and_lose_nothing(world: World) -> None:
+    control = world.control
+    control.busy, control.mute = 2, 1
+    async with world.agent() as agent:
+        await control.assign(version(READY, {"commits": 30}))
+        await until(lambda: control.numbers() == list(range(30)))
+        await until(lambda: _drained(agent))
+        assert (control.busy, control.mute) == (0, 0)
+        assert "ask" in control.requests, "after silence it asks, it does not resend blindly"
+        assert sum(int(request[5:]) for request in control.requests if request != "ask") <= 30 + 2 * 30, "busy costs a resend"
+
+
+@with_control
+async def test_i2_a_broker_killed_again_and_again_changes_nothing(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, {"commits": 400}))
+        for _ in range(3):
+            await until(lambda: agent.link.is_up)
+            world.broker.kill()
+            world.broker.start()
+        await until(lambda: len(world.control.numbers()) >= 400, timeout_s=40)
+        assert world.control.numbers() == list(range(400))
+
+
+@with_control
+async def test_i13_an_unsigned_foreign_or_older_manifest_is_not_obeyed(world: World) -> None:
+    control = world.control
+    async with world.agent() as agent:
+        await control.assign(version(READY))
+        await until(lambda: phase(world) == "1 running")
+        for manifest, key in [
+            (Manifest(NODE, 1, 9), new_key()),
+            (Manifest("n2", 1, 9), control.key),
+            (Manifest(NODE, 1, 0), control.key),
+        ]:
+            control.manifest, control._order = SignedManifest.sign(manifest, key), (1, 9)
+            before = agent.sync.trouble
+            await control.poke()
+            if manifest.generation:
+                await until(lambda before=before: agent.sync.trouble not in ("", before))
+        await asyncio.sleep(0.3)
+        assert list(agent.keepers) == ["press"]
+        assert agent.record.manifest.order == (1, 1)
+
+
+@with_control
+async def test_i13_a_version_without_the_authors_signature_is_not_run(world: World) -> None:
+    wanted = version(READY)
+    world.control.author = new_key()  # not the one that the identity names
+    async with world.agent() as agent:
+        await world.control.assign(wanted)
+        await until(lambda: "signature" in agent.status_of("press").reason)
+        assert not agent.keepers
+        await until(lambda: phase(world) == "1 pending")
+
+
+@with_control
+async def test_parameters_fold_centre_and_site_and_reach_the_runner(world: World) -> None:
+    one = version(READY)
+    async with world.agent() as agent:
+        await world.control.assign(one, limit=Setting(7, "deployment", generation=1))
+        await until(lambda: phase(world) == "1 running")
+        who = {"by": "eve", "reason": "hot day", "dry_run": False}
+        refused = await ask(world, "POST", "/set", pipeline="press", values={"limit": "101"}, **who)
+        assert "above the maximum" in refused["error"]
+        done = await ask(world, "POST", "/set", pipeline="press", values={"limit": "9"}, **who)
+        assert done["done"] == ["press limit: 7 (deployment) -> 9 (on-site)"]
+        await until(lambda: _reported_params(world) == {"limit": 9})
+        [press] = (await ask(world, "GET", "/status"))["pipelines"]
+        assert press["params"]["limit"] | {"losing": press["params"]["limit"]["losing"]} == {
+            "value": 9, "origin": "on-site", "by": "eve", "reason": "hot day", "losing": [["deployment", 7], ["default", 5]],
+        }  # fmt: skip
+        assert press["counts"]["params"] == {"limit": 9}, "the runner got it"
+        await world.control.assign(one, limit=Setting(3, "rule:1", generation=2, force=True))
+        await until(lambda: _reported_params(world) == {"limit": 3})
+        await world.control.assign(one, limit=Setting(3, "rule:1", generation=2))
+        await until(lambda: _reported_params(world) == {"limit": 9})
+        await ask(world, "POST", "/unset", pipeline="press", names=["limit"], **who)
+        await until(lambda: _reported_params(world) == {"limit": 3})
+        assert agent.keepers["press"].restarts == 0
+
+
+@with_control
+async def test_an_incident_is_acknowledged_from_the_centre_and_on_site(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, {"raise": "i1"}, {"raise": "i2"}))
+        await until(lambda: _open_incidents(agent, 2))
+        await world.control.acknowledge("i1")
+        await until(lambda: _acknowledged(agent, {"i1"}))
+        who = {"by": "eve", "reason": "", "dry_run": False}
+        assert "no open incident" in (await ask(world, "POST", "/ack", incident="i9", **who))["error"]
+        await ask(world, "POST", "/ack", incident="i2", **who)
+        await until(lambda: _acknowledged(agent, {"i1", "i2"}))
+        notes = {note.subject: note.by for note in agent.record.document.notes()}
+        assert notes == {"i1": "bob", "i2": "eve"}
+
+
+@with_control
+async def test_i11_a_crashing_pipeline_is_reported_and_its_sibling_goes_on(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version({"die": 3}), version(READY, {"commits": 5}, pipeline="calm"))
+        await until(lambda: phase(world) == "1 failed")
+        assert "status 3" in world.control.document.reported()["press"].reason
+        await until(lambda: phase(world, "calm") == "1 running")
+        await until(lambda: len(world.control.numbers()) == 5)
+        assert agent.keepers["calm"].restarts == 0
+        size = len(agent.record.document.save())
+        deaths = agent.keepers["press"].restarts
+        await until(lambda: agent.keepers["press"].restarts >= deaths + 2)
+        assert len(agent.record.document.save()) == size, "crash after crash must not grow the document (I9)"
+
+
+@with_control
+async def test_a_missing_parameter_or_a_failed_start_is_state_and_not_a_crash(world: World) -> None:
+    async with world.agent():
+        await world.control.assign(version(READY), limit=Setting(1000, "rule:1"))
+        await until(lambda: phase(world) == "1 failed")
+        assert "above the maximum" in world.control.document.reported()["press"].reason
+        await world.control.assign(version({"fail": "no such column"}))
+        await until(lambda: "no such column" in world.control.document.reported()["press"].reason)
+
+
+@with_control
+async def test_i6_i7_with_every_hint_lost_the_node_still_converges(world: World) -> None:
+    async with world.agent() as agent:
+        await until(lambda: agent.sync.last_exchange)
+        await world.control.assign(version(READY), poke=False)
+        await until(lambda: phase(world) == "1 running")
+        await until(lambda: agent.record.document.digest() == world.control.document.digest())
+
+
+@with_control
+async def test_the_local_api_is_for_the_owner_only(world: World) -> None:
+    async with world.agent():
+        path = world.folder / "node" / SOCKET
+        await until(path.exists)
+        assert oct(os.stat(path).st_mode & 0o777) == "0o600"
+    assert not path.exists()
+
+
+async def _drained(agent: Agent) -> bool:
+    return (await agent.store.backlog()).segments == 0
+
+
+async def _has_pending(agent: Agent, rows: int) -> bool:
+    return (await agent.store.backlog()).rows == rows
+
+
+def _reported_params(world: World) -> object:
+    return world.control.document.reported()["press"].params
+
+
+async def _open_incidents(agent: Agent, count: int) -> bool:
+    return len(await agent.store.incidents()) == count
+
+
+async def _acknowledged(agent: Agent, names: set[str]) -> bool:
+    return {i["incident"] for i in await agent.store.incidents() if i["acknowledged"]} == names
