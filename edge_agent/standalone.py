@@ -13,8 +13,8 @@ import re
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -94,32 +94,37 @@ async def _run_host(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: asyncio.ensure_future(host.stop()))
-    draining = asyncio.create_task(_drain_for_ever(services.store, lake))
     watching = asyncio.create_task(_watch(host)) if not until_eof and not quiet and sys.stdout.isatty() else None
-    try:
+    async with _draining(services.store, lake):
         outcome = await host.run()
-    finally:
-        for task in (draining, *([watching] if watching else [])):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-    await drain(services.store, lake)
+    if watching is not None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
     return outcome
 
 
-async def _drain_for_ever(store: Store, lake: Path) -> None:
-    committed = asyncio.Event()
-    store.on_commit(committed.set)
-    while True:
-        committed.clear()
-        await drain(store, lake)
-        await committed.wait()
+@asynccontextmanager
+async def _draining(store: Store, lake: Path) -> AsyncIterator[None]:
+    """Within it, what is committed moves from the outbox into Parquet files; at its end, all that is left."""
+    more, ended = asyncio.Event(), False
 
+    async def drain() -> None:
+        while True:
+            more.clear()
+            while batch := await store.pending_segments(DRAIN_BYTES):
+                await store.confirm(await asyncio.to_thread(_write_batch, batch, lake))
+            if ended:
+                return
+            await more.wait()
 
-async def drain(store: Store, lake: Path) -> None:
-    """Move everything pending from the outbox into Parquet files below `lake`."""
-    while batch := await store.pending_segments(DRAIN_BYTES):
-        await store.confirm(await asyncio.shield(asyncio.to_thread(_write_batch, batch, lake)))
+    store.on_commit(more.set)
+    task = asyncio.create_task(drain())
+    try:
+        yield
+    finally:
+        ended = True
+        more.set()
+        await task
 
 
 def _write_batch(batch: list[Pending], lake: Path) -> list[Mark]:

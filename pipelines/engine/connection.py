@@ -24,8 +24,8 @@ def open_engine() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     for name, value in _SETTINGS.items():
         text = f"'{value}'" if isinstance(value, str) else str(value).lower()
-        connection.execute(f"SET {name} = {text}").fetchall()
-    connection.execute("SET lock_configuration = true").fetchall()
+        connection.execute(f"SET GLOBAL {name} = {text}").fetchall()  # a cursor of it has them too
+    connection.execute("SET GLOBAL lock_configuration = true").fetchall()
     return connection
 
 

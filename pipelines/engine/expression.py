@@ -35,6 +35,17 @@ _CAST_TYPES = frozenset(
 )
 
 
+_TOKEN = re.compile(r"""\b[eExX]'|'(?:[^']|'')*'|"(?:[^"]|"")*"|--|/\*|;|\$\w*\$|[()]""")
+_FILTER = re.compile(r"\s*filter\s*\(\s*(?:where\s)?(.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
+_REFUSED_TOKENS = {
+    "--": "YAML comments start with #",
+    "/*": "YAML comments start with #",
+    ";": "write one expression",
+    "e'": "write text in 'single quotes', without escapes",
+    "x'": "write text in 'single quotes', without escapes",
+}
+
+
 @dataclass(frozen=True)
 class Span:
     """Bytes `start` to `end` of the expression's UTF-8 text."""
@@ -42,12 +53,24 @@ class Span:
     start: int
     end: int
 
+    def __contains__(self, other: Span) -> bool:
+        return self.start <= other.start and other.end <= self.end
+
 
 @dataclass(frozen=True)
-class Aggregate:
+class Call:
+    """An aggregate call: `name(argument)rest`, where `rest` is its FILTER clause or nothing; `label` is the author's text."""
+
+    label: str
     name: str
     span: Span
-    text: str
+    argument: str
+    rest: str
+    distinct: bool
+
+    @property
+    def text(self) -> str:
+        return f"{self.name.removesuffix('_star')}({self.argument}){self.rest}"
 
 
 @dataclass(frozen=True)
@@ -68,16 +91,19 @@ class Expression:
         """Every `$name`."""
         return [(n["identifier"], _span(n)) for n in _walk(self.tree) if n.get("class") == "PARAMETER"]
 
-    @cached_property
-    def aggregates(self) -> list[Aggregate]:
-        """The outermost aggregate calls, with their FILTER clauses, in text order."""
+    def aggregates(self, replacements: Mapping[Span, str] | None = None) -> list[Call]:
+        """The aggregate calls in text order, with spans inside them replaced. None stands within another."""
         found = [n for n in _walk(self.tree) if n.get("class") == "FUNCTION" and n["function_name"] in SPAN_AGGREGATES]
-        spans = [(n["function_name"], _span(n)) for n in found]
-        return sorted((Aggregate(name, span, self._cut(span)) for name, span in spans), key=lambda a: a.span.start)
+        return sorted((self._call(node, replacements or {}) for node in found), key=lambda call: call.span.start)
 
     def columns_outside_aggregates(self) -> set[str]:
-        inner = [a.span for a in self.aggregates]
-        return {names[0] for names, s in self.columns if not any(i.start <= s.start < i.end for i in inner)}
+        calls = self.aggregates()
+        return {names[0] for names, span in self.columns if not any(span in call.span for call in calls)}
+
+    def replace_calls(self, calls: Mapping[Span, str], replacements: Mapping[Span, str]) -> str:
+        """The text with whole calls replaced, and what stands outside of them."""
+        outside = {span: text for span, text in replacements.items() if not any(span in call for call in calls)}
+        return self.replace({**calls, **outside})
 
     def replace(self, replacements: Mapping[Span, str]) -> str:
         """The text with each span replaced; spans do not overlap."""
@@ -93,9 +119,25 @@ class Expression:
     def _cut(self, span: Span) -> str:
         return self.text.encode()[span.start : span.end].decode()
 
+    def _call(self, node: Mapping[str, Any], replacements: Mapping[Span, str]) -> Call:
+        span = _span(node)
+        inner = {Span(s.start - span.start, s.end - span.start): text for s, text in replacements.items() if s in span}
+        text = Expression(self._cut(span), self.path, {}).replace(inner)
+        argument, rest = _split_call(text)
+        distinct = bool(node["distinct"])
+        if len(node["arguments"]) == 1 and not distinct and argument.strip() != "*":
+            argument = f"TRY({argument})"  # an error on a row counts as NULL there, and never fails the batch
+        if found := _FILTER.match(rest):
+            rest = f" FILTER (WHERE TRY({found[1]}))"
+        return Call(self._cut(span), node["function_name"], span, argument, rest, distinct)
+
 
 def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: frozenset[str] = frozenset()) -> Expression:
     """Parse and check. `aggregates` are the aggregate functions allowed here. Raises `SpecError` at `path`."""
+    for token in _TOKEN.findall(text):
+        if token.strip().lower() in _REFUSED_TOKENS or token.startswith("$"):
+            hint = _REFUSED_TOKENS.get(token.strip().lower(), "write text in 'single quotes'")
+            raise SpecError([Problem(f"{token.strip()} is not allowed in an expression", path, hint)])
     ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [_PREFIX + text]).fetchall()
     parsed = json.loads(raw)
     if parsed["error"]:
@@ -107,7 +149,10 @@ def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: f
         raise SpecError(
             [Problem("this is not one expression", path, "write what would stand between SELECT and FROM, without commas")]
         )
-    expression = Expression(text, path, node["select_list"][0])
+    tree = node["select_list"][0]
+    if tree.get("alias"):
+        raise SpecError([Problem("AS is not allowed: the key on the left is the name", path, "remove `AS ...`")])
+    expression = Expression(text, path, tree)
     problems = list(_check(expression, aggregates))
     if problems:
         raise SpecError(problems)
@@ -154,6 +199,10 @@ def _check_function(expression: Expression, node: Mapping[str, Any], aggregates:
             yield expression.problem(f"ORDER BY within {name}() is not allowed")
         if node["distinct"] and aggregates is AGGREGATES:
             yield expression.problem("DISTINCT is not allowed in a window: it cannot be kept small")
+        arguments = [argument["expression"] for argument in node["arguments"]]
+        plain = all(a.get("class") in ("COLUMN_REF", "CONSTANT", "PARAMETER") for a in arguments)
+        if (node["distinct"] or len(arguments) > 1) and not plain:
+            yield expression.problem(f"here {name}() takes plain columns", "derive the value in a step before")
     elif name in SPAN_AGGREGATES:
         hint = (
             f"here: {', '.join(sorted(aggregates - {'count_star', 'mean'}))}"
@@ -178,6 +227,20 @@ def _walk(tree: Any) -> Iterator[Mapping[str, Any]]:
     elif isinstance(tree, list):
         for value in tree:
             yield from _walk(value)
+
+
+def _split_call(text: str) -> tuple[str, str]:
+    """`max(f(x)) filter (..)` -> (`f(x)`, ` filter (..)`); brackets within quotes do not count."""
+    depth = start = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] == "(":
+            start = start or token.end()
+            depth += 1
+        elif token[0] == ")":
+            depth -= 1
+            if depth == 0:
+                return text[start : token.start()], text[token.end() :]
+    return text[start:], ""
 
 
 def _span(node: Mapping[str, Any]) -> Span:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import duckdb
@@ -16,14 +17,16 @@ from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, Sink, Source, Step, Trigger, Window
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import enforce
+from pipelines.engine.aggregate import NUMERIC, over_span
 from pipelines.engine.connection import literal, open_engine, quote
 from pipelines.engine.decode import META
 from pipelines.engine.enforce import SQL_TYPES
-from pipelines.engine.expression import Expression, Span, param_replacements, parse
+from pipelines.engine.expression import Call, Expression, Span, param_replacements, parse
 from pipelines.engine.functions import AGGREGATES, SPAN_AGGREGATES
 from pipelines.engine.ipc import TIMESTAMP
-from pipelines.engine.transform import BoundStep, statement
-from pipelines.engine.trigger import TriggerPlan
+from pipelines.engine.statement import Statement
+from pipelines.engine.transform import BoundStep, stateless_sql
+from pipelines.engine.trigger import SPAN, TriggerPlan
 from pipelines.engine.window import Part, WindowPlan, parts_of, window_fields
 
 ARROW_TYPES = {
@@ -57,17 +60,10 @@ class NodeFacts:
 @dataclass(frozen=True)
 class SourcePlan:
     spec: Source
-    sql: str  # the stateless statement
+    stateless: Statement
     delimiter: str | None  # None: JSON lines
     csv_fields: tuple[tuple[str, str], ...]
     meta: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SinkPlan:
-    name: str
-    spec: Sink
-    where: str  # SQL over the rows; "" for all
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,8 @@ class Plan:
     columns: Mapping[str, str]
     windows: Mapping[str, WindowPlan]
     triggers: Mapping[str, TriggerPlan]
-    sinks: Mapping[str, SinkPlan]
 
-    @property
+    @cached_property
     def row_schema(self) -> pa.Schema:
         """What a row stream carries: `_event_time` and the columns."""
         return pa.schema([("_event_time", TIMESTAMP), *((name, ARROW_TYPES[t]) for name, t in self.columns.items())])
@@ -128,11 +123,11 @@ class _Compiler:
     def compile(self) -> Plan:
         self._check_meta_fields()
         steps = [self._step(i, step) for i, step in enumerate(self.spec.steps)]
-        windows = {name: plan for name, w in self.spec.windows.items() if (plan := self._window(name, w))}
-        triggers = {name: plan for name, t in self.spec.triggers.items() if (plan := self._trigger(name, t))}
-        sinks = {name: plan for name, s in self.spec.sinks.items() if (plan := self._sink(name, s, windows))}
-        sources = {name: self._source(source, steps) for name, source in self.spec.sources.items()}
-        plan = Plan(self.spec, self.params, self.engine, sources, dict(self.columns), windows, triggers, sinks)
+        windows = {name: bound for name, w in self.spec.windows.items() if (bound := self._window(name, w))}
+        triggers = {name: alarm for name, t in self.spec.triggers.items() if (alarm := self._trigger(name, t))}
+        wheres = {name: w for name, s in self.spec.sinks.items() if not s.from_ and (w := self._sink_where(name, s))}
+        sources = {name: self._source(source, steps, wheres) for name, source in self.spec.sources.items()}
+        plan = Plan(self.spec, self.params, self.engine, sources, dict(self.columns), windows, triggers)
         if not self.problems:
             self._try_statements(plan)
         return plan
@@ -175,15 +170,16 @@ class _Compiler:
             return "NULL"
         return f"CAST({literal(self.node.look_up(words[1:]))} AS VARCHAR)"
 
-    def _source(self, source: Source, steps: Sequence[BoundStep]) -> SourcePlan:
-        csv = source.decode.csv
-        fields, structure, feeds = [], None, []
+    def _source(self, source: Source, steps: Sequence[BoundStep], wheres: Mapping[str, str]) -> SourcePlan:
+        csv, meta = source.decode.csv, tuple(sorted(self.meta))
+        feeds: list[tuple[str, str]] = []
+        structure: str | None = None
         if csv:
             fields, feeds = enforce.csv_fields(self.spec.schema_)
         else:
             fields, structure = enforce.json_fields(self.spec.schema_)
-        sql = statement(fields, structure, steps, self.columns, self.spec.event_time, sorted(self.meta))
-        return SourcePlan(source, sql, csv.delimiter if csv else None, tuple(feeds), tuple(sorted(self.meta)))
+        sql = stateless_sql(fields, structure, steps, self.columns, self.spec.event_time, meta, wheres)
+        return SourcePlan(source, Statement(self.engine, sql, "_in"), csv.delimiter if csv else None, tuple(feeds), meta)
 
     def _window(self, name: str, window: Window) -> WindowPlan | None:
         path, before = f"windows.{name}", len(self.problems)
@@ -193,12 +189,9 @@ class _Compiler:
         select = [self._aggregate(text, f"{path}.select.{column}", window.by, parts) for column, text in window.select.items()]
         if len(self.problems) > before:
             return None
-        part_types = [self._type_of(part.sql, self.columns, path, raw=True) for part in parts]
-        parts = [Part(_storable(part.sql, t), part.merge) for part, t in zip(parts, part_types, strict=True)]
-        sample = self.engine.sql(
-            f"SELECT {', '.join(p.sql for p in parts) or '1'} FROM {self._empty(self.columns)}"
-        ).to_arrow_table()
-        arrow_parts = tuple(f.type for f in sample.schema)
+        part_types = [self._arrow_type(part.sql, path) for part in parts]
+        if len(self.problems) > before:
+            return None
         over_parts = {f"_p{i}": self._type_of(p.sql, self.columns, path, raw=True) for i, p in enumerate(parts)} | self.columns
         typed = [
             (c, sql, self._type_of(sql, over_parts, f"{path}.select.{c}")) for c, sql in zip(window.select, select, strict=True)
@@ -208,82 +201,87 @@ class _Compiler:
         by = {column: ARROW_TYPES[self.columns[column]] for column in window.by}
         schema = window_fields(by, {c: ARROW_TYPES[t] for c, _, t in typed})
         definition = self._definition("windows", name)
-        return WindowPlan(name, window, definition, tuple(parts), tuple(typed), where, arrow_parts, tuple(by.values()), schema)
+        sinks = {n: w for n, s in self.spec.sinks.items() if s.from_ == name and (w := self._sink_where(n, s, schema))}
+        return WindowPlan(
+            self.engine,
+            name,
+            window,
+            definition,
+            tuple(parts),
+            tuple(typed),
+            where,
+            tuple(part_types),
+            tuple(by.values()),
+            schema,
+            sinks,
+        )
 
     def _aggregate(self, text: str, path: str, by: Sequence[str], parts: list[Part]) -> str:
         """The SQL of one `select` entry over parts, which are appended to `parts`."""
-        expression = self._parse(text, path, AGGREGATES)
+        hint = f"write one of {', '.join(sorted(AGGREGATES - {'count_star', 'mean'}))}"
+        expression = self._over_rows(text, path, by, AGGREGATES, "a window's column is an aggregate", hint)
         if expression is None:
             return "NULL"
-        if not expression.aggregates:
-            self._complain(
-                path,
-                "a window's column is an aggregate",
-                f"write one of {', '.join(sorted(AGGREGATES - {'count_star', 'mean'}))}",
-            )
-        self._check_outside(expression, by)
         replacements = self._replacements(expression, self.columns)
         final: dict[Span, str] = {}
-        for aggregate in expression.aggregates:
-            inner = {
-                Span(s.start - aggregate.span.start, s.end - aggregate.span.start): t
-                for s, t in replacements.items()
-                if _within(s, aggregate.span)
-            }
-            call = Expression(aggregate.text, path, {}).replace(inner)
-            made, value = parts_of(aggregate.name, call)
-            final[aggregate.span] = "(" + value.format(*(f"_p{len(parts) + i}" for i in range(len(made)))) + ")"
+        for call in expression.aggregates(replacements):
+            made, value = parts_of(call, self._argument_type(call, path))
+            final[call.span] = "(" + value.format(*(f"_p{len(parts) + i}" for i in range(len(made)))) + ")"
             parts += made
-        outside = {s: t for s, t in replacements.items() if not any(_within(s, a.span) for a in expression.aggregates)}
-        return expression.replace({**final, **outside})
+        return expression.replace_calls(final, replacements)
 
     def _trigger(self, name: str, trigger: Trigger) -> TriggerPlan | None:
         path, before = f"triggers.{name}", len(self.problems)
         self._check_by(trigger.by, f"{path}.by")
-        labels: list[tuple[str, str]] = []
+        aggregates: list[tuple[str, str]] = []
         used: set[str] = set()
-        when = self._condition(trigger.when, f"{path}.when", trigger.by, labels, used)
-        clear = (
-            self._condition(trigger.clear_when, f"{path}.clear_when", trigger.by, labels, used)
-            if trigger.clear_when
-            else f"NOT ({when})"
-        )
+        when = self._condition(trigger.when, f"{path}.when", trigger.by, aggregates, used)
+        clear = f"NOT ({when})"
+        if trigger.clear_when:
+            clear = self._condition(trigger.clear_when, f"{path}.clear_when", trigger.by, aggregates, used)
         self._check_message(trigger, f"{path}.message")
         if len(self.problems) > before:
             return None
-        kept = tuple(column for column in self.columns if column.lower() in used)
+        kept = tuple(column for column in [*self.columns, *(f"_meta_{word}" for word in META)] if column.lower() in used)
         definition = self._definition("triggers", name, kept)
         node = self.node.name or self.node.id
-        return TriggerPlan(name, self.spec.pipeline, node, trigger, definition, kept, tuple(labels), when, clear, self.params)
+        return TriggerPlan(
+            self.engine, name, self.spec.pipeline, node, trigger, definition, kept, tuple(aggregates), when, clear, self.params
+        )
 
-    def _condition(self, text: str, path: str, by: Sequence[str], labels: list[tuple[str, str]], used: set[str]) -> str:
-        """The SQL of a condition over `_a<i>`; its aggregates are appended to `labels`, the columns it reads to `used`."""
-        expression = self._parse(text, path, SPAN_AGGREGATES)
+    def _condition(self, text: str, path: str, by: Sequence[str], aggregates: list[tuple[str, str]], used: set[str]) -> str:
+        """The SQL of a condition over `_a<i>`; its aggregates are appended to `aggregates`, the columns it reads to `used`."""
+        hint = "use an aggregate: max(temp_c) > 80, or count(*) filter (where ...) >= 4"
+        expression = self._over_rows(text, path, by, SPAN_AGGREGATES, "a condition looks at the rows of the span", hint)
         if expression is None:
             return "NULL"
-        if not expression.aggregates:
-            self._complain(
-                path,
-                "a condition looks at the rows of the span",
-                "use an aggregate: max(temp_c) > 80, or count(*) filter (where ...) >= 4",
-            )
-        self._check_outside(expression, by)
-        before = len(self.problems)
         replacements = self._replacements(expression, self.columns)
-        if len(self.problems) == before:
-            self._type_of(expression.replace(replacements), self.columns, path, must_be="BOOLEAN")
-        used |= {words[0].lower() for words, _ in expression.columns}
+        self._type_of(expression.replace(replacements), self.columns, path, must_be="BOOLEAN")
+        used |= {("_meta_" + words[1] if words[0] == "meta" else words[0]).lower() for words, _ in expression.columns}
         final: dict[Span, str] = {}
-        for aggregate in expression.aggregates:
-            inner = {
-                Span(s.start - aggregate.span.start, s.end - aggregate.span.start): t
-                for s, t in replacements.items()
-                if _within(s, aggregate.span)
-            }
-            final[aggregate.span] = f"_a{len(labels)}"
-            labels.append((aggregate.text, Expression(aggregate.text, path, {}).replace(inner)))
-        outside = {s: t for s, t in replacements.items() if not any(_within(s, a.span) for a in expression.aggregates)}
-        return expression.replace({**final, **outside})
+        for call in expression.aggregates(replacements):
+            final[call.span] = f"_a{len(aggregates)}"
+            aggregates.append((call.label, over_span(call, SPAN, self._argument_type(call, path))))
+        return expression.replace_calls(final, replacements)
+
+    def _over_rows(
+        self, text: str, path: str, by: Sequence[str], allowed: frozenset[str], what: str, hint: str
+    ) -> Expression | None:
+        """A checked expression of aggregates over rows, None when it has a problem."""
+        before = len(self.problems)
+        expression = self._parse(text, path, allowed)
+        if expression is None:
+            return None
+        if not expression.aggregates():
+            self._complain(path, what, hint)
+        self._check_outside(expression, by)
+        self._replacements(expression, self.columns)
+        return expression if len(self.problems) == before else None
+
+    def _argument_type(self, call: Call, path: str) -> str:
+        if call.distinct or call.name not in NUMERIC:
+            return ""
+        return self._type_of(call.argument, self.columns, path, raw=True)
 
     def _check_message(self, trigger: Trigger, path: str) -> None:
         known = {*trigger.by, *self.spec.params, "count", "node"}
@@ -295,14 +293,10 @@ class _Compiler:
                     f"known here: {', '.join(sorted(known))}",
                 )
 
-    def _sink(self, name: str, sink: Sink, windows: Mapping[str, WindowPlan]) -> SinkPlan | None:
-        if sink.from_ is not None and sink.from_ not in windows:
-            return None  # the window's own problems are reported
-        columns = self.columns
-        if sink.from_ is not None:
-            columns = {f.name: _sql_type(f.type) for f in windows[sink.from_].schema}
-        where = self._bind(sink.where, f"sinks.{name}.where", columns, must_be="BOOLEAN")[0] if sink.where else ""
-        return SinkPlan(name, sink, where)
+    def _sink_where(self, name: str, sink: Sink, window: pa.Schema | None = None) -> str:
+        """The condition of a sink over the rows, or over those of its window; "" for all."""
+        columns = self.columns if window is None else {f.name: _sql_type(f.type) for f in window}
+        return self._bind(sink.where, f"sinks.{name}.where", columns, must_be="BOOLEAN")[0] if sink.where else ""
 
     def _definition(self, part: Literal["windows", "triggers"], name: str, kept: Sequence[str] = ()) -> str:
         """Identity of state: it is carried over between versions while this stays the same (design, section 6)."""
@@ -377,8 +371,9 @@ class _Compiler:
                 )
 
     def _check_outside(self, expression: Expression, by: Sequence[str]) -> None:
-        for column in sorted(expression.columns_outside_aggregates() - {*by, "node"}):
-            if column in self.columns:
+        columns = {name.lower() for name in self.columns} - {name.lower() for name in by}
+        for column in sorted(expression.columns_outside_aggregates()):
+            if column.lower() in columns or column == "meta":
                 self._complain(
                     expression.path, f'"{column}" stands outside an aggregate', "aggregate it, as in max(..), or add it to by:"
                 )
@@ -403,6 +398,13 @@ class _Compiler:
         if must_be and storable != must_be:
             self._complain(path, f"this is a {storable.lower()}, not a condition", "compare with =, <, > or use and, or, not")
         return storable
+
+    def _arrow_type(self, sql: str, path: str) -> pa.DataType:
+        try:
+            return self.engine.sql(f"SELECT {sql} AS _p FROM {self._empty(self.columns)}").to_arrow_table().schema.field(0).type
+        except duckdb.Error as error:
+            self._complain(path, _first_line(error), "check the types of what is aggregated")
+            return pa.null()
 
     def _empty(self, columns: Mapping[str, str]) -> str:
         own = {"_et": "BIGINT", "_row": "INTEGER", **{f"_meta_{w}": t for w, t in META.items()}}
@@ -432,18 +434,8 @@ _STORABLE = {
 }
 
 
-def _storable(sql: str, type_: str) -> str:
-    """A part that can be kept as a plain value: no huge integers, no decimals."""
-    wanted = _STORABLE.get(re.sub(r"\(.*", "", type_), type_)
-    return sql if wanted == type_ or type_.startswith("STRUCT") else f"TRY_CAST({sql} AS {wanted})"
-
-
 def _sql_type(type_: pa.DataType) -> str:
     return next((name for name, arrow in ARROW_TYPES.items() if arrow == type_), "VARCHAR")
-
-
-def _within(inner: Span, outer: Span) -> bool:
-    return outer.start <= inner.start and inner.end <= outer.end
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""run_batch: decode, enforce, transform, windows, triggers and sinks composed, nothing else. Pure: time enters with the batch only."""
+"""run_batch: decode, enforce, transform, windows, triggers and sinks composed, nothing else. Pure: time enters with the batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,11 +17,11 @@ from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
 from pipelines.engine.decode import Batch, Lines, input_table
 from pipelines.engine.ipc import TIMESTAMP
-from pipelines.engine.plan import Plan, SinkPlan
-from pipelines.engine.state import State, WindowKey
-from pipelines.engine.transform import ALIVE, count_fates, execute, read_fate
+from pipelines.engine.plan import Plan, SourcePlan
+from pipelines.engine.state import State, Watermark
+from pipelines.engine.transform import ALIVE, count_fates, keep_column, read_fate
 from pipelines.engine.trigger import Transition
-from pipelines.engine.watermark import Stretch, advance, idle_advance
+from pipelines.engine.watermark import Stretch, advance, reached_us
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
 QUARANTINE_SCHEMA = pa.schema(
@@ -79,25 +80,52 @@ class Output:
             self.actions + other.actions,
         )
 
+    def in_row_order(self) -> Output:
+        """As if the rows of the batch had come one by one (I14)."""
+        quarantine = [pa.concat_tables(self.quarantine).sort_by("offset")] if len(self.quarantine) > 1 else self.quarantine
+        return replace(self, quarantine=quarantine, transitions=sorted(self.transitions, key=lambda t: t.row))
+
+    def with_actions(self, plan: Plan, arrival_us: int) -> Output:
+        return replace(self, actions=[action for t in self.transitions for action in _actions_of(plan, t, arrival_us)])
+
 
 def run_batch(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     """The state after `batch` and what it gave. A batch without lines is a timer: time passes, nothing else."""
     if batch.lines is None:
-        return _tick(plan, state, batch.arrival_us)
-    if not len(batch.lines):
+        state, output = _tick(plan, state, batch.arrival_us)
+    elif len(batch.lines):
+        state, output = _rows(plan, state, batch)
+    else:
         return state, Output()
+    return state, output.with_actions(plan, batch.arrival_us)
+
+
+def _rows(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     source = plan.sources[batch.source]
-    table = input_table(batch, source.delimiter, source.csv_fields, source.meta)
-    result = execute(plan.engine, source.sql, {"_in": table})
+    result = _stateless(source, input_table(batch, source.delimiter, source.csv_fields, source.meta))
     state, quarantined = _account(plan, state, batch, result)
     accepted = result.filter(pc.equal(result["_fate"], ALIVE)) if _any_dead(result) else result
     state, output = _evaluate(plan, state, batch, accepted)
-    return state, Output(quarantine=quarantined) + output
+    return state, (Output(quarantine=quarantined) + output).in_row_order()
+
+
+def _stateless(source: SourcePlan, table: pa.Table) -> pa.Table:
+    """The stateless statement over the batch. A record on which the engine itself fails is undecodable, alone."""
+    try:
+        return source.stateless(table)
+    except duckdb.Error as error:
+        if table.num_rows == 1:
+            if table["_bad"].null_count == 0:
+                raise
+            bad = pa.array([f"the engine fails on it: {str(error).splitlines()[0][:200]}"])
+            return _stateless(source, table.set_column(table.schema.get_field_index("_bad"), "_bad", bad))
+    middle = table.num_rows // 2
+    return pa.concat_tables([_stateless(source, table.slice(0, middle)), _stateless(source, table.slice(middle))])
 
 
 def finish(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
     """The end of bounded input: every open window is emitted."""
-    return _close_windows(plan, state, None, partial=False)
+    return _close_windows(plan, state, _newest(state), early=True)
 
 
 def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> tuple[State, Output]:
@@ -107,21 +135,22 @@ def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> 
     for name, window in plan.windows.items():
         kept = successor.windows.get(name) if successor else None
         if kept is None or kept.definition != window.definition:
-            state, rows = windows.close(plan.engine, window, state, None, partial=True)
+            state, rows = windows.close(window, state, _newest(state), early=True, partial=True)
             state, made = _to_sinks(plan, state, rows, name)
             output += made
     for name, trigger in plan.triggers.items():
         if successor is None or name not in successor.triggers:
             state, transitions = triggers.retire(trigger, state, arrival_us)
-            output += Output(transitions=transitions, actions=_actions(plan, transitions, arrival_us))
+            output += Output(transitions=transitions)
     kept_spans = {(t.name, t.definition) for t in successor.triggers.values()} if successor else set()
     kept_windows = {(w.name, w.definition) for w in successor.windows.values()} if successor else set()
     state = replace(
         state,
         spans={key: rows for key, rows in state.spans.items() if key in kept_spans},
         windows={key: parts for key, parts in state.windows.items() if (key.window, key.definition) in kept_windows},
+        closed={key: end_us for key, end_us in state.closed.items() if key in kept_windows},
     )
-    return state, output
+    return state, output.with_actions(plan, arrival_us)
 
 
 def acknowledge(
@@ -132,27 +161,29 @@ def acknowledge(
         if alarm.incident == incident and alarm.phase == "active" and not alarm.acknowledged and name in plan.triggers:
             transition = triggers.acknowledged(plan.triggers[name], group, incident, by, reason, at_us)
             state = replace(state, alarms={**state.alarms, (name, group): replace(alarm, acknowledged=True)})
-            return state, Output(transitions=[transition], actions=_actions(plan, [transition], arrival_us))
+            return state, Output(transitions=[transition]).with_actions(plan, arrival_us)
     return state, Output()
 
 
 def dry_run(plan: Plan) -> None:
     """Run every statement of the plan over no rows, so that what cannot run is found before it ships."""
+    none = pa.array([], pa.int64())
     for name, source in plan.sources.items():
-        batch = Batch(name, 0, 0, Lines(pa.array([], pa.string()), pa.array([], pa.int64())))
-        rows = execute(plan.engine, source.sql, {"_in": input_table(batch, source.delimiter, source.csv_fields, source.meta)})
-        rows = _timed(rows, pa.array([], pa.int64()), pa.array([], pa.int64()), pa.array([], pa.int64()))
+        batch = Batch(name, 0, 0, Lines(pa.array([], pa.string()), none))
+        rows = source.stateless(input_table(batch, source.delimiter, source.csv_fields, source.meta))
+        rows = _timed(rows, none, none, none)
         for window in plan.windows.values():
-            execute(plan.engine, window.grouping, {"_rows": rows})
-            execute(plan.engine, window.emission, {"_closed": windows.no_closed(window)}).cast(window.schema)
+            window.grouping(rows)
+            window.late_rows(rows)
+            window.emission(windows.no_closed(window)).select(window.schema.names).cast(window.schema)
         for trigger in plan.triggers.values():
-            triggers.watch(plan.engine, trigger, State(""), rows, 0, evaluate_empty=True)
-        for sink in plan.sinks.values():
-            if sink.where and sink.spec.from_ is None:
-                _select(plan, sink, rows)
+            triggers.watch(trigger, State(""), rows, 0, evaluate_empty=True)
 
 
 # -- the steps of a batch
+
+
+_ET = 4  # where `_et` stands among the columns of the stateless statement
 
 
 def _any_dead(result: pa.Table) -> bool:
@@ -207,17 +238,17 @@ def _evaluate(plan: Plan, state: State, batch: Batch, accepted: pa.Table) -> tup
     times = accepted["_et"].combine_chunks()
     if plan.spec.event_time is None:
         times = pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), accepted.num_rows)
-    state, output = _to_sinks(plan, state, _row_stream(plan, accepted, times), None, accepted)
+    state, output = _to_sinks(plan, state, accepted.set_column(_ET, "_et", times), None)
     if not plan.windows and not plan.triggers:
         return state, output
-    others = [mark.us for name, mark in state.watermarks.items() if name != batch.source and mark.us is not None]
+    others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
     mark = state.watermarks.get(batch.source)
     new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us)
     for stretch in stretches:
         if stretch.stepped_back:
             state, made = _new_time_line(plan, state)
             output += made
-        state, made = _stretch(plan, state, batch, accepted, times, stretch, min(others, default=None))
+        state, made = _stretch(plan, state, batch, accepted, times, stretch, _least_reached(plan, others, batch.arrival_us))
         output += made
     return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
 
@@ -232,21 +263,21 @@ def _stretch(
     rows = _timed(accepted.slice(stretch.start, length), times.slice(stretch.start, length), before, at)
     output = Output()
     for trigger in plan.triggers.values():
-        state, transitions = triggers.watch(plan.engine, trigger, state, rows, batch.arrival_us)
-        output += Output(transitions=transitions, actions=_actions(plan, transitions, batch.arrival_us))
+        state, transitions = triggers.watch(trigger, state, rows, batch.arrival_us)
+        output += Output(transitions=transitions)
     for window in plan.windows.values():
-        state, late = windows.contribute(plan.engine, window, state, rows)
+        state, late = windows.contribute(window, state, rows)
         if late:
             state, made = _too_late(plan, state, batch, window.name, late)
             output += made
     reached = at[-1].as_py() if others_us is None else min(at[-1].as_py(), others_us)
-    state, made = _close_windows(plan, state, reached, partial=False)
+    state, made = _close_windows(plan, state, reached)
     return state, output + made
 
 
 def _timed(rows: pa.Table, times: pa.Array, before: pa.Array, at: pa.Array) -> pa.Table:
     """Rows with `_et` their event time, `_before` the watermark they met, `_at` their source's watermark after them."""
-    rows = rows.set_column(rows.schema.get_field_index("_et"), "_et", times)
+    rows = rows.set_column(_ET, "_et", times)
     return rows.append_column("_before", before).append_column("_at", at)
 
 
@@ -271,75 +302,74 @@ def _too_late(plan: Plan, state: State, batch: Batch, window: str, late: Sequenc
 
 
 def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
-    """Time passes: idle sources advance, windows close, triggers look again."""
+    """Time passes: windows of idle sources close, triggers look again."""
     output = Output()
-    idle_after = max((w.every + w.lateness for w in plan.spec.windows.values()), default=0)
-    marks = {name: idle_advance(mark, arrival_us, idle_after) for name, mark in state.watermarks.items()}
-    state = replace(state, watermarks=marks)
     for trigger in plan.triggers.values():
-        state, transitions = triggers.watch(plan.engine, trigger, state, None, arrival_us)
-        output += Output(transitions=transitions, actions=_actions(plan, transitions, arrival_us))
-    reached = [mark.us for mark in marks.values() if mark.us is not None]
-    if reached:
-        state, made = _close_windows(plan, state, min(reached), partial=False)
-        output += made
-    return state, output
+        state, transitions = triggers.watch(trigger, state, None, arrival_us)
+        output += Output(transitions=transitions)
+    state, made = _close_windows(plan, state, _least_reached(plan, state.watermarks, arrival_us))
+    return state, output + made
+
+
+def _least_reached(plan: Plan, marks: Mapping[str, Watermark], arrival_us: int) -> int | None:
+    """How far event time has come in all of these sources."""
+    idle_after_us = max((window.grace_us for window in plan.windows.values()), default=0)
+    reached = [us for mark in marks.values() if (us := reached_us(mark, arrival_us, idle_after_us)) is not None]
+    return min(reached, default=None)
+
+
+def _newest(state: State) -> int | None:
+    return max((mark.us for mark in state.watermarks.values() if mark.us is not None), default=None)
 
 
 def _new_time_line(plan: Plan, state: State) -> tuple[State, Output]:
     """Event time was set back: windows are closed as they are, spans and pending alarms forgotten."""
-    state, output = _close_windows(plan, state, None, partial=True)
+    state, output = _close_windows(plan, state, None, early=True, partial=True)
     for name in plan.triggers:
         state = triggers.forget_time_line(state, name)
-    return state, output
+    return windows.forget_time_line(state), output
 
 
-def _close_windows(plan: Plan, state: State, watermark_us: int | None, *, partial: bool) -> tuple[State, Output]:
+def _close_windows(
+    plan: Plan, state: State, reached_us: int | None, *, early: bool = False, partial: bool = False
+) -> tuple[State, Output]:
     output = Output()
     for name, window in plan.windows.items():
-        state, rows = windows.close(plan.engine, window, state, watermark_us, partial=partial)
+        state, rows = windows.close(window, state, reached_us, early=early, partial=partial)
         state, made = _to_sinks(plan, state, rows, name)
         output += made
     return state, output
 
 
-def _row_stream(plan: Plan, accepted: pa.Table, times: pa.Array) -> pa.Table:
-    stamp = times.cast(TIMESTAMP)
-    columns = [
-        accepted[name].cast(type_) for name, type_ in zip(plan.row_schema.names[1:], plan.row_schema.types[1:], strict=True)
-    ]
-    return pa.Table.from_arrays([stamp, *columns], schema=plan.row_schema)
-
-
-def _to_sinks(
-    plan: Plan, state: State, rows: pa.Table | None, window: str | None, full: pa.Table | None = None
-) -> tuple[State, Output]:
-    """Offer rows to the sinks of the row stream or of one window. `full` has the `_meta_*` columns that a `where` may use."""
+def _to_sinks(plan: Plan, state: State, rows: pa.Table | None, window: str | None) -> tuple[State, Output]:
+    """Offer rows to the sinks of the row stream or of one window."""
     if rows is None or not rows.num_rows:
         return state, Output()
+    stream = (
+        _row_stream(plan, rows)
+        if window is None
+        else rows.select(plan.windows[window].schema.names).cast(plan.windows[window].schema)
+    )
     taken: dict[str, list[pa.Table]] = {}
-    for sink in plan.sinks.values():
-        if sink.spec.from_ != window:
+    for name, sink in plan.spec.sinks.items():
+        if sink.from_ != window:
             continue
-        chosen = rows.filter(_select(plan, sink, rows if full is None else full)) if sink.where else rows
-        state = offer(state, sink.name, rows.num_rows, chosen.num_rows)
+        chosen = stream.filter(rows[keep_column(name)]) if sink.where else stream
+        state = offer(state, name, stream.num_rows, chosen.num_rows)
         if chosen.num_rows:
-            taken[sink.name] = [chosen]
+            taken[name] = [chosen]
     return state, Output(rows=taken)
 
 
-def _select(plan: Plan, sink: SinkPlan, rows: pa.Table) -> pa.Array:
-    result = execute(plan.engine, f"SELECT coalesce(TRY({sink.where}), false) AS _keep FROM _rows", {"_rows": rows})
-    return result["_keep"].combine_chunks()
+def _row_stream(plan: Plan, accepted: pa.Table) -> pa.Table:
+    columns = list(plan.row_schema)[1:]
+    values = [accepted["_et"].cast(TIMESTAMP), *(accepted[column.name].cast(column.type) for column in columns)]
+    return pa.Table.from_arrays(values, schema=plan.row_schema)
 
 
 def offer(state: State, stream: str, offered: int, written: int) -> State:
     """The state with a stream's ledger entry (I4)."""
     return state.with_counts("streams", stream, {"offered": offered, "not_selected": offered - written, "written": written})
-
-
-def _actions(plan: Plan, transitions: Sequence[Transition], arrival_us: int) -> list[PlannedAction]:
-    return [action for t in transitions for action in _actions_of(plan, t, arrival_us)]
 
 
 _ON = {triggers.RAISED: "on_raise", triggers.ACKNOWLEDGED: "on_ack", triggers.CLEARED: "on_clear"}
@@ -381,7 +411,6 @@ def incident_rows(transitions: Sequence[Transition]) -> pa.Table:
 def open_window_rows(state: State) -> Mapping[str, int]:
     """Rows in windows still open, by window (I4)."""
     totals: dict[str, int] = {}
-    key: WindowKey
     for key, parts in state.windows.items():
         totals[key.window] = totals.get(key.window, 0) + parts.rows
     return totals

@@ -67,6 +67,9 @@ class State:
     epoch: int = 1
     watermarks: Mapping[str, Watermark] = field(default_factory=dict)
     windows: Mapping[WindowKey, Parts] = field(default_factory=dict)
+    closed: Mapping[tuple[str, str], int] = field(
+        default_factory=dict
+    )  # (window, definition) -> end of the last emitted, microseconds
     spans: Mapping[tuple[str, str], pa.Table] = field(default_factory=dict)  # (trigger, definition) -> rows it still sees
     alarms: Mapping[tuple[str, Group], Alarm] = field(default_factory=dict)
     sources: Mapping[str, Counts] = field(default_factory=dict)  # source ledgers (I4)
@@ -98,6 +101,7 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
     """The state from the entries of earlier commits."""
     watermarks: dict[str, Watermark] = {}
     windows: dict[WindowKey, Parts] = {}
+    closed: dict[tuple[str, str], int] = {}
     alarms: dict[tuple[str, Group], Alarm] = {}
     chunks: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
     for key, data in stored:
@@ -112,17 +116,19 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
         elif kind == "window":
             name, definition, start, group = rest
             windows[WindowKey(name, definition, start, tuple(group))] = Parts(value[0], tuple(_thaw(v) for v in value[1]))
+        elif kind == "closed":
+            closed[rest[0], rest[1]] = value
         elif kind == "alarm":
             alarms[rest[0], tuple(rest[1])] = Alarm(**value)
     spans = {key: pa.concat_tables([table for _, table in sorted(found, key=lambda c: c[0])]) for key, found in chunks.items()}
-    return State(
-        lineage, epoch, watermarks, windows, spans, alarms, dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
-    )
+    ledgers = dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
+    return State(lineage, epoch, watermarks, windows, closed, spans, alarms, *ledgers)
 
 
 def _parts(state: State) -> dict[str, Any]:
     parts: dict[str, Any] = {_key("watermark", name): mark for name, mark in state.watermarks.items()}
     parts |= {_key("window", k.window, k.definition, k.start_us, list(k.group)): v for k, v in state.windows.items()}
+    parts |= {_key("closed", *window): end_us for window, end_us in state.closed.items()}
     parts |= {_key("alarm", trigger, list(group)): alarm for (trigger, group), alarm in state.alarms.items()}
     return parts
 
@@ -130,7 +136,7 @@ def _parts(state: State) -> dict[str, Any]:
 def _encode(value: Any) -> bytes:
     if isinstance(value, Parts):
         return json.dumps([value.rows, list(value.values)], default=_freeze).encode()
-    return canonical_json(asdict(value))
+    return canonical_json(value if isinstance(value, int) else asdict(value))
 
 
 def _freeze(value: Any) -> Any:

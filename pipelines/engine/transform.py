@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.spec import Step
 from pipelines.engine.connection import literal, quote
+from pipelines.engine.decode import RECORD_BYTES_MAX
 from pipelines.engine.enforce import FieldSql
 
 ALIVE, UNDECODABLE, INVALID = 0, 1, 2
@@ -44,16 +44,17 @@ class BoundStep:
     constant: bool = False  # enrich: the same for every row, cannot fail
 
 
-def statement(
+def stateless_sql(
     fields: Sequence[FieldSql],
     structure: str | None,
     steps: Sequence[BoundStep],
     columns: Mapping[str, str],
     event_time: str | None,
     meta: Sequence[str],
+    wheres: Mapping[str, str],
 ) -> str:
     """The SQL over `_in`. Columns out: `_row`, `_fate`, `_reasons`, `_raw` (of rows to quarantine), `_et` (event time in
-    microseconds, NULL without one), the used `_meta_*`, and `columns`, those of an accepted row."""
+    microseconds, NULL without one), the used `_meta_*`, `columns`, those of an accepted row, and `keep_column`s of sinks."""
     layers = [
         ("_d", _parse_layer(structure)),
         ("_v", _value_layer(fields)),
@@ -67,8 +68,17 @@ def statement(
     with_ = ",\n".join(f"{name} AS ({sql})" for name, sql in layers)
     return (
         f"WITH {with_}\nSELECT _row, _fate, _reasons, CASE WHEN {quarantined} THEN _line END AS _raw, "
-        f"{stamp} AS _et{names} FROM {layers[-1][0]}"
+        f"{stamp} AS _et{names}{keep_columns(wheres)} FROM {layers[-1][0]}"
     )
+
+
+def keep_column(sink: str) -> str:
+    """The name of the column that says whether a sink takes a row."""
+    return f"_keep_{sink}"
+
+
+def keep_columns(wheres: Mapping[str, str]) -> str:
+    return "".join(f", coalesce(TRY({where}), false) AS {quote(keep_column(sink))}" for sink, where in wheres.items())
 
 
 def _parse_layer(structure: str | None) -> str:
@@ -122,29 +132,24 @@ def _filter_layer(step: int, tried: str) -> str:
 
 
 def _derive_layer(step: int, column: str, type_: str, tried: str) -> str:
-    unfit = "_t IS NULL" + (" OR NOT isfinite(_t[1])" if type_ == "DOUBLE" else "")
+    unfit = "_t IS NULL" + _UNFIT.get(type_, "")
     fate = f"CASE WHEN _fate = 0 AND ({unfit}) THEN {step_fate(step, FAILED)} ELSE _fate END"
     why = _failure(step, f"derive.{column}", unfit)
     value = f"TRY_CAST(_t[1] AS {type_})"
     return f"SELECT * EXCLUDE (_t) REPLACE ({fate} AS _fate, {why} AS _reasons), {value} AS {quote(column)} FROM ({tried})"
 
 
+_UNFIT = {
+    "DOUBLE": " OR NOT isfinite(_t[1])",
+    "TIMESTAMP": " OR NOT isfinite(_t[1])",
+    "VARCHAR": f" OR strlen(_t[1]) > {RECORD_BYTES_MAX}",
+}
+
+
 def _failure(step: int, what: str, unfit: str = "_t IS NULL") -> str:
-    text = (
-        f"steps[{step}].{what}: the expression fails on this row (overflow, division by zero, or a value that does not convert)"
-    )
+    why = "overflow, division by zero, too long a text, or a value that does not convert"
+    text = f"steps[{step}].{what}: the expression fails on this row ({why})"
     return f"CASE WHEN _fate = 0 AND ({unfit}) THEN [{literal(text)}] ELSE _reasons END"
-
-
-def execute(engine: duckdb.DuckDBPyConnection, sql: str, tables: Mapping[str, pa.Table]) -> pa.Table:
-    """The result of one statement over registered Arrow tables."""
-    for name, table in tables.items():
-        engine.register(name, table)
-    try:
-        return engine.sql(sql).to_arrow_table()
-    finally:
-        for name in tables:
-            engine.unregister(name)
 
 
 def count_fates(result: pa.Table) -> dict[int, int]:

@@ -1,20 +1,22 @@
 """Alarm logic: rows to conditions by one DuckDB statement, conditions to incident transitions by a small state machine.
 
-Each row is evaluated at its own event time over the rows of its group that came before it within `over`, so the split into batches
-is invisible (I14). Event time within a group never goes back, and never runs ahead of the watermark. A timer evaluates every
-group again at the time it would be now, without counting as a row.
+Each row is evaluated at its own event time over the rows of its group that came before it within `over`, so the split into
+batches is invisible (I14). Event time within a group never goes back, and keeps within an hour of the watermark. A timer
+evaluates every group again at the time it would be now, without counting as a row.
 
-    normal --when--> pending --held for `for`--> active (raised) --clear_when, or not when--> normal (cleared)
+    normal --when--> pending --held for `for`--> active (raised) --clear_when and not when--> normal (cleared)
 
-NULL is neither true nor false: it ends `pending` and clears nothing. No rows in the span: nothing changes (hold).
+NULL is neither true nor false: it ends `pending` and clears nothing. No rows in the span: nothing changes (hold), but what held
+before does not count for `for` in node time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import duckdb
@@ -24,9 +26,10 @@ import pyarrow.compute as pc
 from pipelines.contract.spec import Trigger
 from pipelines.engine.connection import quote
 from pipelines.engine.state import Alarm, Group, State, Watermark
-from pipelines.engine.transform import execute
+from pipelines.engine.statement import Statement
 from pipelines.engine.watermark import FAR_US
 
+SPAN = "_span"  # the window over which a trigger's aggregates are taken
 RAISED, ACKNOWLEDGED, CLEARED = "raised", "acknowledged", "cleared"
 NO_WATERMARK = Watermark()
 _HOLD, _TRUE, _NOT_TRUE = 0, 1, 2
@@ -52,9 +55,10 @@ class Transition:
 
 @dataclass(frozen=True)
 class TriggerPlan:
-    """A trigger, bound. `columns` are what it keeps of a row besides `by`; `aggregates` (label, SQL); `when` and `clear` are SQL
-    over the aggregates `_a0`..., `by` and literals."""
+    """A trigger, bound. `columns` are what it keeps of a row besides `by`; `aggregates` are (label, SQL over the frame `SPAN`);
+    `when` and `clear` are SQL over the aggregates `_a0`..., `by` and literals."""
 
+    engine: duckdb.DuckDBPyConnection
     name: str
     pipeline: str
     node: str
@@ -70,51 +74,46 @@ class TriggerPlan:
     def kept(self) -> list[str]:
         return list(dict.fromkeys([*self.spec.by, *self.columns]))
 
-    @property
-    def statement(self) -> str:
-        """Over `_seen`: the span's rows in arrival order, those to evaluate marked `_new`. Sorted by group, then arrival."""
+    @cached_property
+    def statement(self) -> Statement:
+        """Over `_seen`: the span's rows in arrival order (`_i`), those to evaluate marked `_new`. Out: the same rows by `_group`
+        (the first `_i` of the group) and arrival, with `_t` their time, the aggregates, `_when`, `_clear`, and `_alone`: no other
+        row in sight."""
         by = ", ".join(quote(name) for name in self.spec.by)
         part = f"PARTITION BY {by} " if by else ""
-        aggs = "".join(f", {sql} OVER _w AS _a{i}" for i, (_, sql) in enumerate(self.aggregates))
-        newest = f"max(_t) OVER ({part.strip()})"
         ordered = (
             f"SELECT *, max(_te) OVER ({part}ORDER BY _i ROWS UNBOUNDED PRECEDING) AS _t, "
-            f"row_number() OVER ({part}ORDER BY _i) AS _n FROM _seen"
+            f"row_number() OVER ({part}ORDER BY _i) AS _n, min(_i) OVER ({part}) AS _group FROM _seen"
         )
-        framed = (
-            f"SELECT *, _n - 1 - count(*) OVER ({part}ORDER BY _t RANGE BETWEEN UNBOUNDED PRECEDING AND "
-            f"{self.spec.over} PRECEDING) AS _k FROM ({ordered})"
-        )
+        before = f"RANGE BETWEEN UNBOUNDED PRECEDING AND {self.spec.over} PRECEDING"
+        framed = f"SELECT *, _n - 1 - count(*) OVER ({part}ORDER BY _t {before}) AS _k FROM ({ordered})"
+        aggregates = "".join(f", {sql} AS _a{i}" for i, (_, sql) in enumerate(self.aggregates))
+        frame = "ROWS BETWEEN greatest(_k, 0) PRECEDING AND CASE WHEN _probe THEN 1 ELSE 0 END PRECEDING"
         evaluated = (
-            f"SELECT *, count(*) OVER _w AS _count, {newest} AS _newest{aggs} FROM ({framed}) WINDOW _w AS ({part}ORDER BY _n ROWS BETWEEN "
-            f"greatest(_k, 0) PRECEDING AND CASE WHEN _probe THEN 1 ELSE 0 END PRECEDING)"
+            f"SELECT *, count(*) OVER {SPAN} AS _count, max(_t) OVER ({part}) AS _newest{aggregates} "
+            f"FROM ({framed}) WINDOW {SPAN} AS ({part}ORDER BY _n {frame})"
         )
-        keys = ", ".join([*(quote(name) for name in self.spec.by), "_n"])
-        return (
-            f"SELECT *, CASE WHEN _count = 0 THEN {_HOLD} WHEN TRY({self.when}) THEN {_TRUE} ELSE {_NOT_TRUE} END AS _when, "
-            f"CASE WHEN _count = 0 THEN {_HOLD} WHEN TRY({self.clear}) THEN {_TRUE} ELSE {_NOT_TRUE} END AS _clear, "
-            f"(_k <= 0) AS _alone FROM ({evaluated}) ORDER BY {keys}"
+        when, clear = (
+            f"CASE WHEN _count = 0 THEN {_HOLD} WHEN TRY({c}) THEN {_TRUE} ELSE {_NOT_TRUE} END" for c in (self.when, self.clear)
+        )
+        return Statement(
+            self.engine,
+            f"SELECT *, {when} AS _when, {clear} AS _clear, (_k <= 0) AS _alone FROM ({evaluated}) ORDER BY _group, _n",
+            "_seen",
         )
 
 
 def watch(
-    engine: duckdb.DuckDBPyConnection,
-    plan: TriggerPlan,
-    state: State,
-    rows: pa.Table | None,
-    arrival_us: int,
-    *,
-    evaluate_empty: bool = False,
+    plan: TriggerPlan, state: State, rows: pa.Table | None, arrival_us: int, *, evaluate_empty: bool = False
 ) -> tuple[State, list[Transition]]:
-    """Evaluate accepted rows (with `_et`, `_row`, `_at`), or, with None, a timer. `evaluate_empty`: bind the statement all the same."""
+    """Evaluate accepted rows (with `_et`, `_row`, `_at`), or, with None, a timer. `evaluate_empty`: bind the statement anyway."""
     key = (plan.name, plan.definition)
     span = state.spans.get(key)
     fresh = _new_rows(plan, rows, state.epoch, arrival_us) if rows is not None else _probes(plan, span, arrival_us)
     if fresh is None or (not fresh.num_rows and not evaluate_empty):
         return state, []
     seen = pa.concat_tables([span, fresh]) if span is not None and span.num_rows else fresh
-    numbered = seen.append_column("_i", pa.array(range(seen.num_rows), pa.int64()))
-    result = execute(engine, plan.statement, {"_seen": numbered})
+    result = plan.statement(seen.append_column("_i", pa.array(range(seen.num_rows), pa.int64())))
     if not fresh.num_rows:
         return state, []
     if rows is not None:
@@ -125,7 +124,8 @@ def watch(
 def _new_rows(plan: TriggerPlan, rows: pa.Table, epoch: int, arrival_us: int) -> pa.Table:
     n = rows.num_rows
     own = {
-        "_te": pc.min_element_wise(rows["_et"], rows["_at"]),
+        # never further behind the watermark than a silent group is remembered; see `_still_seen`
+        "_te": pc.max_element_wise(pc.min_element_wise(rows["_et"], rows["_at"]), pc.subtract(rows["_at"], FAR_US)),
         "_arrival": pa.repeat(pa.scalar(arrival_us, pa.int64()), n),
         "_chunk": pa.repeat(pa.scalar(epoch, pa.int64()), n),
         "_row": rows["_row"],
@@ -186,21 +186,10 @@ def _fold(plan: TriggerPlan, state: State, rows: pa.Table, arrival_us: int) -> t
 
 def _groups(plan: TriggerPlan, rows: pa.Table) -> Iterator[tuple[Group, int, int]]:
     """(values of by, start, stop) of each group in a table sorted by group."""
-    if not plan.spec.by:
-        yield (), 0, rows.num_rows
-        return
-    words = pc.run_end_encode(_identity(rows, plan.spec.by))
     start = 0
-    for end in words.run_ends.to_pylist():
+    for end in pc.run_end_encode(rows["_group"].combine_chunks()).run_ends.to_pylist():
         yield tuple(rows[name][start].as_py() for name in plan.spec.by), start, end
         start = end
-
-
-def _identity(rows: pa.Table, names: Sequence[str]) -> pa.Array:
-    """One text per row that is equal exactly for equal groups."""
-    texts = [pc.fill_null(pc.cast(rows[name], pa.string()), "\x00null") for name in names]
-    joined = pc.binary_join_element_wise(*texts, "\x1f") if len(texts) > 1 else texts[0]
-    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def _stretches(part: pa.Table) -> Iterator[tuple[int, int]]:
@@ -216,30 +205,26 @@ def _stretches(part: pa.Table) -> Iterator[tuple[int, int]]:
 def _step(
     plan: TriggerPlan, lineage: str, group: Group, alarm: Alarm, part: pa.Table, first: int, last: int, arrival_us: int
 ) -> tuple[Alarm, list[Transition]]:
-    """One stretch of rows with one condition: at most two transitions."""
+    """One stretch of rows with one condition: at most one transition, however the stretch is cut (I14)."""
     when, clear = part["_when"][first].as_py(), part["_clear"][first].as_py()
     if when == _HOLD:
-        return alarm, []
-    steps: list[Transition] = []
-    if alarm.phase == "active" and clear == _TRUE:
-        steps.append(_transition(plan, group, alarm.incident, CLEARED, part, first))
-        alarm = Alarm(occurrence=alarm.occurrence)
+        return (replace(alarm, since_arrival_us=arrival_us) if alarm.phase == "pending" else alarm), []
     if alarm.phase == "active":
-        return alarm, steps
+        if when == _TRUE or clear != _TRUE:
+            return alarm, []
+        return Alarm(occurrence=alarm.occurrence), [_transition(plan, group, alarm.incident, CLEARED, part, first)]
     if when != _TRUE:
-        return Alarm(occurrence=alarm.occurrence), steps
-    began_us = part["_t"][first].as_py()
+        return Alarm(occurrence=alarm.occurrence), []
     if alarm.phase == "normal" or part["_alone"][first].as_py():
-        alarm = replace(alarm, phase="pending", since_us=began_us, since_arrival_us=part["_arrival"][first].as_py())
+        since_us, since_arrival_us = part["_t"][first].as_py(), part["_arrival"][first].as_py()
+        alarm = replace(alarm, phase="pending", since_us=since_us, since_arrival_us=since_arrival_us)
     at = _held(plan, alarm, part, first, last, arrival_us)
-    if at is not None:
-        occurrence = alarm.occurrence + 1
-        incident = _incident_id(plan, lineage, group, occurrence)
-        steps.append(_transition(plan, group, incident, RAISED, part, at))
-        alarm = replace(alarm, phase="active", occurrence=occurrence, incident=incident, acknowledged=False)
-        if clear == _TRUE:  # both hold: cleared by the next row that says so, never in the same breath
-            return alarm, steps
-    return alarm, steps
+    if at is None:
+        return alarm, []
+    occurrence = alarm.occurrence + 1
+    incident = _incident_id(plan, lineage, group, occurrence)
+    raised = replace(alarm, phase="active", occurrence=occurrence, incident=incident, acknowledged=False)
+    return raised, [_transition(plan, group, incident, RAISED, part, at)]
 
 
 def _held(plan: TriggerPlan, alarm: Alarm, part: pa.Table, first: int, last: int, arrival_us: int) -> int | None:
@@ -257,7 +242,7 @@ def _held(plan: TriggerPlan, alarm: Alarm, part: pa.Table, first: int, last: int
 
 
 def _incident_id(plan: TriggerPlan, lineage: str, group: Group, occurrence: int) -> str:
-    words = json.dumps([plan.node, lineage, plan.pipeline, plan.name, list(group), occurrence], default=str)
+    words = json.dumps([lineage, plan.pipeline, plan.name, list(group), occurrence], default=str)
     return "i" + hashlib.sha256(words.encode()).hexdigest()[:15]
 
 
@@ -317,4 +302,4 @@ def forget_time_line(state: State, trigger: str) -> State:
         key: Alarm(occurrence=a.occurrence) if key[0] == trigger and a.phase == "pending" else a
         for key, a in state.alarms.items()
     }
-    return replace(state, spans=spans, alarms=alarms)
+    return replace(state, spans=spans, alarms={key: a for key, a in alarms.items() if a != Alarm()})

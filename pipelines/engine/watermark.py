@@ -1,9 +1,9 @@
 """How far event time has come in each source, told without any clock (I10).
 
-The watermark is the largest event time seen. A row more than `FAR_US` ahead of it counts but does not move it, until `AGREEING`
-rows in a row are as far: then time really went on (a machine was off). Likewise rows far behind: then the sensor's clock was set
-back, or an older file is read; a new time line starts and open windows are closed as they are. An idle source advances with node
-time, so that it holds nobody back.
+The watermark is the largest event time seen. A row more than `FAR_US` from it counts but does not move it, until `AGREEING` rows
+without a near one between them went on from each other, on the same side: ahead, then time really went on (a machine was off);
+behind, then the sensor's clock was set back, or an older file is read: a new time line starts and open windows are closed as they
+are. The last of those rows is not believed before the next one confirms it.
 """
 
 from __future__ import annotations
@@ -47,36 +47,37 @@ def advance(mark: Watermark, times: pa.Int64Array, arrival_us: int) -> tuple[Wat
 
 def _advance_slowly(mark: Watermark, times: list[int], arrival_us: int) -> tuple[Watermark, list[Stretch]]:
     """The same, row by row: some are far from the watermark."""
-    now, streak, extreme = mark.us or 0, mark.streak, mark.streak_us
+    now, streak, newest = mark.us or 0, mark.streak, mark.streak_us
     stretches: list[Stretch] = []
     before: list[int] = []
     at: list[int] = []
     start, stepped = 0, False
     for i, time in enumerate(times):
+        if abs(time - now) > FAR_US:
+            goes_on = streak > 0 and (time > now) == (newest > now) and time >= newest - FAR_US
+            if goes_on and streak + 1 >= AGREEING:
+                if newest < now:
+                    if i > start:
+                        stretches.append(_stretch(start, i, before, at, stepped))
+                    start, stepped, before, at = i, True, [], []
+                now, streak = newest, 0
+            else:
+                streak, newest = (streak + 1, max(newest, time)) if goes_on else (1, time)
         before.append(now)
         if abs(time - now) <= FAR_US:
             now, streak = max(now, time), 0
-        else:
-            together = streak > 0 and abs(time - extreme) <= FAR_US
-            streak, extreme = (streak + 1, max(extreme, time)) if together else (1, time)
-            if streak >= AGREEING:
-                if extreme < now:
-                    if i > start:
-                        stretches.append(_stretch(start, i, before[:-1], at, stepped))
-                    start, stepped, before, at = i, True, [extreme], []
-                now, streak = extreme, 0
+        elif not streak:
+            streak, newest = 1, time
         at.append(now)
     stretches.append(_stretch(start, len(times), before, at, stepped))
-    return Watermark(now, arrival_us, streak, extreme if streak else 0), stretches
+    return Watermark(now, arrival_us, streak, newest if streak else 0), stretches
 
 
 def _stretch(start: int, stop: int, before: list[int], at: list[int], stepped: bool) -> Stretch:
     return Stretch(start, stop, pa.array(before, pa.int64()), pa.array(at, pa.int64()), stepped)
 
 
-def idle_advance(mark: Watermark, arrival_us: int, idle_after_us: int) -> Watermark:
-    """The watermark of a source without rows since `idle_after_us`: it goes on with node time."""
+def reached_us(mark: Watermark, arrival_us: int, idle_after_us: int) -> int | None:
+    """How far event time has come in a source by now: one without rows since `idle_after_us` goes on with node time."""
     silent_us = arrival_us - mark.arrival_us
-    if mark.us is None or silent_us <= idle_after_us:
-        return mark
-    return replace(mark, us=mark.us + silent_us, arrival_us=arrival_us)
+    return mark.us + silent_us if mark.us is not None and silent_us > idle_after_us else mark.us

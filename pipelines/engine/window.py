@@ -6,19 +6,24 @@ Python merges them into the open windows, and a last statement turns the parts o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.contract.spec import Window
+from pipelines.engine.aggregate import exact_sum, is_exact, sum_value
 from pipelines.engine.connection import quote
+from pipelines.engine.expression import Call
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.state import Parts, State, WindowKey
-from pipelines.engine.transform import execute
+from pipelines.engine.statement import Statement
+from pipelines.engine.transform import keep_columns
 
 Merge = Callable[[Any, Any], Any]
 
@@ -60,48 +65,38 @@ class Part:
     merge: Merge
 
 
-_AGGREGATE = re.compile(r"^\s*\w+\s*\(")
-
-
-def parts_of(name: str, call: str) -> tuple[list[Part], str]:
-    """The parts of an aggregate call, and the SQL of its value over columns `{0}`, `{1}` ... of those parts."""
-
-    def renamed(function: str) -> str:
-        return _AGGREGATE.sub(f"{function}(", call, count=1)
-
+def parts_of(call: Call, type_: str) -> tuple[list[Part], str]:
+    """The parts of an aggregate call whose argument is of `type_`, and the SQL of its value over `{0}`, `{1}` ... of them."""
+    name, argument, rest = call.name, call.argument, call.rest
+    if type_.startswith("DECIMAL"):
+        argument = f"CAST({argument} AS DOUBLE)"
     if name in ("count", "count_star"):
-        return [Part(call, _add)], "coalesce({0}, 0)"
-    if name == "sum":
-        return [Part(call, _add)], "{0}"
-    if name in ("avg", "mean"):
-        return [Part(f"CAST({renamed('sum')} AS DOUBLE)", _add), Part(renamed("count"), _add)], "{0} / nullif({1}, 0)"
+        return [Part(call.text, _add)], "coalesce({0}, 0)"
     if name in ("min", "max"):
-        return [Part(call, _least if name == "min" else _most)], "{0}"
+        return [Part(f"{name}({argument}){rest}", _least if name == "min" else _most)], "{0}"
     if name in ("first", "last"):
-        inner = _AGGREGATE.sub("", call, count=1)
         chosen = "arg_min" if name == "first" else "arg_max"
-        argument, rest = _split_call(inner)
         picked = f"{chosen}({{'t': _et, 'v': {argument}}}, {{'t': _et, 'r': _row}}){rest}"
         return [Part(picked, _earliest if name == "first" else _latest)], "{0}.v"
-    n, mean, var = renamed("count"), renamed("avg"), renamed("var_pop")
-    pooled = f"CASE WHEN {n} > 0 THEN {{'n': CAST({n} AS DOUBLE), 'mean': {mean}, 'm2': {var} * {n}}} END"
-    return [Part(pooled, _pool)], "CASE WHEN {0}.n > 1 THEN sqrt({0}.m2 / ({0}.n - 1)) END"
-
-
-def _split_call(inner: str) -> tuple[str, str]:
-    """`x) filter (..)` -> (`x`, ` filter (..)`)."""
-    depth = 0
-    for i, char in enumerate(inner):
-        depth += (char == "(") - (char == ")")
-        if depth < 0:
-            return inner[:i], inner[i + 1 :]
-    return inner, ""
+    if name == "stddev":
+        n, mean, var = (f"{function}({argument}){rest}" for function in ("count", "avg", "var_pop"))
+        pooled = f"CASE WHEN {n} > 0 THEN {{'n': CAST({n} AS DOUBLE), 'mean': {mean}, 'm2': {var} * {n}}} END"
+        return [Part(pooled, _pool)], "CASE WHEN {0}.n > 1 THEN sqrt({0}.m2 / ({0}.n - 1)) END"
+    if is_exact(call, type_):
+        parts, value = [Part(sql, _add) for sql in exact_sum(argument, rest)], sum_value("{0}", "{1}", "{2}")
+    else:
+        parts, value = [Part(f"sum({argument}){rest}", _add)], "{0}"
+    if name == "sum":
+        return parts, value
+    return [*parts, Part(f"count({argument}){rest}", _add)], f"CAST({value} AS DOUBLE) / nullif({{{len(parts)}}}, 0)"
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """A window, bound. `select` are (column, SQL over the parts `_p0`..., type); `schema` is that of its rows."""
+    """A window, bound. `select` are (column, SQL over the parts `_p0`..., type); `schema` is that of its rows; `wheres` are the
+    conditions of the sinks that take some of them."""
 
+    engine: duckdb.DuckDBPyConnection
     name: str
     spec: Window
     definition: str
@@ -111,37 +106,49 @@ class WindowPlan:
     part_types: tuple[pa.DataType, ...]
     by_types: tuple[pa.DataType, ...]
     schema: pa.Schema
+    wheres: Mapping[str, str]
 
     @property
-    def grouping(self) -> str:
-        """One statement over `_rows`: parts per window start and group; late rows apart, with `_late` true and no parts."""
-        every, where = self.spec.every, f" WHERE {self.where}" if self.where else ""
+    def grace_us(self) -> int:
+        """How long after its start a window takes rows, in event time."""
+        return self.spec.every + self.spec.lateness
+
+    @cached_property
+    def grouping(self) -> Statement:
+        """Over `_rows`: parts per window start and group; rows that came too late apart, with `_late` true."""
         keys = "".join(f", {quote(name)}" for name in self.spec.by)
-        start = f"_et - ((_et % {every}) + {every}) % {every}"
         parts = "".join(f", {part.sql} AS _p{i}" for i, part in enumerate(self.parts))
-        late = f"_start + {every + self.spec.lateness} <= _before"
-        staged = f"SELECT *, {late} AS _late FROM (SELECT *, {start} AS _start FROM _rows{where})"
-        return f"SELECT _late, _start{keys}, count(*) AS _n{parts} FROM ({staged}) GROUP BY ALL ORDER BY min(_row)"
+        sql = f"SELECT _late, _start{keys}, count(*) AS _n{parts} FROM ({self._staged}) GROUP BY ALL ORDER BY min(_row)"
+        return Statement(self.engine, sql, "_rows")
+
+    @cached_property
+    def late_rows(self) -> Statement:
+        return Statement(self.engine, f"SELECT _row FROM ({self._staged}) WHERE _late ORDER BY _row", "_rows")
 
     @property
-    def late_rows(self) -> str:
-        every, where = self.spec.every, f" AND ({self.where})" if self.where else ""
+    def _staged(self) -> str:
+        every, where = self.spec.every, f" WHERE TRY({self.where})" if self.where else ""
         start = f"_et - ((_et % {every}) + {every}) % {every}"
-        return f"SELECT _row FROM _rows WHERE {start} + {every + self.spec.lateness} <= _before{where} ORDER BY _row"
+        return f"SELECT *, _start + {self.grace_us} <= _before AS _late FROM (SELECT *, {start} AS _start FROM _rows{where})"
 
-    @property
-    def emission(self) -> str:
-        """One statement over `_closed`: rows of closed windows from their parts."""
+    @cached_property
+    def emission(self) -> Statement:
+        """Over `_closed`: rows of closed windows from their parts, and the `keep_column`s of sinks."""
         keys = "".join(f", {quote(name)}" for name in self.spec.by)
         values = "".join(f", TRY_CAST(({sql}) AS {type_}) AS {quote(column)}" for column, sql, type_ in self.select)
-        return f"SELECT _event_time, _window_start, _window_end{keys}{values}, _rows, _partial FROM _closed"
+        rows = f"SELECT _event_time, _window_start, _window_end{keys}{values}, _rows, _partial FROM _closed"
+        return Statement(self.engine, f"SELECT *{keep_columns(self.wheres)} FROM ({rows})", "_closed")
 
 
-def contribute(engine: duckdb.DuckDBPyConnection, plan: WindowPlan, state: State, rows: pa.Table) -> tuple[State, list[int]]:
+def contribute(plan: WindowPlan, state: State, rows: pa.Table) -> tuple[State, list[int]]:
     """Merge accepted rows (with `_et`, `_row`, `_before`) into the open windows. Also the `_row`s that came too late."""
+    closed_us = state.closed.get((plan.name, plan.definition))
+    if closed_us is not None:
+        before = pc.max_element_wise(rows["_before"], closed_us)
+        rows = rows.set_column(rows.schema.get_field_index("_before"), "_before", before)
     windows = dict(state.windows)
     contributed = late = 0
-    for group in execute(engine, plan.grouping, {"_rows": rows}).to_pylist():
+    for group in plan.grouping.rows(rows):
         contributed += group["_n"]
         if group["_late"]:
             late += group["_n"]
@@ -151,12 +158,13 @@ def contribute(engine: duckdb.DuckDBPyConnection, plan: WindowPlan, state: State
         windows[key] = _merge(plan.parts, windows[key], made) if key in windows else made
     state = replace(state, windows=windows)
     state = state.with_counts("streams", f"windows.{plan.name}", {"contributed": contributed, "too_late": late})
-    too_late = execute(engine, plan.late_rows, {"_rows": rows})["_row"].to_pylist() if late else []
-    return state, too_late
+    return state, plan.late_rows(rows)["_row"].to_pylist() if late else []
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return int(value) if isinstance(value, Decimal) else value  # a HUGEINT
 
 
 def _merge(parts: Sequence[Part], a: Parts, b: Parts) -> Parts:
@@ -164,25 +172,33 @@ def _merge(parts: Sequence[Part], a: Parts, b: Parts) -> Parts:
 
 
 def close(
-    engine: duckdb.DuckDBPyConnection, plan: WindowPlan, state: State, watermark_us: int | None, *, partial: bool = False
+    plan: WindowPlan, state: State, reached_us: int | None, *, early: bool = False, partial: bool = False
 ) -> tuple[State, pa.Table | None]:
-    """Emit the windows whose end plus lateness the watermark has passed; all of them when it is None."""
-    grace = plan.spec.every + plan.spec.lateness
+    """Emit the windows whose end plus lateness event time has reached; `early`: all of them. Rows for a window that was emitted
+    are late from then on. `partial` marks the rows of windows that would have taken more."""
+    mine = (plan.name, plan.definition)
     due = [
         key
         for key in state.windows
-        if key.window == plan.name
-        and key.definition == plan.definition
-        and (watermark_us is None or key.start_us + grace <= watermark_us)
+        if (key.window, key.definition) == mine
+        and (early or (reached_us is not None and key.start_us + plan.grace_us <= reached_us))
     ]
     if not due:
         return state, None
     due.sort(key=lambda k: (k.start_us, [(v is not None, str(v)) for v in k.group]))
-    rows = execute(engine, plan.emission, {"_closed": _closed_table(plan, state, due, partial)}).cast(plan.schema)
+    rows = plan.emission(_closed_table(plan, state, due, partial))
     emitted = sum(state.windows[key].rows for key in due)
     gone = set(due)
-    state = replace(state, windows={key: parts for key, parts in state.windows.items() if key not in gone})
+    # A window far ahead (a wrong clock) says nothing about those before it.
+    ends = [key.start_us + plan.grace_us for key in due if reached_us is not None and key.start_us <= reached_us]
+    closed = {**state.closed, mine: max([*ends, state.closed.get(mine, ends[0])])} if ends else state.closed
+    state = replace(state, windows={k: parts for k, parts in state.windows.items() if k not in gone}, closed=closed)
     return state.with_counts("streams", f"windows.{plan.name}", {"emitted": emitted}), rows
+
+
+def forget_time_line(state: State) -> State:
+    """Event time started again: no window is closed yet."""
+    return replace(state, closed={})
 
 
 def _closed_table(plan: WindowPlan, state: State, due: Iterable[WindowKey], partial: bool) -> pa.Table:
@@ -206,11 +222,6 @@ def no_closed(plan: WindowPlan) -> pa.Table:
 
 def _struct(value: Any, type_: pa.DataType) -> Any:
     return dict(zip([f.name for f in type_], value, strict=True)) if isinstance(value, tuple) else value
-
-
-def open_rows(state: State, window: str) -> int:
-    """Rows that contributed to windows still open (I4)."""
-    return sum(parts.rows for key, parts in state.windows.items() if key.window == window)
 
 
 def window_fields(by: Mapping[str, pa.DataType], select: Mapping[str, pa.DataType]) -> pa.Schema:
