@@ -50,8 +50,12 @@ def root(
 @app.command()
 def up(
     data_dir: DataDir = None,
-    api_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP API on loopback; 0: any free port.")] = API_PORT,
-    nats_port: Annotated[int, typer.Option(min=0, max=65535, help="Where nodes connect; 0: any free port.")] = NATS_PORT,
+    api_port: Annotated[
+        int, typer.Option(envvar="TIDEWIRE_API_PORT", min=0, max=65535, help="HTTP API on loopback; 0: any free port.")
+    ] = API_PORT,
+    nats_port: Annotated[
+        int, typer.Option(envvar="TIDEWIRE_NATS_PORT", min=0, max=65535, help="Where nodes connect; 0: any free port.")
+    ] = NATS_PORT,
     listen: Annotated[str, typer.Option(help="Address nodes connect to; off loopback TLS is turned on.")] = LOOPBACK,
     public_url: Annotated[str, typer.Option(help="What nodes dial, such as nats://192.168.1.10:4222.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,

@@ -51,7 +51,12 @@ def files(package: str) -> list[Path]:
     ],
 )
 def test_imports_go_one_way(package: str, forbidden: tuple[str, ...]) -> None:
-    wrong = [f"{path.relative_to(ROOT)} imports {name}" for path in files(package) for name in imports(path) if name.startswith(forbidden)]
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(package)
+        for name in imports(path)
+        if name.startswith(forbidden)
+    ]
     assert not wrong
 
 

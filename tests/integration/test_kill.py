@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import Cluster, children, cluster, eventually, kill
 
-ROUNDS = 12  # three of each victim
+ROUNDS = 20  # five of each victim
 ROWS_PER_S = 400
 
 PIPELINE = """
@@ -113,5 +113,7 @@ def _check(made: Cluster, writer: Writer) -> None:
     assert source["accepted"] + source["quarantined"] == source["made"]
     ((rows_in_windows,),) = made.rows("SELECT sum(_rows) FROM numbers_per_second")
     assert rows_in_windows <= len(writer.good), "a window counted a row twice"
-    chain = made.rows("SELECT count(*) FROM (SELECT seq, lag(seq) OVER (PARTITION BY run, stream ORDER BY seq) AS p FROM segments) WHERE seq <> coalesce(p, 0) + 1")
+    chain = made.rows(
+        "SELECT count(*) FROM (SELECT seq, lag(seq) OVER (PARTITION BY run, stream ORDER BY seq) AS p FROM segments) WHERE seq <> coalesce(p, 0) + 1"
+    )
     assert chain == [[0]], "a run has a gap"

@@ -1,0 +1,48 @@
+"""Every YAML block in the docs is valid, every link leads somewhere, every command that the docs name exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edge_agent.policy import Policy
+from pipelines.contract.spec import load_spec
+from pipelines.engine.plan import check_spec
+from tests.docs.blocks import Block, blocks
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").glob("*.md")])
+YAML_BLOCKS = [(path, block) for path in DOCS for block in blocks(path) if block.info.startswith("yaml")]
+
+
+@pytest.mark.parametrize(("path", "block"), YAML_BLOCKS, ids=lambda x: x.name if isinstance(x, Path) else x.heading)
+def test_every_yaml_block_is_what_it_says(path: Path, block: Block) -> None:
+    if block.info == "yaml policy":
+        Policy.model_validate(yaml.safe_load(block.text))
+    else:
+        check_spec(load_spec(block.text, path.name))
+
+
+def test_docs_have_yaml_blocks() -> None:
+    assert {path.name for path, _ in YAML_BLOCKS} >= {"README.md", "language.md", "security.md"}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize(("program", "module"), [("tidewire", "control_plane"), ("tidewire-agent", "edge_agent")])
+def test_every_command_in_the_docs_exists(program: str, module: str) -> None:
+    named = set()
+    for path in DOCS:
+        named |= set(re.findall(rf"(?:^|[`(\s]){re.escape(program)} ([a-z][a-z-]+)", path.read_text(), re.MULTILINE))
+    out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^\W*([a-z][a-z-]+)\s", out, re.MULTILINE))
+    assert named - {"needs"} <= known, f"{program} has no {sorted(named - known)}"
