@@ -9,6 +9,7 @@ import structlog
 
 
 def configure(level: str = "info") -> None:
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns at every end of a TLS connection
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

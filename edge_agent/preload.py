@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
+import os
 from contextlib import suppress
 
 for _module in (
@@ -23,3 +25,4 @@ for _module in (
 
 gc.collect()
 gc.freeze()  # a collection in a runner would otherwise touch, and so copy, every page of the above
+atexit.register(os._exit, 0)  # the fork server has nothing to tidy up, and duckdb would report its frozen objects as leaks
