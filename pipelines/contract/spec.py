@@ -157,9 +157,9 @@ class FileSource(Model):
 
 class SimulatedValue(Model):
     base: float = 20.0
-    swing: float = Field(0.0, ge=0)
+    swing: Annotated[float, Field(ge=0)] = 0.0
     period: Duration = 600_000_000
-    noise: float = Field(0.0, ge=0)
+    noise: Annotated[float, Field(ge=0)] = 0.0
 
 
 class SimulatedFault(Model):
@@ -192,7 +192,7 @@ class Source(Model):
 
     file: FileSource | None = None
     simulate: SimulateSource | None = None
-    decode: Annotated[Decode, BeforeValidator(_decode_short_form)] = Decode(json_=Json())
+    decode: Annotated[Decode, BeforeValidator(_decode_short_form)] = Decode.model_validate({"json": {}})
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -203,7 +203,7 @@ class Source(Model):
 
 
 class FieldSpec(Model):
-    """One column of the contract. `from` is a path into the record (`data.t`), a CSV column, or `meta.*`; default: the field's name."""
+    """One column of the contract. `from` is a path into the record (`data.t`), a CSV column, or `meta.*`; default: its name."""
 
     type: Type
     from_: str | None = Field(None, alias="from")
@@ -279,7 +279,7 @@ class WebhookAction(Model):
 
 
 class ExecAction(Model):
-    """Run a program that the node's own policy allows. No shell; the incident arrives as TIDEWIRE_* variables and JSON on stdin."""
+    """Run a program that local policy allows, without a shell. The incident arrives as TIDEWIRE_* variables and JSON on stdin."""
 
     program: str = Field(pattern=r"^/")
     args: list[str] = []

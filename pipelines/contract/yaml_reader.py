@@ -50,7 +50,7 @@ def read(text: str, file: str = "") -> Source:
             [Problem(f"the document is over {BYTES_MAX // 1024} KiB", file=file, hint="move long lists into a lookup table")]
         )
     try:
-        _check_depth(text, file)
+        _check_events(text, file)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         raise SpecError([_from_yaml_error(error, file)]) from None
@@ -79,20 +79,21 @@ def parse_path(text: str) -> Path:
     return tuple(int(i) if i else name for i, name in re.findall(r"\[(\d+)\]|([^.\[\]]+)", text))
 
 
-def _check_depth(text: str, file: str) -> None:
+def _check_events(text: str, file: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        place = {"file": file, "line": event.start_mark.line + 1, "column": event.start_mark.column + 1}
+        message, hint = "", ""
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise SpecError([Problem("anchors and aliases are not allowed", hint="write the value out", **place)])
-        if getattr(event, "tag", None) and not getattr(event, "implicit", (True, True))[0]:
-            raise SpecError([Problem(f"tags like {event.tag} are not allowed", hint="remove the tag", **place)])
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > DEPTH_MAX:
-            raise SpecError([Problem(f"more than {DEPTH_MAX} levels deep", hint="flatten the document", **place)])
+            message, hint = "anchors and aliases are not allowed", "write the value out"
+        elif tag := getattr(event, "tag", None):
+            message, hint = f"tags like {tag} are not allowed", "remove the tag"
+        elif depth > DEPTH_MAX:
+            message, hint = f"more than {DEPTH_MAX} levels deep", "flatten the document"
+        if message:
+            mark = event.start_mark
+            line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+            raise SpecError([Problem(message, hint=hint, file=file, line=line, column=column)])
 
 
 def _from_yaml_error(error: yaml.MarkedYAMLError, file: str) -> Problem:
@@ -124,6 +125,7 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
         return self._scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 RECORD_BYTES_MAX = 256 * 1024  # a longer record is undecodable; its first RECORD_BYTES_KEPT are quarantined
 RECORD_BYTES_KEPT = 4096
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Batch:
 
 
 def frame_lines(block: bytes, base: int = 0) -> Lines:
-    """Split whole lines; `base` is the position of the block's first byte. Blank lines are no records."""
+    """Split whole lines; `base` is the position of the block's first byte. Blank lines and a byte order mark are no records."""
+    if base == 0 and block.startswith(_BYTE_ORDER_MARK):
+        block, base = block[len(_BYTE_ORDER_MARK) :], len(_BYTE_ORDER_MARK)
     block = block.removesuffix(b"\n")
     raw = pc.split_pattern(pa.array([block], pa.large_binary()), b"\n").values
     starts = _starts(raw, base)
@@ -139,24 +142,31 @@ def _split_csv(
 
 
 def _parse_quoted(lines: pa.StringArray, delimiter: str, width: int, bad: dict[int, str]) -> list[list[str]]:
-    """Lines with quotes, one by one, so that an unbalanced quote spoils its own line only (RFC 4180 without line breaks in values)."""
+    """Lines with quotes, one by one: an unbalanced quote spoils its own line only (RFC 4180 without line breaks in values)."""
     rows = []
     for i, line in enumerate(lines.to_pylist()):
-        try:
-            (row,) = csv.reader([line], delimiter=delimiter, strict=True)
-        except (csv.Error, ValueError) as error:
-            bad.setdefault(i, f"not CSV: {error}")
-            row = [""] * width
-        if len(row) != width:
-            bad.setdefault(i, f"{len(row)} fields, the header has {width}")
+        row, why = _split_line(line, delimiter)
+        if why or len(row) != width:
+            bad.setdefault(i, why or f"{len(row)} fields, the header has {width}")
             row = [""] * width
         rows.append(row)
     return rows
 
 
+def _split_line(line: str, delimiter: str) -> tuple[list[str], str]:
+    """The fields, or why there are none."""
+    if '"' not in line:
+        return line.split(delimiter), ""
+    try:
+        (row,) = csv.reader([line], delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError) as error:
+        return [], f"not CSV: {error}"
+    return row, ""
+
+
 def parse_header(line: bytes, delimiter: str) -> tuple[str, ...]:
     """The column names of a CSV file's first line; a byte order mark is dropped."""
-    text = line.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").rstrip("\r\n")
+    text = line.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace").rstrip("\r\n")
     try:
         (row,) = csv.reader([text], delimiter=delimiter)
     except (csv.Error, ValueError):

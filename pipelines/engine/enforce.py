@@ -19,7 +19,7 @@ _EPOCH_US = {"s": "* 1000000", "ms": "* 1000", "us": "", "ns": "/ 1000"}
 
 @dataclass(frozen=True)
 class FieldSql:
-    """`typed` and `raw` are expressions over `_in` (and `_doc`, the parsed JSON); `raw` is NULL exactly when the value is absent."""
+    """`typed` and `raw` are expressions over `_in` (and `_doc`, the parsed JSON); `raw` is NULL when the value is absent."""
 
     name: str
     spec: FieldSpec
@@ -43,17 +43,14 @@ class FieldSql:
     def reasons(self) -> list[str]:
         """One expression per way to break the contract: its text, or NULL."""
         column, name = quote(self.name), self.name
-        shown = f"left({self.raw}, 80)"
         article = "an" if self.spec.type[0] in "aeiou" else "a"
-        checks = [
-            f"CASE WHEN {column} IS NULL AND ({self.raw}) IS NOT NULL THEN concat('{name}: \"', {shown}, '\" is not {article} {self.spec.type}') END"
-        ]
+        unfit = f"concat('{name}: \"', left({self.raw}, 80), '\" is not {article} {self.spec.type}')"
+        checks = [f"CASE WHEN {column} IS NULL AND ({self.raw}) IS NOT NULL THEN {unfit} END"]
         if not self.spec.nullable:
             checks.append(f"CASE WHEN {column} IS NULL AND ({self.raw}) IS NULL THEN '{name}: missing' END")
         for condition, why in self._limits():
-            checks.append(
-                f"CASE WHEN {column} IS NOT NULL AND NOT ({condition}) THEN concat('{name}: ', {column}, {literal(' ' + why)}) END"
-            )
+            told = f"concat('{name}: ', {column}, {literal(' ' + why)})"
+            checks.append(f"CASE WHEN {column} IS NOT NULL AND NOT ({condition}) THEN {told} END")
         return checks
 
     def _limits(self) -> list[tuple[str, str]]:
@@ -113,10 +110,10 @@ def convert(spec: FieldSpec, text: str) -> str:
     if spec.type != "timestamp":
         return f"TRY_CAST({text} AS {SQL_TYPES[spec.type]})"
     if spec.unit is not None:
-        return f"make_timestamp(TRY_CAST(round(TRY_CAST({text} AS DOUBLE) {_EPOCH_US[spec.unit]}) AS BIGINT))"
+        return f"TRY(make_timestamp(TRY_CAST(round(TRY_CAST({text} AS DOUBLE) {_EPOCH_US[spec.unit]}) AS BIGINT)))"
     if spec.format is not None:
         return f"try_strptime({text}, {literal(spec.format)})"
-    return f"make_timestamp(epoch_us(TRY_CAST({text} AS TIMESTAMPTZ)))"
+    return f"TRY(make_timestamp(epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))))"
 
 
 def _meta_field(name: str, spec: FieldSpec, source: str) -> FieldSql:

@@ -68,7 +68,7 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A pipeline ready to run on one node with one set of parameters. `columns` are those of an accepted row: name -> SQL type."""
+    """A pipeline ready to run on one node with one set of parameters. `columns` are those of an accepted row, with SQL types."""
 
     spec: PipelineSpec
     params: Mapping[str, Scalar]
