@@ -15,8 +15,12 @@ PURE = [
     ROOT / "control_plane" / "assign.py",
 ]
 IMPURE = frozenset(
-    "asyncio threading multiprocessing subprocess socket select selectors ssl http urllib httpx nats sqlite3 sqlalchemy os pathlib shutil "
-    "tempfile glob io time random secrets uuid signal logging structlog".split()
+    {
+        *("asyncio", "threading", "multiprocessing", "subprocess", "signal", "select", "selectors"),
+        *("socket", "ssl", "http", "urllib", "httpx", "nats", "sqlite3", "sqlalchemy"),
+        *("os", "pathlib", "shutil", "tempfile", "glob", "io", "logging", "structlog"),
+        *("time", "random", "secrets", "uuid"),
+    }
 )
 
 
