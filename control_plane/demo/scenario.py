@@ -309,7 +309,7 @@ class Demo:
 
     def _row(self, node: Node) -> NodeRow:
         status = node.status
-        running = next((p for p in status.get("pipelines", []) if p["pipeline"] == PIPELINE), {})
+        running = _entry(status)
         params = ", ".join(f"{name}={entry['value']:g}" for name, entry in running.get("params", {}).items())
         active = [i for i in status.get("incidents", []) if i.get("state", {}).get("transition", "") != "cleared"]
         return NodeRow(
@@ -377,22 +377,22 @@ async def _status(node: Node) -> dict[str, Any] | None:
 
 def _account_line(name: str, counts: dict[str, int]) -> dict[str, Any]:
     filtered = sum(n for key, n in counts.items() if key.startswith("filtered"))
-    line = {
+    read, undecodable, invalid, accepted = (counts.get(key, 0) for key in ("read", "undecodable", "quarantined", "accepted"))
+    balanced = bool(counts) and read == undecodable + invalid + filtered + accepted
+    return {
         "node": name,
-        "read": counts.get("read", 0),
-        "undecodable": counts.get("undecodable", 0),
-        "invalid": counts.get("quarantined", 0),
+        "read": read,
+        "undecodable": undecodable,
+        "invalid": invalid,
         "filtered": filtered,
-        "accepted": counts.get("accepted", 0),
+        "accepted": accepted,
+        "balanced": balanced,
     }
-    parts = line["undecodable"] + line["invalid"] + filtered + line["accepted"]
-    return {**line, "balanced": bool(counts) and line["read"] == parts}
 
 
 def _node_line(node: Node, row: dict[str, Any]) -> dict[str, Any]:
-    wanted = next((p for p in row["pipelines"] if p["pipeline"] == PIPELINE), {})
-    shown = next((p for p in node.status.get("pipelines", []) if p["pipeline"] == PIPELINE), {})
-    params = shown.get("params", {})
+    wanted = _entry(row)
+    params = _entry(node.status).get("params", {})
     because = [f"{name}: {p['origin']} by {p['by']}, {p['reason']}" for name, p in params.items() if p["origin"] != "default"]
     return {
         "node": node.name,
@@ -401,6 +401,11 @@ def _node_line(node: Node, row: dict[str, Any]) -> dict[str, Any]:
         "params": ", ".join(f"{name}={p['value']:g}" for name, p in params.items()),
         "because": "\n".join(because),
     }
+
+
+def _entry(status: dict[str, Any]) -> dict[str, Any]:
+    """What a status, of the node itself or of the control plane, says of the demo's pipeline."""
+    return next((p for p in status.get("pipelines", []) if p["pipeline"] == PIPELINE), {})
 
 
 def _quoted(word: str) -> str:
