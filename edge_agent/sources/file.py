@@ -1,7 +1,8 @@
 """Lines of files: follows growing and new ones, survives rotation by rename or truncation, resumes by position.
 
 A file is known by its inode and the digest of its first bytes, so a rename is no new file and a reused inode is no old one. Only
-whole lines are handed on; with `until_eof`, the last line may lack its line end.
+whole lines are handed on; the last line may lack its line end where no more can come: with `until_eof`, or when the file's path
+leads to another file by now.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +26,9 @@ from pipelines.contract.spec import FileSource as FileSpec
 from pipelines.engine.decode import RECORD_BYTES_KEPT, RECORD_BYTES_MAX, Lines, frame_lines, parse_header
 
 BLOCK_BYTES = 1024 * 1024
-HEAD_BYTES_MAX = 256
+HEAD_BYTES_MAX = 1024
 RESCAN_S = 1.0  # a new file is noticed within this time
+GONE_S = 10.0  # a writer may go on for this long in a file that was renamed under it
 
 
 @dataclass(frozen=True)
@@ -39,148 +43,219 @@ class FilePosition:
     skipping: bool = False
 
 
+@dataclass
+class _File:
+    """An open file. `gone_at_s`: since when its path leads elsewhere; `GONE_S` later it is closed at its end."""
+
+    path: str
+    fd: int
+    at: FilePosition
+    gone_at_s: float | None = None
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def advance(self, count: int, *, skipping: bool = False) -> None:
+        at = replace(self.at, offset=self.at.offset + count, skipping=skipping)
+        if at.head_bytes < HEAD_BYTES_MAX:
+            length = min(at.offset, HEAD_BYTES_MAX)
+            at = replace(at, head=_head(self.fd, length), head_bytes=length)
+        self.at = at
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more lines can come."""
+        return self.gone_at_s is not None and time.monotonic() >= self.gone_at_s + GONE_S
+
+
 class FileSource:
     def __init__(self, spec: FileSpec, decode: Decode, position: Mapping[str, Any], context: SourceContext) -> None:
         self._patterns = spec.path
         self._csv = decode.csv
         self._context = context
-        self._known = {
-            path: FilePosition(**{**entry, "header": tuple(entry.get("header", ()))})
-            for path, entry in position.get("files", {}).items()
-        }
-        self._open: dict[str, int] = {}
+        self._resume = {path: _position(entry) for path, entry in position.get("files", {}).items()}
+        self._files: list[_File] = []
         self._next_scan_s = 0.0
         self._refused: list[str] = []
         self._scan()
-        if context.until_eof and not self._open:
-            raise TidewireError(
-                self.trouble(), op="open source", hint="check the path; it is relative to where the agent was started"
-            )
+        if context.until_eof and not self._files:
+            hint = "check the path; it is relative to where the agent was started"
+            raise TidewireError(self.trouble(), op="open source", hint=hint)
 
     @property
     def position(self) -> dict[str, Any]:
-        return {"files": {path: asdict(entry) for path, entry in self._known.items()}}
+        """By path; a file that has lost its path to another one has its inode added."""
+        files: dict[str, Any] = {}
+        for file in self._files:
+            files[file.path if file.gone_at_s is None else f"{file.path}#{file.at.inode}"] = asdict(file.at)
+        return {"files": files}
 
     @property
     def exhausted(self) -> bool:
-        return self._context.until_eof and all(
-            os.fstat(fd).st_size <= self._known[path].offset for path, fd in self._open.items()
-        )
+        return self._context.until_eof and all(file.size <= file.at.offset for file in self._files)
 
     def trouble(self) -> str:
         if self._refused:
             return f"local policy or permissions do not allow reading {', '.join(self._refused[:3])}"
-        return "" if self._open else f"no file matches {', '.join(self._patterns)}"
+        return "" if self._files else f"no file matches {', '.join(self._patterns)}"
 
     def read(self) -> Block | None:
         if time.monotonic() >= self._next_scan_s:
             self._scan()
-        for path, fd in list(self._open.items()):
-            block = self._read_file(path, fd)
+        for file in self._files:
+            try:
+                block = self._read_file(file)
+            except OSError as error:
+                self._refused.append(f"{file.path} ({error.strerror})")
+                continue
             if block is not None:
                 return block
         return None
 
-    def _read_file(self, path: str, fd: int) -> Block | None:
+    def _read_file(self, file: _File) -> Block | None:
         """The next lines of one file; headers and over-long records are passed on the way."""
         while True:
-            entry = self._known[path]
-            size = os.fstat(fd).st_size
-            if size < entry.offset:
-                self._known[path] = FilePosition(entry.inode)
+            at, size = file.at, file.size
+            if size < at.offset:
+                file.at = FilePosition(at.inode)  # truncated: it starts again
                 continue
-            data = os.pread(fd, BLOCK_BYTES, entry.offset) if size > entry.offset else b""
+            data = os.pread(file.fd, BLOCK_BYTES, at.offset) if size > at.offset else b""
             if not data:
                 return None
             end = data.rfind(b"\n") + 1
-            is_last = self._context.until_eof and entry.offset + len(data) >= size
-            if entry.skipping:
+            is_last = (self._context.until_eof or file.has_ended) and at.offset + len(data) >= size
+            if at.skipping:
                 newline = data.find(b"\n") + 1
-                self._advance(path, fd, newline or len(data), skipping=not newline)
+                file.advance(newline or len(data), skipping=not newline)
             elif not end and not is_last:
-                if len(data) <= RECORD_BYTES_MAX:
-                    return None
-                return self._over_long(path, fd, data)
-            elif self._csv and self._csv.columns is None and not entry.header:
-                self._take_header(path, fd, data)
+                return self._over_long(file, data) if len(data) > RECORD_BYTES_MAX else None
+            elif self._csv and self._csv.columns is None and not at.header:
+                _take_header(file, data, self._csv.delimiter)
             else:
-                return self._block(path, fd, data if is_last else data[:end])
+                return self._block(file, data if is_last else data[:end])
 
-    def _block(self, path: str, fd: int, data: bytes) -> Block | None:
-        entry = self._known[path]
-        lines = frame_lines(data, entry.offset)
-        self._advance(path, fd, len(data))
-        columns = tuple(self._csv.columns) if self._csv and self._csv.columns else entry.header
-        return Block(lines, path, columns)
+    def _block(self, file: _File, data: bytes) -> Block:
+        lines = frame_lines(data, file.at.offset)
+        file.advance(len(data))
+        return Block(lines, file.path, self._columns(file))
 
-    def _over_long(self, path: str, fd: int, data: bytes) -> Block:
-        entry = self._known[path]
+    def _over_long(self, file: _File, data: bytes) -> Block:
         text = pa.array([data[:RECORD_BYTES_KEPT].decode(errors="replace")], pa.string())
         bad = {0: f"the record has more than {RECORD_BYTES_MAX} bytes"}
-        self._advance(path, fd, len(data), skipping=True)
-        return Block(Lines(text, pa.array([entry.offset], pa.int64()), bad), path, entry.header)
+        lines = Lines(text, pa.array([file.at.offset], pa.int64()), bad)
+        file.advance(len(data), skipping=True)
+        return Block(lines, file.path, self._columns(file))
 
-    def _take_header(self, path: str, fd: int, data: bytes) -> None:
-        assert self._csv is not None
-        end = data.find(b"\n") + 1 or len(data)
-        self._advance(path, fd, end)
-        self._known[path] = replace(self._known[path], header=parse_header(data[:end], self._csv.delimiter))
+    def _columns(self, file: _File) -> tuple[str, ...]:
+        return tuple(self._csv.columns) if self._csv and self._csv.columns else file.at.header
 
-    def _advance(self, path: str, fd: int, count: int, *, skipping: bool = False) -> None:
-        entry = self._known[path]
-        entry = replace(entry, offset=entry.offset + count, skipping=skipping)
-        if entry.head_bytes < HEAD_BYTES_MAX:
-            length = min(entry.offset, HEAD_BYTES_MAX)
-            entry = replace(entry, head=_head(fd, length), head_bytes=length)
-        self._known[path] = entry
+    # -- which files there are
 
     def _scan(self) -> None:
-        """Find the files that match, tell old from new, and open them. Files that are gone are forgotten once read to their end."""
+        """Find the files that match, tell old from new and renamed ones, and open what is new."""
         self._next_scan_s = time.monotonic() + RESCAN_S
         self._refused = []
-        found = sorted(
-            {os.path.abspath(p) for pattern in self._patterns for p in glob.glob(os.path.expanduser(pattern), recursive=True)}
-        )
-        for path in found:
-            if os.path.isfile(path) and not self._is_open(path):
-                self._open_file(path)
-        for path in [p for p in self._open if p not in found and not self._has_more(p)]:
-            os.close(self._open.pop(path))
-            del self._known[path]
+        before, self._files = self._files, []
+        inodes: set[int] = set()
+        for path in self._found():
+            file = self._file_at(path, before, inodes)
+            if file is not None:
+                inodes.add(file.at.inode)
+                self._files.append(file)
+        for file in before:
+            self._keep_to_its_end(file)
+        self._files += self._find_moved(inodes)
+        self._resume = {}
 
-    def _open_file(self, path: str) -> None:
-        if not self._context.may_read(os.path.realpath(path)):
-            self._refused.append(path)
-            return
+    def _found(self) -> list[str]:
+        patterns = [str(Path.cwd() / Path(pattern).expanduser()) for pattern in self._patterns]
+        return sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})  # noqa: PTH207 - absolute
+
+    def _file_at(self, path: str, before: list[_File], inodes: set[int]) -> _File | None:
+        """The file that `path` leads to, taken out of `before` or opened; None for one that another path led to already."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            inode = Path(path).stat().st_ino
+        except OSError:
+            return None  # removed since it was found
+        if inode in inodes:
+            return None
+        file = next((f for f in before if f.at.inode == inode), None)
+        if file is None:
+            return self._open(path)
+        before.remove(file)
+        file.path, file.gone_at_s = path, None
+        if not _continues(file.fd, file.at):
+            file.at = FilePosition(inode)
+        return file
+
+    def _keep_to_its_end(self, file: _File) -> None:
+        """A file renamed out of sight, or deleted."""
+        if file.gone_at_s is None:
+            file.gone_at_s = time.monotonic()
+        if file.has_ended and file.size <= file.at.offset:
+            os.close(file.fd)
+        else:
+            self._files.append(file)
+
+    def _open(self, path: str) -> _File | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             self._refused.append(path)
-            return
-        inode = os.fstat(fd).st_ino
-        old = next((p for p, e in self._known.items() if e.inode == inode and _continues(fd, e)), None)
-        if old is not None and old != path and old in self._open:
-            os.close(self._open.pop(old))
-        entry = self._known.pop(old) if old is not None else FilePosition(inode)
-        stale = self._open.pop(path, None)
-        if stale is not None:
-            os.close(stale)
-        self._known[path] = entry
-        self._open[path] = fd
+            return None
+        status = os.fstat(fd)
+        is_allowed = self._context.may_read(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        if not stat.S_ISREG(status.st_mode) or not is_allowed:
+            os.close(fd)
+            self._refused += [path] if not is_allowed else []
+            return None
+        return _File(path, fd, self._resumed(fd, status.st_ino))
 
-    def _is_open(self, path: str) -> bool:
-        fd = self._open.get(path)
-        if fd is None:
-            return False
-        return os.fstat(fd).st_ino == os.stat(path).st_ino or self._has_more(path)
+    def _resumed(self, fd: int, inode: int) -> FilePosition:
+        """Where an earlier process stopped in this file, wherever it lay then."""
+        for path, at in self._resume.items():
+            if at.inode == inode and _continues(fd, at):
+                del self._resume[path]
+                return at
+        return FilePosition(inode)
 
-    def _has_more(self, path: str) -> bool:
-        return os.fstat(self._open[path]).st_size > self._known[path].offset
+    def _find_moved(self, inodes: set[int]) -> Iterator[_File]:
+        """Files that were renamed out of the pattern while nobody looked, with lines still unread."""
+        for path, at in list(self._resume.items()):
+            for beside in _files_beside(path):
+                if at.inode in inodes or beside.stat().st_ino != at.inode:
+                    continue
+                file = self._open(str(beside))
+                if file is not None and file.at == at:
+                    file.gone_at_s = time.monotonic()
+                    yield file
+                elif file is not None:
+                    os.close(file.fd)
+
+
+def _position(entry: Mapping[str, Any]) -> FilePosition:
+    return FilePosition(**{**entry, "header": tuple(entry.get("header", ()))})
+
+
+def _take_header(file: _File, data: bytes, delimiter: str) -> None:
+    end = data.find(b"\n") + 1 or len(data)
+    file.advance(end)
+    if data[:end].strip():
+        file.at = replace(file.at, header=parse_header(data[:end], delimiter))
+
+
+def _files_beside(path: str) -> list[Path]:
+    try:
+        return [entry for entry in Path(path).parent.iterdir() if entry.is_file()]
+    except OSError:
+        return []
 
 
 def _head(fd: int, length: int) -> str:
     return hashlib.sha256(os.pread(fd, length, 0)).hexdigest()
 
 
-def _continues(fd: int, entry: FilePosition) -> bool:
-    return os.fstat(fd).st_size >= entry.offset and _head(fd, entry.head_bytes) == (entry.head or hashlib.sha256(b"").hexdigest())
+def _continues(fd: int, at: FilePosition) -> bool:
+    """Whether the file still begins with what was read of it."""
+    return os.fstat(fd).st_size >= at.offset and (not at.head_bytes or _head(fd, at.head_bytes) == at.head)
