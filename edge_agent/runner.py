@@ -12,6 +12,8 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.wire import Channel
@@ -26,6 +28,8 @@ POLL_BUSY_S, POLL_IDLE_S = 0.005, 0.02  # between looks at the sources, after ro
 COMMIT_S = 1.0
 STATS_S = 1.0
 IN_FLIGHT_MAX = 4
+FULL_BYTES = 4 * 1024 * 1024  # of uncommitted rows: beyond, a source is not read while commits get through
+STALL_S = 5.0  # without a commit answered the agent's disk is full or dead, and evaluation goes on regardless (I15)
 
 
 def main(sock: socket.socket) -> None:
@@ -38,12 +42,15 @@ def main(sock: socket.socket) -> None:
     except EOFError:
         os._exit(0)  # nobody to report to; what was not committed is read again
     except TidewireError as error:
-        channel.send({"type": "failed", "reason": str(error), "hint": error.hint})
+        _fail(channel, str(error), error.hint)
     except Exception as error:  # noqa: BLE001 - the last line: the agent reports it as state (I11)
         traceback.print_exc(file=sys.stderr)
-        channel.send(
-            {"type": "failed", "reason": f"{type(error).__name__}: {error}", "hint": "this is a defect: please report it"}
-        )
+        _fail(channel, f"{type(error).__name__}: {error}", "this is a defect: please report it")
+
+
+def _fail(channel: Channel, reason: str, hint: str) -> None:
+    with suppress(EOFError):  # the agent may be gone as well
+        channel.send({"type": "failed", "reason": reason, "hint": hint})
 
 
 class _Runner:
@@ -53,6 +60,7 @@ class _Runner:
         from pipelines.contract.spec import load_spec
         from pipelines.engine.plan import NodeFacts
         from pipelines.engine.state import restore
+        from pipelines.engine.trigger import resume
 
         self.channel, self.mode = channel, start["mode"]
         self.node_offset_us = int(start["node_time_offset_us"])
@@ -65,6 +73,9 @@ class _Runner:
         ledger = start["ledger"] or {}
         epoch = int(ledger.get("epoch", 0)) + 1
         self.state = restore(start["lineage"], zip(start["state_keys"], blobs[2:], strict=True), ledger, epoch)
+        self.begun_us = max((mark.arrival_us for mark in self.state.watermarks.values()), default=self.node_time_us())
+        if self.mode == "follow":
+            self.state = resume(self.state, self.node_time_us())
         context = self._context(start)
         positions = start["positions"] or {}
         self.sources = (
@@ -75,7 +86,8 @@ class _Runner:
         self.uncommitted = Uncommitted(self.spec, dict(positions), self.state)
         self.in_flight = self.sent = 0
         self.stopping = False
-        self.last_tick_s = self.last_commit_s = self.last_rows_s = self.last_stats_s = time.monotonic()
+        self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
+        self.last_rows_s = self.last_stats_s = self.last_tick_s
         self.trouble: dict[str, str] = {}
 
     def run(self) -> None:
@@ -83,8 +95,10 @@ class _Runner:
         if self.mode == "drain":
             self._drain()
         while not self.stopping:
-            had_rows = self._read_sources()
-            self._pass_time()
+            must_wait = self._must_wait()
+            had_rows = not must_wait and self._read_sources()
+            if not must_wait:  # an unread source is not a silent one
+                self._pass_time()
             if self._is_commit_due():
                 self._commit()
             if self.mode == "until_eof" and all(source.exhausted for source in self.sources.values()):
@@ -108,7 +122,7 @@ class _Runner:
             if block is None:
                 continue
             had_rows = True
-            self._evaluate(Batch(name, self.node_time_us(), _wall_us(), block.lines, block.file, block.header))
+            self._evaluate(Batch(name, self._arrival_us(), _wall_us(), block.lines, block.file, block.header))
         if had_rows:
             self.last_rows_s = time.monotonic()
         return had_rows
@@ -122,8 +136,10 @@ class _Runner:
     def _take(self, state: Any, output: Any) -> None:
         """Act at once, keep the rest for the next commit; at once too when an incident changed."""
         if output.actions:
+            now_us = self.node_time_us()
+            output = replace(output, actions=[replace(action, at_us=now_us) for action in output.actions])
             self.channel.send({"type": "act", "actions": [vars(action) for action in output.actions]})
-        self.state = self.uncommitted.add(state, output)
+        self.state = self.uncommitted.add(state, output, self.params_digest)
         if output.transitions:
             self._commit()
 
@@ -140,11 +156,11 @@ class _Runner:
     def _finish(self) -> None:
         from pipelines.engine.run import finish
 
-        self._take(*finish(self.plan, self.state, self.node_time_us()))
+        self._take(*finish(self.plan, self.state, self._arrival_us()))
         self.stopping = True
 
     def _drain(self) -> None:
-        from pipelines.engine.plan import example_params, compile_plan
+        from pipelines.engine.plan import compile_plan, example_params
         from pipelines.engine.run import drain
 
         successor = compile_plan(self.successor, example_params(self.successor), self.node) if self.successor else None
@@ -152,6 +168,12 @@ class _Runner:
         self.stopping = True
 
     # -- commits
+
+    def _must_wait(self) -> bool:
+        """Whether commits do not keep up: then the sources keep what they have, unless that would mute the alarms for long."""
+        if self.in_flight < IN_FLIGHT_MAX or self.uncommitted.bytes < FULL_BYTES:
+            return False
+        return self.mode == "until_eof" or time.monotonic() - self.last_answer_s < STALL_S
 
     def _is_commit_due(self) -> bool:
         late = time.monotonic() - self.last_commit_s >= COMMIT_S
@@ -170,6 +192,8 @@ class _Runner:
         self.last_commit_s = time.monotonic()
         if header is None:
             return
+        if not self.in_flight:
+            self.last_answer_s = self.last_commit_s
         self.sent += 1
         self.in_flight += 1
         self.channel.send({"type": "commit", "n": self.sent, **header}, blobs)
@@ -186,10 +210,10 @@ class _Runner:
         kind = header["type"]
         if kind == "committed":
             self.in_flight -= 1
+            self.last_answer_s = time.monotonic()
         elif kind == "stop":
             self.stopping = True
         elif kind == "params":
-            self._commit()  # rows evaluated with the old values are sealed under the old digest
             self.plan, self.params_digest = self._compile(header["params"]), header["params_digest"]
         elif kind == "acknowledge":
             from pipelines.engine.run import acknowledge
@@ -216,6 +240,12 @@ class _Runner:
 
     def node_time_us(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + self.node_offset_us
+
+    def _arrival_us(self) -> int:
+        """Node time; for bounded input that has its own time, the moment it was begun: only event time passes in a replay."""
+        if self.mode == "until_eof" and self.spec.event_time:
+            return self.begun_us
+        return self.node_time_us()
 
     def _pause_s(self) -> float:
         return POLL_BUSY_S if time.monotonic() - self.last_rows_s < 1.0 else POLL_IDLE_S

@@ -52,7 +52,10 @@ def run_file(path: Path, data_dir: Path | None, until_eof: bool, json_output: bo
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise TidewireError(f"cannot read it: {error}", op="run", place=str(path), hint="give the path of a pipeline file") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise TidewireError(
+            f"cannot read it: {why}", op="run", place=str(path), hint="give the path of a pipeline file"
+        ) from None
     spec = load_spec(text, str(path))
     check_spec(spec)
     compile_plan(spec)  # parameters without a default have no value here
@@ -144,7 +147,7 @@ def _write_file(segments: list[Pending], lake: Path) -> None:
     folder = lake / table_name
     folder.mkdir(parents=True, exist_ok=True)
     run = segments[0].run
-    held = max((int(m["last"]) for m in map(_FILE.match, os.listdir(folder)) if m and m["run"] == run), default=0)
+    held = max((int(m["last"]) for f in folder.iterdir() if (m := _FILE.match(f.name)) and m["run"] == run), default=0)
     new = [s for s in segments if s.seq > held and s.header().rows]
     if not new:
         return
@@ -229,7 +232,7 @@ async def _report(store: Store, version: PipelineVersion, lake: Path, *, json_ou
         ledger.get("streams", {}).get("_incidents", {}).get("written", 0),
     )
     if json_output:
-        print(json.dumps({**vars(report), "balanced": report.balanced()}))
+        sys.stdout.write(json.dumps({**vars(report), "balanced": report.balanced()}) + "\n")
     else:
         _print_report(report, lake)
 
@@ -252,7 +255,8 @@ def _print_report(report: Report, lake: Path) -> None:
     for table, rows in report.tables.items():
         console.print(f"table  {lake / table}: {rows} rows", highlight=False, soft_wrap=True)
     console.print(f"incidents open: {report.open_incidents}", highlight=False)
-    console.print("ledgers balanced" if report.balanced() else "LEDGERS DO NOT BALANCE", style="green" if report.balanced() else "red")
+    verdict, style = ("ledgers balanced", "green") if report.balanced() else ("LEDGERS DO NOT BALANCE", "red")
+    console.print(verdict, style=style)
 
 
 def _step_name(count: str) -> str:

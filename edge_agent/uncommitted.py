@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +16,18 @@ from pipelines.engine.ipc import encode_rows
 from pipelines.engine.state import State, entries
 
 SEAL_BYTES = 768 * 1024  # of Arrow in memory: about PAYLOAD_BYTES_TARGET once compressed
-KEPT_BYTES_MAX = 64 * 1024 * 1024  # with the agent's disk full: beyond this the oldest rows are given up, and counted
+KEPT_BYTES_MAX = 64 * 1024 * 1024  # while nothing is committed: beyond this the rows are given up, and counted
+TRANSITIONS_MAX = 1_000  # the same for transitions; the newest stay
+FILES_TOLD_MAX = 100  # per segment header, whose size is bounded
 LEDGER_EVERY = 10  # commits that seal nothing else carry the ledgers up this often
+
+
+@dataclass
+class _Part:
+    """What was made under one set of parameters."""
+
+    params: str
+    output: run.Output
 
 
 class Uncommitted:
@@ -27,54 +37,51 @@ class Uncommitted:
         self._tables = spec.lake_tables()
         self.positions = positions
         self._committed = state
-        self._output = run.Output()
-        self._bytes = 0
+        self._parts: list[_Part] = []
+        self.bytes = 0
         self._unsealed_ledger = 0
 
     @property
     def is_full(self) -> bool:
-        return self._bytes >= SEAL_BYTES
+        return self.bytes >= SEAL_BYTES
 
     def has_changes(self, state: State) -> bool:
-        return self._bytes > 0 or state.ledger() != self._committed.ledger() or state.alarms != self._committed.alarms
+        return self.bytes > 0 or state.ledger() != self._committed.ledger() or state.alarms != self._committed.alarms
 
-    def add(self, state: State, output: run.Output) -> State:
-        """Take what a batch gave; returns the state with the ledger entries of rows that had to be given up."""
-        self._output += output
+    def add(self, state: State, output: run.Output, params: str) -> State:
+        """Take what a batch gave under `params` (a digest); returns the state with the ledger entries of what was given up."""
+        if not self._parts or self._parts[-1].params != params:
+            self._parts.append(_Part(params, run.Output()))
+        part = self._parts[-1]
+        part.output += output
         if output.transitions:
             state = run.offer(state, run.INCIDENT_STREAM, len(output.transitions), len(output.transitions))
-        self._bytes += sum(t.nbytes for tables in output.rows.values() for t in tables) + sum(t.nbytes for t in output.quarantine)
-        return self._give_up(state) if self._bytes > KEPT_BYTES_MAX else state
+            state = self._give_up_transitions(state)
+        self.bytes += sum(t.nbytes for tables in output.rows.values() for t in tables) + sum(t.nbytes for t in output.quarantine)
+        return self._give_up_rows(state) if self.bytes > KEPT_BYTES_MAX else state
 
     def seal(
         self, state: State, positions: Mapping[str, Any], params: str, *, final: bool
     ) -> tuple[dict[str, Any] | None, list[bytes], State]:
         """The commit message and its blobs, and the state that follows it; None when nothing has changed."""
         put, delete = entries(state, self._committed)
-        ledger = {**state.ledger(), "epoch": state.epoch}
-        if (
-            not put
-            and not delete
-            and self._bytes == 0
-            and dict(positions) == self.positions
-            and state.ledger() == self._committed.ledger()
-        ):
+        unmoved = dict(positions) == self.positions and state.ledger() == self._committed.ledger()
+        if not put and not delete and self.bytes == 0 and unmoved:
             return None, [], state
         sealed, payloads = self._segments(state, positions, params, final=final)
         header = {
             "positions": dict(positions),
-            "ledger": ledger,
+            "ledger": {**state.ledger(), "epoch": state.epoch},
             "params_digest": params,
             "state_set": list(put),
             "state_delete": delete,
             "sealed": sealed,
-            "transitions": [asdict(t) for t in self._output.transitions],
-            "actions": [vars(action) for action in self._output.actions],
+            "transitions": [asdict(t) for part in self._parts for t in part.output.transitions],
+            "actions": [vars(action) for part in self._parts for action in part.output.actions],
         }
-        blobs = [*put.values(), *payloads]
         self._committed, self.positions = state, dict(positions)
-        self._output, self._bytes = run.Output(), 0
-        return header, blobs, replace(state, epoch=state.epoch + 1)
+        self._parts, self.bytes = [], 0
+        return header, [*put.values(), *payloads], replace(state, epoch=state.epoch + 1)
 
     def stats(self, state: State) -> dict[str, Any]:
         """Moving figures for `status`."""
@@ -89,60 +96,77 @@ class Uncommitted:
             **totals,
             "watermark_us": min(marks, default=None),
             "open_incidents": open_incidents,
-            "uncommitted_bytes": self._bytes,
+            "uncommitted_bytes": self.bytes,
         }
 
     def _segments(
         self, state: State, positions: Mapping[str, Any], params: str, *, final: bool
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
-        open_rows = run.open_window_rows(state)
-        base = {
-            "positions": _moved(self.positions, positions),
-            "params": params,
-            "engine": ENGINE,
-        }
-        streams = [(sink, segment.ROWS, self._tables[sink], tables) for sink, tables in self._output.rows.items()]
-        if self._output.quarantine:
-            streams.append((run.QUARANTINE_STREAM, segment.QUARANTINE, "quarantine", self._output.quarantine))
-        if self._output.transitions:
-            streams.append((run.INCIDENT_STREAM, segment.INCIDENTS, "incidents", [run.incident_rows(self._output.transitions)]))
+        base = {"positions": _moved(self.positions, positions), "engine": ENGINE}
         sealed: list[dict[str, Any]] = []
         payloads: list[bytes] = []
-        for stream, kind, table, tables in streams:
-            for rows, payload in fit(pa.concat_tables(tables)):
+        for part in self._parts:
+            for stream, kind, table, tables in self._streams(part.output):
                 ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(stream, {}))}
-                sealed.append({"stream": stream, "kind": kind, "table": table, "rows": rows, "ledgers": ledgers, **base})
-                payloads.append(payload)
+                head = {"stream": stream, "kind": kind, "table": table, "ledgers": ledgers, "params": part.params, **base}
+                for rows, payload in fit(pa.concat_tables(tables)):
+                    sealed.append({**head, "rows": rows})
+                    payloads.append(payload)
         self._unsealed_ledger += 1
         if final or self._unsealed_ledger >= LEDGER_EVERY:
             self._unsealed_ledger = 0
-            ledgers = {"source": dict(state.sources), "streams": dict(state.streams), "open": dict(open_rows)}
-            sealed.append(
-                {"stream": run.LEDGER_STREAM, "kind": segment.LEDGER, "table": "", "rows": 0, "ledgers": ledgers, **base}
-            )
+            open_rows = dict(run.open_window_rows(state))
+            ledgers = {"source": dict(state.sources), "streams": dict(state.streams), "open": open_rows}
+            head = {"stream": run.LEDGER_STREAM, "kind": segment.LEDGER, "table": "", "ledgers": ledgers, "params": params}
+            sealed.append({**head, "rows": 0, **base})
             payloads.append(b"")
         return sealed, payloads
 
-    def _give_up(self, state: State) -> State:
-        """Drop the rows kept for sinks, oldest evidence first would need an order: all of them go, each counted as void (I4, I15)."""
-        for sink, tables in self._output.rows.items():
-            state = state.with_counts("streams", sink, {"void": sum(t.num_rows for t in tables)})
-        self._output = replace(self._output, rows={})
-        self._bytes = sum(t.nbytes for t in self._output.quarantine)
+    def _streams(self, output: run.Output) -> Iterator[tuple[str, str, str, list[pa.Table]]]:
+        """(stream, kind, lake table, rows) of all that has rows."""
+        for sink, tables in output.rows.items():
+            yield sink, segment.ROWS, self._tables[sink], tables
+        if output.quarantine:
+            yield run.QUARANTINE_STREAM, segment.QUARANTINE, "quarantine", output.quarantine
+        if output.transitions:
+            yield run.INCIDENT_STREAM, segment.INCIDENTS, "incidents", [run.incident_rows(output.transitions)]
+
+    def _give_up_rows(self, state: State) -> State:
+        """Drop all rows that are kept, each counted as void (I4): alarms go on, memory stays bounded (I9, I15)."""
+        for part in self._parts:
+            for sink, tables in part.output.rows.items():
+                state = state.with_counts("streams", sink, {"void": sum(t.num_rows for t in tables)})
+            quarantined = sum(t.num_rows for t in part.output.quarantine)
+            if quarantined:
+                state = state.with_counts("streams", run.QUARANTINE_STREAM, {"void": quarantined})
+            part.output = replace(part.output, rows={}, quarantine=[])
+        self.bytes = 0
+        return state
+
+    def _give_up_transitions(self, state: State) -> State:
+        over = sum(len(part.output.transitions) for part in self._parts) - TRANSITIONS_MAX
+        for part in self._parts:
+            void = min(max(over, 0), len(part.output.transitions))
+            over -= void
+            if void:
+                state = state.with_counts("streams", run.INCIDENT_STREAM, {"void": void})
+                kept = part.output.transitions[void:]
+                part.output = replace(part.output, transitions=kept, actions=part.output.actions[-TRANSITIONS_MAX:])
+        self._parts = [part for part in self._parts if part.output != run.Output()] or self._parts[-1:]
         return state
 
 
 def fit(table: pa.Table) -> list[tuple[int, bytes]]:
-    """Payloads of at most SEGMENT_BYTES_MAX, in order, with their row counts."""
+    """Payloads that fit a segment beside its header, in order, with their row counts."""
     payload = encode_rows(table)
-    if len(payload) <= segment.PAYLOAD_BYTES_TARGET * 2 - 64 * 1024 or table.num_rows == 1:
+    if len(payload) <= segment.SEGMENT_BYTES_MAX - 64 * 1024 or table.num_rows == 1:
         return [(table.num_rows, payload)]
     middle = table.num_rows // 2
     return [*fit(table.slice(0, middle)), *fit(table.slice(middle))]
 
 
 def _moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What went in, per source: where reading stood at the last commit and where it stands now; files that did not move left out."""
+    """What went in, per source: where reading stood at the last commit and where it stands now; of files, those that moved."""
     moved: dict[str, Any] = {}
     for name, now in new.items():
         before = old.get(name) or {}
@@ -150,8 +174,9 @@ def _moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if "files" in now:
             paths = {p: e for p, e in now["files"].items() if before.get("files", {}).get(p) != e}
-            was = {p: before.get("files", {}).get(p, {}).get("offset", 0) for p in paths}
-            moved[name] = {"from": was, "to": {p: e["offset"] for p, e in paths.items()}}
+            told = list(paths)[:FILES_TOLD_MAX]
+            was = {p: before.get("files", {}).get(p, {}).get("offset", 0) for p in told}
+            moved[name] = {"from": was, "to": {p: paths[p]["offset"] for p in told}, "files": len(paths)}
         else:
             moved[name] = {"from": before, "to": now}
     return moved

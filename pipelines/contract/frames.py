@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.contract.errors import Refused
 
 MAGIC = b"TWF1"
-HEADER_BYTES_MAX = 1 << 20
+HEADER_BYTES_MAX = 16 << 20  # a commit of a pipeline with 100,000 open windows names each of them
 _LENGTH = struct.Struct(">I")
 
 

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from pipelines.contract.spec import Step
 from pipelines.engine.connection import literal, quote
-from pipelines.engine.decode import RECORD_BYTES_MAX
 from pipelines.engine.enforce import FieldSql
 
 ALIVE, UNDECODABLE, INVALID = 0, 1, 2
@@ -139,10 +138,11 @@ def _derive_layer(step: int, column: str, type_: str, tried: str) -> str:
     return f"SELECT * EXCLUDE (_t) REPLACE ({fate} AS _fate, {why} AS _reasons), {value} AS {quote(column)} FROM ({tried})"
 
 
+DERIVED_BYTES_MAX = 16 * 1024  # of a derived text: a row must fit a segment, and texts must not double from step to step
 _UNFIT = {
     "DOUBLE": " OR NOT isfinite(_t[1])",
     "TIMESTAMP": " OR NOT isfinite(_t[1])",
-    "VARCHAR": f" OR strlen(_t[1]) > {RECORD_BYTES_MAX}",
+    "VARCHAR": f" OR strlen(_t[1]) > {DERIVED_BYTES_MAX}",
 }
 
 

@@ -295,6 +295,12 @@ def render(plan: TriggerPlan, words: Mapping[str, Any]) -> str:
     return text
 
 
+def resume(state: State, arrival_us: int) -> State:
+    """The state after a pause of the runner: what held before it has not held through it in node time."""
+    pending = {key: replace(a, since_arrival_us=arrival_us) for key, a in state.alarms.items() if a.phase == "pending"}
+    return replace(state, alarms={**state.alarms, **pending})
+
+
 def forget_time_line(state: State, trigger: str) -> State:
     """Drop the span and what is pending: event time started again, and durations across it mean nothing."""
     spans = {key: rows for key, rows in state.spans.items() if key[0] != trigger}
