@@ -190,9 +190,11 @@ class Agent:
             case FetchArtifact(pipeline, digest):
                 self._start_fetching(pipeline, digest)
             case Start(pipeline, digest, params):
+                await self.actions.prepare(self._versions[digest].spec)
                 keeper = self.keepers[pipeline] = Keeper(self._services(), self._versions[digest], params, self.wake)
                 self._track(self._keeping, self._keep(keeper))
             case Replace(pipeline, digest, params):
+                await self.actions.prepare(self._versions[digest].spec)
                 await self.keepers[pipeline].replace(self._versions[digest], params)
             case UpdateParams(pipeline, params):
                 await self.keepers[pipeline].update_params(params)

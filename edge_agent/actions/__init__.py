@@ -15,6 +15,7 @@ from edge_agent.actions import webhook as webhook_action
 from edge_agent.actions.outcome import Done, Failed, Outcome, Refusal
 from edge_agent.policy import Policy
 from edge_agent.store import Store
+from pipelines.contract.spec import PipelineSpec
 
 Perform = Callable[[Mapping[str, Any], Policy], Awaitable[Outcome]]
 KINDS: dict[str, Perform] = {"log": log_action.perform, "webhook": webhook_action.perform, "exec": exec_action.perform}
@@ -42,6 +43,12 @@ class Actions:
         self._finished = dict.fromkeys(await self._store.finished_actions())
         for action in await self._store.pending_actions():
             self.offer(action["pipeline"], action)
+
+    async def prepare(self, spec: PipelineSpec) -> None:
+        """Have at hand what the actions of a pipeline need, so that the first is as fast as the next."""
+        kinds = {action.kind for trigger in spec.triggers.values() for action in trigger.actions.every()}
+        if "webhook" in kinds:
+            await asyncio.to_thread(webhook_action.warm)
 
     def offer(self, pipeline: str, action: Mapping[str, Any]) -> None:
         """Start it now, unless it is under way or finished. Never blocks."""

@@ -317,6 +317,9 @@ class TriggerActions(Model):
     on_ack: Actions = []
     on_clear: Actions = []
 
+    def every(self) -> list[Action]:
+        return [*self.on_raise, *self.on_ack, *self.on_clear]
+
 
 class Trigger(Model):
     """An alarm over the rows of the last `over` of event time, one incident per group of `by`."""
