@@ -56,8 +56,10 @@ class FieldSql:
     def _limits(self) -> list[tuple[str, str]]:
         column, spec = quote(self.name), self.spec
         limits = []
-        if spec.type in ("double", "timestamp"):
+        if spec.type == "double":
             limits.append((f"isfinite({column})", "is not finite"))
+        if spec.type == "timestamp":
+            limits.append((in_calendar(column), "is not between the years 1 and 9999"))
         if spec.min is not None:
             limits.append((f"{column} >= {spec.min!r}", f"is below the minimum {spec.min:g}"))
         if spec.max is not None:
@@ -66,6 +68,11 @@ class FieldSql:
             listed = ", ".join(literal(value) for value in spec.one_of)
             limits.append((f"{column} IN ({listed})", f"is not one of {', '.join(map(str, spec.one_of))}"))
         return limits
+
+
+def in_calendar(column: str) -> str:
+    """Whether a timestamp lies where every reader of the lake can follow."""
+    return f"{column} BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP '9999-12-31 23:59:59.999999'"
 
 
 def csv_fields(fields: dict[str, FieldSpec]) -> tuple[list[FieldSql], list[tuple[str, str]]]:
@@ -93,11 +100,8 @@ def json_fields(fields: dict[str, FieldSpec]) -> tuple[list[FieldSql], str]:
             continue
         words = source.split(".")
         raw = f"json_extract_string(_json, {literal('$.' + '.'.join(_json_word(w) for w in words))})"
-        leaf = "DOUBLE" if spec.type == "double" else "VARCHAR"
-        placed = _place(shape, words, leaf)
-        value = "_doc." + ".".join(quote(w) for w in words) if placed else raw
-        typed = value if placed and leaf == "DOUBLE" else convert(spec, value)
-        result.append(FieldSql(name, spec, typed, raw))
+        value = "_doc." + ".".join(quote(w) for w in words) if _place(shape, words) else raw
+        result.append(FieldSql(name, spec, convert(spec, value), raw))
     return result, _structure(shape)
 
 
@@ -132,7 +136,7 @@ def _json_word(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _place(shape: dict[str, object], words: list[str], leaf: str) -> bool:
+def _place(shape: dict[str, object], words: list[str]) -> bool:
     """Enter a path into the structure. False when it collides with one that is there: DuckDB's struct keys ignore case."""
     for word in words[:-1]:
         if any(k.lower() == word.lower() and k != word for k in shape):
@@ -143,7 +147,7 @@ def _place(shape: dict[str, object], words: list[str], leaf: str) -> bool:
         shape = below
     if any(k.lower() == words[-1].lower() for k in shape):
         return False
-    shape[words[-1]] = leaf
+    shape[words[-1]] = "VARCHAR"  # as text: as DOUBLE, `true` would be read as 1.0
     return True
 
 

@@ -36,7 +36,7 @@ AGGREGATES = frozenset({"count", "count_star", "sum", "avg", "mean", "min", "max
 # A trigger sees every row of its span again, so it may use more.
 SPAN_AGGREGATES = AGGREGATES | _words(
     "median quantile_cont quantile_disc stddev_samp stddev_pop var_samp var_pop variance arg_min arg_max min_by max_by "
-    "bool_and bool_or any_value count_if sumif approx_count_distinct"
+    "bool_and bool_or any_value count_if approx_count_distinct"
 )
 
 WORDS_INSTEAD = {

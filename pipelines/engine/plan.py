@@ -122,6 +122,7 @@ class _Compiler:
 
     def compile(self) -> Plan:
         self._check_meta_fields()
+        self._check_formats()
         steps = [self._step(i, step) for i, step in enumerate(self.spec.steps)]
         windows = {name: bound for name, w in self.spec.windows.items() if (bound := self._window(name, w))}
         triggers = {name: alarm for name, t in self.spec.triggers.items() if (alarm := self._trigger(name, t))}
@@ -142,6 +143,13 @@ class _Compiler:
                     f"schema.{name}.from", f"there is no meta.{word}{did_you_mean(word, META)}", f"known: {', '.join(META)}"
                 )
                 self.meta.discard(word)
+
+    def _check_formats(self) -> None:
+        for name, f in self.spec.schema_.items():
+            try:
+                self.engine.execute(f"SELECT try_strptime('', {literal(f.format or '%Y')})").fetchall()
+            except duckdb.Error as error:
+                self._complain(f"schema.{name}.format", _first_line(error), "use %Y %m %d %H %M %S %f %z and the like")
 
     def _step(self, index: int, step: Step) -> BoundStep:
         path = f"steps[{index}]"

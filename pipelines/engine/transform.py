@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.contract.spec import Step
 from pipelines.engine.connection import literal, quote
-from pipelines.engine.enforce import FieldSql
+from pipelines.engine.enforce import FieldSql, in_calendar
 
 ALIVE, UNDECODABLE, INVALID = 0, 1, 2
 _STEP_BASE = 10
@@ -141,7 +141,7 @@ def _derive_layer(step: int, column: str, type_: str, tried: str) -> str:
 DERIVED_BYTES_MAX = 16 * 1024  # of a derived text: a row must fit a segment, and texts must not double from step to step
 _UNFIT = {
     "DOUBLE": " OR NOT isfinite(_t[1])",
-    "TIMESTAMP": " OR NOT isfinite(_t[1])",
+    "TIMESTAMP": f" OR NOT ({in_calendar('CAST(_t[1] AS TIMESTAMP)')})",
     "VARCHAR": f" OR strlen(_t[1]) > {DERIVED_BYTES_MAX}",
 }
 
