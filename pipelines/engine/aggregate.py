@@ -36,13 +36,23 @@ def sum_value(high: str, low: str, large: str) -> str:
     return f"CASE WHEN {high} IS NULL THEN {large} ELSE {small} + coalesce({large}, 0.0) END"
 
 
+def mean_value(high: str, low: str, large: str, count: str) -> str:
+    """The mean, within one unit in its last place; of equal values exactly that value. NULL over no values."""
+    whole, rest = f"CAST({high} AS HUGEINT) // {count}", f"CAST({high} AS HUGEINT) % {count}"
+    below = f"(CAST({rest} AS DOUBLE) * {_LOW_GRID / _HIGH_GRID!r} + CAST({low} AS DOUBLE)) / {count} / {_LOW_GRID!r}"
+    small = f"CAST({whole} AS DOUBLE) / {_HIGH_GRID!r} + {below}"
+    return f"CASE WHEN {high} IS NULL THEN {large} / nullif({count}, 0) ELSE {small} + coalesce({large}, 0.0) / {count} END"
+
+
 def over_span(call: Call, frame: str, type_: str) -> str:
     """An aggregate of a trigger over a window frame; `type_` is that of its argument."""
     rest = f"{call.rest} OVER {frame}"
     if not is_exact(call, type_):
         return f"{call.text} OVER {frame}"
-    value = sum_value(*(f"({part})" for part in exact_sum(call.argument, rest)))
-    return value if call.name == "sum" else f"({value}) / nullif(count({call.argument}){rest}, 0)"
+    parts = [f"({part})" for part in exact_sum(call.argument, rest)]
+    if call.name == "sum":
+        return sum_value(*parts)
+    return mean_value(*parts, f"(count({call.argument}){rest})")
 
 
 def is_exact(call: Call, type_: str) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.spec import Window
-from pipelines.engine.aggregate import exact_sum, is_exact, sum_value
+from pipelines.engine.aggregate import exact_sum, is_exact, mean_value, sum_value
 from pipelines.engine.connection import quote
 from pipelines.engine.expression import Call
 from pipelines.engine.ipc import TIMESTAMP
@@ -82,13 +82,14 @@ def parts_of(call: Call, type_: str) -> tuple[list[Part], str]:
         n, mean, var = (f"{function}({argument}){rest}" for function in ("count", "avg", "var_pop"))
         pooled = f"CASE WHEN {n} > 0 THEN {{'n': CAST({n} AS DOUBLE), 'mean': {mean}, 'm2': {var} * {n}}} END"
         return [Part(pooled, _pool)], "CASE WHEN {0}.n > 1 THEN sqrt({0}.m2 / ({0}.n - 1)) END"
+    count = Part(f"count({argument}){rest}", _add)
     if is_exact(call, type_):
-        parts, value = [Part(sql, _add) for sql in exact_sum(argument, rest)], sum_value("{0}", "{1}", "{2}")
-    else:
-        parts, value = [Part(f"sum({argument}){rest}", _add)], "{0}"
-    if name == "sum":
-        return parts, value
-    return [*parts, Part(f"count({argument}){rest}", _add)], f"CAST({value} AS DOUBLE) / nullif({{{len(parts)}}}, 0)"
+        sums = [Part(sql, _add) for sql in exact_sum(argument, rest)]
+        if name == "sum":
+            return sums, sum_value("{0}", "{1}", "{2}")
+        return [*sums, count], mean_value("{0}", "{1}", "{2}", "{3}")
+    total = Part(f"sum({argument}){rest}", _add)
+    return ([total], "{0}") if name == "sum" else ([total, count], "CAST({0} AS DOUBLE) / nullif({1}, 0)")
 
 
 @dataclass(frozen=True)
