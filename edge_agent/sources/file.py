@@ -27,7 +27,7 @@ from pipelines.engine.decode import RECORD_BYTES_KEPT, RECORD_BYTES_MAX, Lines, 
 
 BLOCK_BYTES = 1024 * 1024
 HEAD_BYTES_MAX = 1024
-RESCAN_S = 1.0  # a new file is noticed within this time
+RESCAN_S = 1.0  # a new file is noticed within this time; at once where its folder is known without a pattern
 GONE_S = 10.0  # a writer may go on for this long in a file that was renamed under it
 
 
@@ -77,6 +77,10 @@ class FileSource:
         self._resume = {path: _position(entry) for path, entry in position.get("files", {}).items()}
         self._files: list[_File] = []
         self._next_scan_s = 0.0
+        self._folders = sorted(
+            {str(Path(pattern).expanduser().parent) for pattern in spec.path if not glob.has_magic(str(Path(pattern).parent))}
+        )
+        self._folder_times: list[int] = []
         self._refused: list[str] = []
         self._scan()
         if context.until_eof and not self._files:
@@ -101,7 +105,7 @@ class FileSource:
         return "" if self._files else f"no file matches {', '.join(self._patterns)}"
 
     def read(self) -> Block | None:
-        if time.monotonic() >= self._next_scan_s:
+        if time.monotonic() >= self._next_scan_s or self._changed_at() != self._folder_times:
             self._scan()
         for file in self._files:
             try:
@@ -155,6 +159,7 @@ class FileSource:
     def _scan(self) -> None:
         """Find the files that match, tell old from new and renamed ones, and open what is new."""
         self._next_scan_s = time.monotonic() + RESCAN_S
+        self._folder_times = self._changed_at()
         self._refused = []
         before, self._files = self._files, []
         inodes: set[int] = set()
@@ -167,6 +172,10 @@ class FileSource:
             self._keep_to_its_end(file)
         self._files += self._find_moved(inodes)
         self._resume = {}
+
+    def _changed_at(self) -> list[int]:
+        """When a file was last added to or taken from the folders: one stat each, cheap enough for every look."""
+        return [_modified_ns(folder) for folder in self._folders]
 
     def _found(self) -> list[str]:
         patterns = [str(Path.cwd() / Path(pattern).expanduser()) for pattern in self._patterns]
@@ -250,6 +259,13 @@ def _files_beside(path: str) -> list[Path]:
         return [entry for entry in Path(path).parent.iterdir() if entry.is_file()]
     except OSError:
         return []
+
+
+def _modified_ns(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116 - called at every look, a Path costs more than the stat
+    except OSError:
+        return 0
 
 
 def _head(fd: int, length: int) -> str:

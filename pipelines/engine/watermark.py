@@ -18,6 +18,7 @@ from pipelines.engine.state import Watermark
 
 FAR_US = US_PER["h"]
 AGREEING = 8
+IDLE_US_MIN = 5 * US_PER["s"]  # a writer that pauses for less is not idle, however short the windows
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,4 @@ def _stretch(start: int, stop: int, before: list[int], at: list[int], stepped: b
 def reached_us(mark: Watermark, arrival_us: int, idle_after_us: int) -> int | None:
     """How far event time has come in a source by now: one without rows since `idle_after_us` goes on with node time."""
     silent_us = arrival_us - mark.arrival_us
-    return mark.us + silent_us if mark.us is not None and silent_us > idle_after_us else mark.us
+    return mark.us + silent_us if mark.us is not None and silent_us > max(idle_after_us, IDLE_US_MIN) else mark.us
