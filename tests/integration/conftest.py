@@ -62,13 +62,15 @@ class Cluster:
             return False
         return True
 
-    async def add_node(self, name: str, **labels: str) -> Path:
-        """Join and start a node; its working directory, where its pipelines' relative paths lead."""
+    async def add_node(self, name: str, *, policy: str = "", **labels: str) -> Path:
+        """Join and start a node; its working directory, where its pipelines' relative paths lead. `policy` is its policy.yaml."""
         directory = self.home / name
         directory.mkdir()
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         token = (await self.tidewire("join-token", "create", *words)).strip().splitlines()[-1]
         await self.agent(name, "join", token, "--name", name)
+        if policy:
+            (directory / "agent" / "policy.yaml").write_text(policy)
         args = processes.module_command(AGENT, "run", "--data-dir", str(directory / "agent"))
         self.agents[name] = Program(name, args, directory, directory / "agent.log", self.env)
         await self.agents[name].start()
