@@ -101,6 +101,8 @@ class _Runner:
                 self._pass_time()
             if self._is_commit_due():
                 self._commit()
+            if time.monotonic() - self.last_stats_s >= STATS_S:
+                self._send_stats()
             if self.mode == "until_eof" and all(source.exhausted for source in self.sources.values()):
                 self._finish()
             self._listen(0 if had_rows else self._pause_s())
@@ -147,8 +149,6 @@ class _Runner:
         from pipelines.engine.decode import Batch
 
         now_s = time.monotonic()
-        if now_s - self.last_stats_s >= STATS_S:
-            self._send_stats()
         if self.mode != "until_eof" and now_s - self.last_tick_s >= TICK_S:
             self.last_tick_s = now_s
             self._evaluate(Batch("", self.node_time_us(), _wall_us()))
