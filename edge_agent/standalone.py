@@ -79,12 +79,12 @@ async def _run(config: AgentConfig, version: PipelineVersion, *, until_eof: bool
         await actions.resume()
         outcome = await _run_host(services, version, config.data_dir / "lake", key, until_eof=until_eof, quiet=json_output)
         await actions.idle()
+        if outcome.kind != "stopped":
+            raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
         await _report(store, version, config.data_dir / "lake", json_output=json_output)
     finally:
         await actions.close()
         store.close()
-    if outcome.kind != "stopped":
-        raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
     return 0
 
 

@@ -35,7 +35,9 @@ def context(until_eof: bool = False, may_read: Callable[[str], bool] = lambda pa
     return SourceContext(until_eof, may_read, lambda: Clock.us, lambda: 1_767_225_600_000_000)
 
 
-def reader(pattern: object, position: dict[str, Any] | None = None, *, csv: dict[str, Any] | None = None, **options: Any) -> Source:
+def reader(
+    pattern: object, position: dict[str, Any] | None = None, *, csv: dict[str, Any] | None = None, **options: Any
+) -> Source:
     decode = {"csv": csv} if csv is not None else "json"
     spec = SourceSpec.model_validate({"file": {"path": str(pattern)}, "decode": decode})
     stored = json.loads(json.dumps(position or {}))  # as it comes back from the store
@@ -360,7 +362,12 @@ def test_simulated_rows_are_the_same_for_ever() -> None:
     found = texts(simulator(**spec))
     assert found == texts(simulator(**spec))
     assert found != texts(simulator(**{**spec, "seed": 6}))
-    assert json.loads(found[0]) == {"ts": "2026-01-01T00:00:00.000+00:00", "sensor": "s1", "value": json.loads(found[0])["value"], "n": 0}
+    assert json.loads(found[0]) == {
+        "ts": "2026-01-01T00:00:00.000+00:00",
+        "sensor": "s1",
+        "value": json.loads(found[0])["value"],
+        "n": 0,
+    }
     assert [json.loads(text)["n"] for text in found] == list(range(200))
     assert {json.loads(text)["sensor"] for text in found} == {"s1", "s2", "s3"}
 

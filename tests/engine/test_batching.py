@@ -67,7 +67,9 @@ def record(time: float, k: str | None, v: float | None, n: int | None) -> str:
     return json.dumps({"ts": T0 / S + time, "k": k, "v": v, "n": n})
 
 
-times = st.one_of(st.integers(0, 60), st.floats(0, 60, width=32), st.sampled_from([-7200.0, 3e8, 7200.0, 7205.0, 7209.0, -7190.0, 90_000.0]))
+times = st.one_of(
+    st.integers(0, 60), st.floats(0, 60, width=32), st.sampled_from([-7200.0, 3e8, 7200.0, 7205.0, 7209.0, -7190.0, 90_000.0])
+)
 values = st.one_of(st.none(), st.sampled_from([0.1, 5.3, 30.9, 95.0]), st.floats(-10, 10))
 records = st.builds(record, times, st.sampled_from(["a", "b", None]), values, st.sampled_from([None, 3, 4, 7]))
 garbage = st.sampled_from(["garbage", '{"ts": "x"}', '{"v": 1}', "[]", '{"ts": 1767225600, "v": "x", "n": 1.5}'])
@@ -95,7 +97,9 @@ def long_stretches(draw: st.DrawFn) -> list[Instant]:
         step = draw(st.sampled_from([0.5, 1, 4000]))
         seed = draw(st.integers(0, 99))
         chance = random.Random(seed)
-        made = tuple(record(start + step * j, chance.choice("ab"), chance.uniform(0, 10), 4) for j in range(draw(st.integers(1, 25))))
+        made = tuple(
+            record(start + step * j, chance.choice("ab"), chance.uniform(0, 10), 4) for j in range(draw(st.integers(1, 25)))
+        )
         found.append(Instant(float(i), "s", made))
     return found
 

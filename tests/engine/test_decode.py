@@ -56,7 +56,10 @@ def test_what_is_no_utf8_or_too_long_spoils_its_own_record_only() -> None:
     block = b"\n".join([row(0).encode(), b'{"k": "\xff"}', row(1).encode(), b"x" * (RECORD_BYTES_MAX + 1), row(2).encode()])
     run = Run(compiled(pipeline())).feed(Batch("s", 0, 0, frame_lines(block)))
     assert len(run.rows()) == 3
-    assert run.reasons() == [["not UTF-8 at byte 7"], [f"the record has {RECORD_BYTES_MAX + 1} bytes, more than {RECORD_BYTES_MAX}"]]
+    assert run.reasons() == [
+        ["not UTF-8 at byte 7"],
+        [f"the record has {RECORD_BYTES_MAX + 1} bytes, more than {RECORD_BYTES_MAX}"],
+    ]
     assert run.quarantine()[0]["step"] == "undecodable"
     assert len(run.quarantine()[1]["raw"]) == 4096
     ledgers_balance(run.state)
@@ -64,7 +67,21 @@ def test_what_is_no_utf8_or_too_long_spoils_its_own_record_only() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["garbage", '{"ts": 1', "[1]", '"text"', "12", "null", "true", '{"a": "\\ud800"}', "\0", '{"a":1}\0', '{"ts":1}{"ts":2}', "  ", "{'a': 1}"],
+    [
+        "garbage",
+        '{"ts": 1',
+        "[1]",
+        '"text"',
+        "12",
+        "null",
+        "true",
+        '{"a": "\\ud800"}',
+        "\0",
+        '{"a":1}\0',
+        '{"ts":1}{"ts":2}',
+        "  ",
+        "{'a': 1}",
+    ],
 )
 def test_json_that_is_no_object_is_undecodable(text: str) -> None:
     run = Run(compiled(pipeline())).feed(batch([row(0), text, row(1)]))
@@ -126,7 +143,7 @@ def test_csv_with_crlf_nul_and_another_delimiter() -> None:
 
 
 def test_csv_headers() -> None:
-    assert parse_header(b"\xef\xbb\xbfa, b ,\"c d\"\r\n", ",") == ("a", "b", "c d")
+    assert parse_header(b'\xef\xbb\xbfa, b ,"c d"\r\n', ",") == ("a", "b", "c d")
     assert parse_header(b"\n", ",") == ()
     missing = csv_run(b"1,2\n", header="x,b")
     assert values(missing) == [(None, 2.0, None)]

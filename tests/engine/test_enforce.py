@@ -62,7 +62,11 @@ def test_absent_null_and_unconvertible_are_told_apart() -> None:
 
 def test_a_default_stands_for_what_is_absent_not_for_what_does_not_convert() -> None:
     assert got(json_run("type: integer, default: 7", 1, ..., None, "x")) == [1, 7, 7, ['x: "x" is not an integer']]
-    assert got(json_run("type: string, default: ok, one_of: [ok, bad]", ..., "bad", "no")) == ["ok", "bad", ["x: no is not one of ok, bad"]]
+    assert got(json_run("type: string, default: ok, one_of: [ok, bad]", ..., "bad", "no")) == [
+        "ok",
+        "bad",
+        ["x: no is not one of ok, bad"],
+    ]
     assert got(csv_run("type: double, default: 1.5", "", "2")) == [1.5, 2.0]
 
 
@@ -138,7 +142,9 @@ def test_epoch_timestamps(unit: str, value: object, us: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["infinity", "-infinity", "9" * 30, "-" + "9" * 18, "9223372036854775807", "x", "NaN"])
-@pytest.mark.parametrize("field", ["type: timestamp", "type: timestamp, unit: us", "type: timestamp, unit: s", "type: timestamp, format: '%Y'"])
+@pytest.mark.parametrize(
+    "field", ["type: timestamp", "type: timestamp, unit: us", "type: timestamp, unit: s", "type: timestamp, format: '%Y'"]
+)
 def test_no_timestamp_is_too_odd_to_be_quarantined(field: str, value: str) -> None:
     for run in (json_run(field, value), csv_run(field, value)):
         (found,) = got(run)
@@ -165,7 +171,9 @@ def test_fields_from_meta() -> None:
 
 
 def test_on_invalid_drop_counts_and_keeps_nothing() -> None:
-    run = Run(compiled(pipeline("on_invalid: drop", schema="  x: {type: integer}"))).feed(batch(['{"x": 1}', '{"x": "a"}', "junk"]))
+    run = Run(compiled(pipeline("on_invalid: drop", schema="  x: {type: integer}"))).feed(
+        batch(['{"x": 1}', '{"x": "a"}', "junk"])
+    )
     counts = run.state.sources["s"]
     assert (counts["accepted"], counts["dropped_invalid"], counts["undecodable"], counts["quarantined"]) == (1, 1, 1, 0)
     assert run.quarantine() == []

@@ -83,7 +83,10 @@ def test_enrich_is_the_nodes_and_params_and_meta_are_values() -> None:
 
 
 def test_sinks_take_what_their_condition_holds_for() -> None:
-    plan = compiled(pipeline("") + "  high: {lake: {table: high}, where: v > 1 or n % (n - 3) = 9}\n  far: {lake: {table: far}, where: meta.offset > 0}\n")
+    plan = compiled(
+        pipeline("")
+        + "  high: {lake: {table: high}, where: v > 1 or n % (n - 3) = 9}\n  far: {lake: {table: far}, where: meta.offset > 0}\n"
+    )
     made = Run(plan).feed(batch([row(0, v=1), row(1, v=2), row(2, v=None), row(3, v=0, n=3)]))
     ledgers_balance(made.state)
     assert len(made.rows()) == 4

@@ -186,7 +186,9 @@ def test_groups_by_two_columns_whose_texts_run_together_are_apart() -> None:
 
 
 def test_incidents_have_messages_values_and_ids_of_their_own() -> None:
-    text = trigger("max(v) > $limit", by="[k]", more='    message: "{k} over {limit} ({count}) on {node}"\n    severity: critical')
+    text = trigger(
+        "max(v) > $limit", by="[k]", more='    message: "{k} over {limit} ({count}) on {node}"\n    severity: critical'
+    )
     made = run(text, row(0, "a", 11), row(1, "b", 12), row(2, "a", 13))
     first, second = made.output.transitions
     assert (first.message, second.message) == ("a over 10 (1) on press", "b over 10 (1) on press")

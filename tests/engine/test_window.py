@@ -39,7 +39,11 @@ Row = tuple[float, str, float | None]
 def noise(n: int = 500) -> list[Row]:
     chance = random.Random(7)
     return [
-        (i / 4 + chance.uniform(0, 3), chance.choice("abc"), chance.choice([None, chance.gauss(20, 1e-3), chance.uniform(-1e6, 1e6)]))
+        (
+            i / 4 + chance.uniform(0, 3),
+            chance.choice("abc"),
+            chance.choice([None, chance.gauss(20, 1e-3), chance.uniform(-1e6, 1e6)]),
+        )
         for i in range(n)
     ]
 
@@ -141,7 +145,9 @@ def test_a_row_too_late_is_quarantined_and_counted_but_is_still_a_row() -> None:
 
 
 def test_a_window_sees_only_rows_that_its_condition_holds_for() -> None:
-    made = run(window(more="    where: v > 1 and n % (n - 3) <> 9\n"), row(0, v=2, n=1), row(1, v=0, n=1), row(2, v=2, n=3)).finish()
+    made = run(
+        window(more="    where: v > 1 and n % (n - 3) <> 9\n"), row(0, v=2, n=1), row(1, v=0, n=1), row(2, v=2, n=3)
+    ).finish()
     assert [(r["at"], r["x"]) for r in made.windows()] == [(0, 1)]
     assert made.state.streams["windows.w"]["contributed"] == 1
 
