@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -78,6 +79,46 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
+class _Limited(Protocol):
+    """What a value may be: a parameter or a field."""
+
+    type: Any
+    default: Any
+    min: Any
+    max: Any
+    one_of: Any
+
+
+def _check_limits(limited: _Limited) -> None:
+    """Raise ValueError unless default and limits fit the type and each other."""
+    if limited.min is not None and limited.max is not None and limited.min > limited.max:
+        raise ValueError(f"the min is above the max: {limited.min:g} > {limited.max:g}")
+    for value in limited.one_of or []:
+        _check_type(limited.type, value)
+    if limited.default is not None:
+        _check_type(limited.type, limited.default)
+        _check_value(limited, limited.default)
+
+
+def _check_type(type_: str, value: object) -> None:
+    if not isinstance(value, _PYTHON[type_]) or (isinstance(value, bool) and type_ != "boolean"):
+        raise ValueError(f"{json.dumps(value, default=str)} is not of type {type_}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    if type_ == "integer" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} is not an integer of 64 bits")
+
+
+def _check_value(limited: _Limited, value: Any) -> None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if limited.min is not None and value < limited.min:
+            raise ValueError(f"{value} is below the minimum {limited.min:g}")
+        if limited.max is not None and value > limited.max:
+            raise ValueError(f"{value} is above the maximum {limited.max:g}")
+    if limited.one_of is not None and value not in limited.one_of:
+        raise ValueError(f"{json.dumps(value)} is not one of {', '.join(map(str, limited.one_of))}")
+
+
 class Param(Model):
     """A value that may change per deployment, centrally or on site, without a new version."""
 
@@ -90,24 +131,13 @@ class Param(Model):
 
     @model_validator(mode="after")
     def _default_fits(self) -> Self:
-        if self.default is not None:
-            self.check(self.default)
+        _check_limits(self)
         return self
 
     def check(self, value: object) -> Scalar:
         """`value` as this parameter's type. Raises ValueError with one line of why not."""
-        expected = _PYTHON[self.type]
-        if not isinstance(value, expected) or (isinstance(value, bool) and self.type != "boolean"):
-            raise ValueError(f"{json.dumps(value)} is not of type {self.type}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if self.min is not None and value < self.min:
-                raise ValueError(f"{value} is below the minimum {self.min:g}")
-            if self.max is not None and value > self.max:
-                raise ValueError(f"{value} is above the maximum {self.max:g}")
-        if self.one_of is not None and value not in self.one_of:
-            raise ValueError(f"{json.dumps(value)} is not one of {', '.join(map(str, self.one_of))}")
+        _check_type(self.type, value)
+        _check_value(self, value)
         result: Any = float(value) if self.type == "double" else value  # type: ignore[arg-type]  # checked above
         return result  # type: ignore[no-any-return]  # a Scalar by the checks above
 
@@ -229,9 +259,8 @@ class FieldSpec(Model):
             raise ValueError(f"the unit of a timestamp is s, ms, us or ns, not {self.unit}")
         if self.type == "timestamp" and (self.default is not None or self.one_of):
             raise ValueError("a timestamp has no default and no one_of")
-        for value in [*(self.one_of or []), *([self.default] if self.default is not None else [])]:
-            if not isinstance(value, _PYTHON[self.type]) or (isinstance(value, bool) and self.type != "boolean"):
-                raise ValueError(f"{json.dumps(value)} is not of type {self.type}")
+        if self.type != "timestamp":
+            _check_limits(self)
         return self
 
 
@@ -370,21 +399,6 @@ class PipelineSpec(Model):
 
     _source: yaml_reader.Source = PrivateAttr(default_factory=lambda: yaml_reader.Source(None))
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        stamps = [name for name, spec in self.schema_.items() if spec.event_time]
-        if len(stamps) > 1:
-            raise ValueError(f"only one field can be the event_time, here are {' and '.join(stamps)}")
-        if len({name.lower() for name in self.schema_}) < len(self.schema_):
-            raise ValueError("two fields of the schema differ only in upper and lower case")
-        for name, sink in self.sinks.items():
-            if sink.from_ is not None and sink.from_ not in self.windows:
-                raise ValueError(f'sinks.{name}: there is no window "{sink.from_}"{did_you_mean(sink.from_, self.windows)}')
-        tables = [sink.lake.table for sink in self.sinks.values()]
-        if len(set(tables)) < len(tables):
-            raise ValueError("two sinks write to the same table: give each its own")
-        return self
-
     @property
     def event_time(self) -> str | None:
         """The field that stamps a row, or None: rows are stamped with node time on arrival."""
@@ -420,6 +434,33 @@ def load_spec(text: str, file: str = "") -> PipelineSpec:
     try:
         spec = PipelineSpec.model_validate(source.data)
     except ValidationError as error:
-        raise SpecError([source.locate(problem) for problem in explain(error, PipelineSpec)]) from None
+        problems = [source.locate(problem) for problem in explain(error, PipelineSpec)]
+        raise SpecError(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
     spec._source = source
+    misfits = [source.locate(problem) for problem in _misfits(spec)]
+    if misfits:
+        raise SpecError(misfits)
     return spec
+
+
+def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
+    """What each part may say, but not together."""
+    stamps = [name for name, f in spec.schema_.items() if f.event_time]
+    if len(stamps) > 1:
+        message = f"only one field can be the event_time, here are {' and '.join(stamps)}"
+        yield Problem(message, f"schema.{stamps[1]}.event_time", "remove one of them")
+    seen: set[str] = set()
+    for name in spec.schema_:
+        if name.lower() in seen:
+            yield Problem(
+                "two fields differ only in upper and lower case", f"schema.{name}", "SQL does not tell them apart: rename one"
+            )
+        seen.add(name.lower())
+    tables: set[str] = set()
+    for name, sink in spec.sinks.items():
+        if sink.from_ is not None and sink.from_ not in spec.windows:
+            message = f'there is no window "{sink.from_}"{did_you_mean(sink.from_, spec.windows)}'
+            yield Problem(message, f"sinks.{name}.from", "without `from:` a sink takes the accepted rows")
+        if sink.lake.table in tables:
+            yield Problem("two sinks write to the same table", f"sinks.{name}.lake.table", "give each its own")
+        tables.add(sink.lake.table)

@@ -16,17 +16,27 @@ Loc = tuple[Any, ...]
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = _closest(word, known)
+    return f'; did you mean "{close}"?' if close else ""
+
+
+def _closest(word: str, known: Any) -> str:
+    return next(iter(difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)), "")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
     """What is wrong, in the words of someone who wrote the file against `model`."""
-    for item in error.errors(include_url=False):
-        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and part in ("[key]",)))
-        path = yaml_reader.format_path(loc)
+    items = [(item, tuple(part for part in item["loc"] if part != "[key]")) for item in error.errors(include_url=False)]
+    meant = {
+        (*loc[:-1], word)
+        for item, loc in items
+        if item["type"] == "extra_forbidden" and (word := _closest(str(loc[-1]), _known_keys(model, loc[:-1])))
+    }
+    for item, loc in items:
+        if item["type"] == "missing" and loc in meant:
+            continue  # it is there, misspelt
         message, hint = _EXPLAIN.get(item["type"], _as_it_says)(item, loc, model)
-        yield Problem(message, path, hint)
+        yield Problem(message, yaml_reader.format_path(loc), hint)
 
 
 _Explained = tuple[str, str]
@@ -48,19 +58,30 @@ def _missing(item: Any, loc: Loc, model: Any) -> _Explained:
     return f'"{loc[-1]}" is missing', hint
 
 
-def _wrong_text(item: Any, loc: Loc, model: Any) -> _Explained:
-    if item["input"] is None:
-        return (
-            "nothing is written here",
-            "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment",
-        )
-    return f"{json.dumps(item['input'], default=str)} is not text", "put it in quotes"
+def _is_not(what: str, hint: str) -> Callable[[Any, Loc, Any], _Explained]:
+    def explained(item: Any, loc: Loc, model: Any) -> _Explained:
+        if item["input"] is None:
+            return (
+                "nothing is written here",
+                "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment",
+            )
+        return f"{json.dumps(item['input'], default=str)[:80]} is {what}", hint
+
+    return explained
 
 
 _EXPLAIN: dict[str, Callable[[Any, Loc, Any], _Explained]] = {
     "extra_forbidden": _unknown_key,
     "missing": _missing,
-    "string_type": _wrong_text,
+    "string_type": _is_not("not text", "put it in quotes"),
+    "float_type": _is_not("not a number", "write digits, without quotes"),
+    "int_type": _is_not("not an integer", "write digits, without quotes"),
+    "bool_type": _is_not("neither true nor false", "write true or false"),
+    "list_type": _is_not("not a list", "write [a, b], or one entry a line after `- `"),
+    "dict_type": _is_not("not a map of keys", "write `key: value`, one a line, indented"),
+    "model_type": _is_not("not a map of keys", "write `key: value`, one a line, indented"),
+    "too_short": lambda item, loc, model: ("there must be at least one", ""),
+    "string_too_short": lambda item, loc, model: ("there must be at least one character", ""),
     "literal_error": lambda item, loc, model: (f"{json.dumps(item['input'], default=str)} is not {item['ctx']['expected']}", ""),
 }
 

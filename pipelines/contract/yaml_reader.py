@@ -45,7 +45,7 @@ class Source:
 
 def read(text: str, file: str = "") -> Source:
     """Parse one document. Raises `SpecError` with line and column."""
-    if len(text.encode()) > BYTES_MAX:
+    if len(text.encode(errors="surrogatepass")) > BYTES_MAX:
         raise SpecError(
             [Problem(f"the document is over {BYTES_MAX // 1024} KiB", file=file, hint="move long lists into a lookup table")]
         )
@@ -101,14 +101,14 @@ def _from_yaml_error(error: yaml.MarkedYAMLError, file: str) -> Problem:
     line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
     message = error.problem or str(error)
     hint = ""
-    if "cannot start any token" in message:
+    if mark and mark.buffer and mark.buffer[mark.pointer : mark.pointer + 1] == "\t":
+        hint = "indent with spaces, not tabs"
+    elif "cannot start any token" in message:
         hint = "a value cannot start with this character, put it in quotes"
     elif "mapping values are not allowed" in message:
         hint = "a colon followed by a space ends a key: indent the line, or put the value in quotes"
-    elif "expected a single document" in message:
+    elif "another document" in message:
         hint = "one file holds one pipeline: remove everything from the second `---` on"
-    elif mark and mark.buffer and mark.buffer[mark.pointer : mark.pointer + 1] == "\t":
-        hint = "indent with spaces, not tabs"
     return Problem(
         message, file=file, line=line, column=column, hint=hint or "see the line above it too: YAML often notices late"
     )

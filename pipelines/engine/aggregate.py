@@ -49,10 +49,10 @@ def over_span(call: Call, frame: str, type_: str) -> str:
     rest = f"{call.rest} OVER {frame}"
     if not is_exact(call, type_):
         return f"{call.text} OVER {frame}"
-    parts = [f"({part})" for part in exact_sum(call.argument, rest)]
+    high, low, large = (f"({part})" for part in exact_sum(call.argument, rest))
     if call.name == "sum":
-        return sum_value(*parts)
-    return mean_value(*parts, f"(count({call.argument}){rest})")
+        return sum_value(high, low, large)
+    return mean_value(high, low, large, f"(count({call.argument}){rest})")
 
 
 def is_exact(call: Call, type_: str) -> bool:

@@ -310,6 +310,7 @@ def test_i15_without_commits_alarms_go_on_and_memory_is_bounded(tmp_path: Path, 
 
 
 def test_bounded_input_waits_for_commits_and_gives_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "BLOCK_BYTES", 100_000)
     monkeypatch.setattr(runner, "STALL_S", 0.0)
     monkeypatch.setattr(runner, "FULL_BYTES", 100_000)
     monkeypatch.setattr(uncommitted, "SEAL_BYTES", 50_000)

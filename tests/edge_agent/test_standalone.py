@@ -247,6 +247,7 @@ def test_a_changed_pipeline_goes_on_where_the_old_one_stood(tmp_path: Path, spec
 
 
 def test_the_agents_process_stays_free_of_what_only_runners_need() -> None:
-    code = "import sys, edge_agent.cli, edge_agent.agent, edge_agent.runner; print(sorted({'duckdb', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    heavy = "{'duckdb', 'pyarrow', 'numpy'} & set(sys.modules)"
+    code = f"import sys, edge_agent.cli, edge_agent.agent, edge_agent.runner; print(sorted({heavy}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True)
     assert done.stdout == "[]\n"

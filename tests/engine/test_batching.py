@@ -7,10 +7,11 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from engine_support import S, T0, Run, batch, compiled, ledgers_balance, pipeline, timer
+from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipeline, timer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +115,7 @@ def play(instants: list[Instant], split: Split, between: Callable[[Run], None] =
             made.feed(timer(one.arrival_s))
         cuts = [0, *split(len(one.rows)), len(one.rows)]
         offset = 0
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             part = batch(one.rows[start:stop], one.arrival_s, one.source)
             if part.lines is None or not len(part.lines):
                 continue

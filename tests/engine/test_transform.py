@@ -76,7 +76,8 @@ def test_derived_texts_cannot_double_from_step_to_step() -> None:
 
 
 def test_enrich_is_the_nodes_and_params_and_meta_are_values() -> None:
-    body = "steps:\n  - enrich:\n      site: node.site\n      fw: node.facts.firmware\n      no: node.nothing\n  - derive:\n      x: v * $gain\n      o: meta.offset\n      who: node.name\n"
+    enrich = "  - enrich:\n      site: node.site\n      fw: node.facts.firmware\n      no: node.nothing\n"
+    body = f"steps:\n{enrich}  - derive:\n      x: v * $gain\n      o: meta.offset\n      who: node.name\n"
     plan = compiled(pipeline(body, head="params:\n  gain: {type: double, default: 2}"))
     (found,) = Run(plan).feed(batch([row(0, v=3)])).rows()
     assert (found["site"], found["fw"], found["no"], found["x"], found["o"], found["who"]) == ("lyon", "7", None, 6.0, 0, "press")

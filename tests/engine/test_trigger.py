@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from engine_support import S, T0, Run, batch, compiled, ledgers_balance, pipeline, row, timer
+from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipeline, row, timer
 
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import compile_plan
@@ -44,7 +44,7 @@ def steps(made: Run) -> list[tuple[str, float]]:
 
 def test_each_row_is_judged_at_its_own_time_over_the_span_before_it() -> None:
     made = run(trigger("sum(v) >= 3"), row(0), row(5), row(9.9), row(10), row(14), row(20), row(24))
-    # at 9.9: three rows; at 10 the row of 0 has left, three remain; at 14: 5, 9.9, 10, 14; at 20: 14 and 20 (10 is ten seconds ago)
+    # at 9.9: three rows; at 10 the row of 0 has left, three remain; at 14: 5, 9.9, 10, 14; at 20: 14 and 20
     assert steps(made) == [(RAISED, 9.9), (CLEARED, 20)]
 
 

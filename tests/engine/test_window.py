@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 import pytest
-from engine_support import S, T0, Run, batch, compiled, ledgers_balance, pipeline, row, timer
+from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipeline, row, timer
 
 from pipelines.engine.watermark import AGREEING
 
