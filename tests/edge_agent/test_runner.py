@@ -236,6 +236,7 @@ def test_an_incident_is_acted_on_before_and_committed_at_once(tmp_path: Path) ->
 
 def test_new_params_hold_from_now_on_and_older_rows_keep_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "COMMIT_S", 0.05)
+    monkeypatch.setattr(runner, "STATS_S", 0.05)
     log = tmp_path / "a.log"
     append(log, line(0, 1))
     with running(log) as agent:
@@ -245,7 +246,7 @@ def test_new_params_hold_from_now_on_and_older_rows_keep_their_digest(tmp_path: 
         for i in range(1, 5):  # commits pile up unanswered: the change must not wait for them
             append(log, line(i, 1))
             agent.until("commit") if i < 4 else None
-        time.sleep(0.1)  # the last row is evaluated and cannot be committed
+        agent.until(lambda m: m.get("accepted") == 5)  # the last row is evaluated and cannot be committed
         agent.send("params", params={"limit": 0.0}, params_digest="p2")
         append(log, line(5, 2))
         assert agent.until("act")["actions"][0]["transition"] == "raised"
