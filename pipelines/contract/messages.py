@@ -1,7 +1,7 @@
 """What the planes say to each other over NATS, format 1. Bulk rides as blobs of the frame.
 
 Requests of a node arrive on a subject that only it may use; exchange and join are signed by the node besides. Every reply is an
-envelope signed by the control plane and repeats the request's nonce, so that neither a broker nor a replay can free a segment.
+envelope signed by the control plane, names the node and repeats the request's nonce: no broker and no replay can free a segment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Self, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import pack, unpack
+from pipelines.contract.frames import canonical_json, pack, unpack
 from pipelines.contract.keys import Key, seal, unseal
 from pipelines.contract.node_state import SignedManifest
 
@@ -50,14 +50,15 @@ class _Message:
         if header.pop("format", None) != FORMAT:
             raise Refused(f"a {cls.__name__} of another format", op="read message", hint="upgrade the older side")
         try:
+            canonical_json(header)
             for name, adapter in _adapters(cls.__name__).items():
                 if name in header:
                     adapter.validate_python(header[name], strict=True)
             return cls(**header), blobs
         except ValidationError as error:
             raise Refused(f"not a {cls.__name__}: {name}: {error.errors()[0]['msg']}", op="read message") from None
-        except TypeError as error:
-            raise Refused(f"not a {cls.__name__}: {error}", op="read message") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Refused(f"not a {cls.__name__}: {type(error).__name__}", op="read message") from None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Exchange(_Message):
     generation: int
     document: str  # digest
     has_document: bool = False
+    manifest: str = ""  # digest of the manifest's body; "" for none
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ExchangeReply(_Message):
     has_manifest: bool = False
     has_document: bool = False
     error: str = ""
+    node: str = ""  # whom it answers
 
     def manifest(self, blobs: Sequence[bytes]) -> SignedManifest | None:
         return SignedManifest(blobs[0], blobs[1]) if self.has_manifest and len(blobs) >= 2 else None
@@ -111,6 +114,7 @@ class Receipts(_Message):
     marks: list[list[Any]] = field(default_factory=list)
     refused: list[list[Any]] = field(default_factory=list)
     error: str = ""
+    node: str = ""  # whom it answers
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class ArtifactReply(_Message):
     size: int = 0
     number: int = 0  # of a pipeline version
     error: str = ""
+    node: str = ""  # whom it answers
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Heartbeat(_Message):
 
 @dataclass(frozen=True)
 class Join(_Message):
-    """Node -> control, signed by the node's own new key: let the holder of `public` in."""
+    """Node -> control, signed by the node's own new key: let the holder of `public` in. Blobs: the proof of `token.prove`."""
 
     public: str
     nonce: str

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from pipelines.contract.errors import Refused
+from pipelines.contract.frames import canonical_json
+from pipelines.contract.keys import Key, is_signed_by
 
 PREFIX = "tw1."
 
@@ -44,3 +46,16 @@ class JoinToken:
 
     def __repr__(self) -> str:
         return f"JoinToken({self.id}, {self.url})"
+
+
+def prove(token_key: Key, nonce: str, public: str) -> bytes:
+    """What shows that whoever asks to let `public` in holds the token: a signature by the token's own key (64 bytes)."""
+    return token_key.sign(_proof_of(nonce, public))
+
+
+def is_proven(token_public: str, nonce: str, public: str, proof: bytes) -> bool:
+    return is_signed_by(token_public, _proof_of(nonce, public), proof)
+
+
+def _proof_of(nonce: str, public: str) -> bytes:
+    return b"tidewire join 1" + canonical_json([nonce, public])

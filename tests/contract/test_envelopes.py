@@ -27,7 +27,7 @@ from pipelines.contract.messages import (
     Receipts,
     Upload,
 )
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, is_proven, prove
 
 KEY, OTHER = (Key.from_entropy(bytes([n]) * 32) for n in (1, 2))
 json_values = st.recursive(
@@ -93,12 +93,12 @@ def test_cut_and_hostile_frames_are_refused(frame: bytes) -> None:
 
 
 EXAMPLES = [
-    Exchange("n1", "x", 1, 2, "sha256:d", True),
-    ExchangeReply("x", "sha256:d", 5, True, True, "e"),
+    Exchange("n1", "x", 1, 2, "sha256:d", True, "sha256:m"),
+    ExchangeReply("x", "sha256:d", 5, True, True, "e", "n1"),
     Upload("n1", "x", [["r", "s"]]),
-    Receipts("x", [["r", "s", 3, "sha256:d"]], [["r", "s", 2, "why"]], "e"),
+    Receipts("x", [["r", "s", 3, "sha256:d"]], [["r", "s", 2, "why"]], "e", "n1"),
     ArtifactRequest("n1", "x", "sha256:d", 7),
-    ArtifactReply("x", "pipeline-version", 9, 4, "e"),
+    ArtifactReply("x", "pipeline-version", 9, 4, "e", "n1"),
     Heartbeat("n1", "sha256:d", 1, 2, 3, 4, "synced", "0.1"),
     Join("UABC", "x", "pi", {"arch": "arm64"}),
     JoinReply("x", "n1", "pi", "jwt", "UABC", {"site": "lyon"}, "e", "h"),
@@ -116,6 +116,22 @@ def test_a_message_comes_back_and_one_with_other_types_is_refused(message: Any) 
     for wrong in ({**header, "format": 2}, {**header, "more": 1}, {"format": 1}):
         with pytest.raises(Refused):
             type(message).unpack(pack(wrong))
+
+
+def test_a_header_that_could_not_be_written_again_is_refused() -> None:
+    surrogate = {"format": 1, "node": "n1", "nonce": "\ud800", "streams": []}
+    nan = {"format": 1, "public": "U", "nonce": "x", "name": "pi", "facts": {"x": float("nan")}}
+    for kind, header in ((Upload, surrogate), (Join, nan)):
+        head = json.dumps({**header, "_blobs": []}).encode()
+        with pytest.raises(Refused):
+            kind.unpack(b"TWF1" + len(head).to_bytes(4, "big") + head)
+
+
+def test_only_the_holder_of_the_token_proves_it() -> None:
+    proof = prove(KEY, "nonce", "UABC")
+    assert is_proven(KEY.public, "nonce", "UABC", proof)
+    for public, nonce, joiner in [(OTHER.public, "nonce", "UABC"), (KEY.public, "other", "UABC"), (KEY.public, "nonce", "UXYZ")]:
+        assert not is_proven(public, nonce, joiner, proof)
 
 
 def test_every_message_has_an_example() -> None:
