@@ -56,6 +56,7 @@ class Database:
         self._lock = threading.Lock()
         self._queue: deque[_Request] = deque()
         self._draining = False
+        self._is_suspect = False  # the writing connection failed in a way that it may not recover from
         self._closing = threading.Event()
         self.trouble = ""
 
@@ -83,42 +84,59 @@ class Database:
 
     def _drain(self) -> None:
         while requests := self._take():
-            if error := self._commit(requests):
-                self._retry(requests, error)
+            try:
+                if error := self._commit(requests):
+                    self._retry(requests, error)
+            except Exception as error:  # noqa: BLE001 - those who wait get it; the store must go on
+                _log.exception("the store's writer failed; it goes on with the next requests")
+                _resolve(requests, [(None, error)] * len(requests))
         self._vacuum()
 
     def _take(self) -> list[_Request]:
         with self._lock:
-            requests = list(self._queue)
-            self._queue.clear()
+            requests = self._claim_queued()
             self._draining = bool(requests)
+        return requests
+
+    def _claim_queued(self) -> list[_Request]:
+        """What is queued and was not cancelled; from now on it cannot be."""
+        requests = [request for request in self._queue if request.future.set_running_or_notify_cancel()]
+        self._queue.clear()
         return requests
 
     def _commit(self, requests: list[_Request]) -> sqlite3.Error | None:
         """Commit them together and resolve their futures; or change nothing and return why the disk refused."""
+        if self._is_suspect and (error := self._reopen()):
+            return error
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             outcomes = [_attempt(self._connection, request.work) for request in requests]
             if self._at_commit is not None:
                 self._at_commit(self._connection)
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            if not _is_waitable(error):
-                _resolve(requests, [(None, error)] * len(requests))
-                return None
-            return error
+        except Exception as error:  # noqa: BLE001 - whoever asked gets it; the writer goes on
+            self._roll_back(error)
+            if isinstance(error, sqlite3.Error) and _is_waitable(error):
+                return error
+            _resolve(requests, [(None, error)] * len(requests))
+            return None
         self.trouble = ""
         _resolve(requests, outcomes)
         return None
 
+    def _roll_back(self, error: Exception) -> None:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            self._is_suspect = True  # an fsync that failed once is fatal for that descriptor
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._is_suspect = True
+
     def _retry(self, requests: list[_Request], error: sqlite3.Error) -> None:
-        """Try each request alone until all are through; within a lane never past one that failed."""
+        """Try each request alone until all are through; within a lane never past one that failed. Newer ones join `requests`."""
         while requests:
             self._note_trouble(error)
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
-                self._reopen()  # an fsync that failed once is fatal for that descriptor
             blocked: set[str] = set()
             left: list[_Request] = []
             for request in requests:
@@ -131,8 +149,7 @@ class Database:
                 _resolve(left, [(None, error)] * len(left))
                 return
             with self._lock:
-                requests = left + list(self._queue)
-                self._queue.clear()
+                requests[:] = left + self._claim_queued()
 
     def _note_trouble(self, error: sqlite3.Error) -> None:
         if self.trouble != str(error):
@@ -141,17 +158,23 @@ class Database:
             )
         self.trouble = str(error)
 
-    def _reopen(self) -> None:
-        self._connection.close()
-        self._connection = connect(self._path)
+    def _reopen(self) -> sqlite3.Error | None:
+        """A new writing connection in place of the suspect one, or why there is none yet."""
+        try:
+            self._connection.close()
+            self._connection = connect(self._path)
+        except sqlite3.Error as error:
+            return error
+        self._is_suspect = False
+        return None
 
     def _vacuum(self) -> None:
-        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        if free > _FREE_PAGES_KEPT and not self._closing.is_set():
-            try:
+        try:
+            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            if free > _FREE_PAGES_KEPT and not self._closing.is_set():
                 self._connection.execute("PRAGMA incremental_vacuum(1024)").fetchall()
-            except sqlite3.Error as error:
-                _log.warning("could not give free pages back", reason=str(error))
+        except sqlite3.Error as error:
+            _log.warning("could not give free pages back", reason=str(error))
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -181,7 +204,7 @@ def _is_waitable(error: sqlite3.Error) -> bool:
 
 def _resolve(requests: list[_Request], outcomes: list[tuple[Any, Exception | None]]) -> None:
     for request, (result, error) in zip(requests, outcomes, strict=True):
-        if request.future.cancelled():
+        if request.future.done():
             continue
         if error is not None:
             request.future.set_exception(error)
