@@ -66,10 +66,12 @@ def join(
     print(f"Joining the control plane at {parsed.url}; the identity goes to {config.data_dir}")
     identity, is_new = asyncio.run(do_join(parsed, config.data_dir, name))
     labels = ", ".join(f"{key}={value}" for key, value in identity.labels.items())
+    if name and identity.name != name:
+        print(f"  the name {name!r} is taken or has other characters than letters, digits and dashes")
     print(f"{'This node is now' if is_new else 'Nothing to do: this node already is'} {identity.name} ({identity.node})")
     print(f"  labels: {labels or 'none'}")
     if is_new:
-        print("  next: tidewire-agent run")
+        print(f"  next: tidewire-agent run{_at(data_dir)}")
 
 
 @app.command()
@@ -145,6 +147,10 @@ def ack(
     _change(data_dir, "/ack", {"incident": incident}, reason, dry_run)
 
 
+def _at(data_dir: Path | None) -> str:
+    return f" --data-dir {data_dir}" if data_dir else ""
+
+
 def _change(data_dir: Path | None, path: str, body: dict[str, Any], reason: str, dry_run: bool) -> None:
     """Say what it touches, then do it."""
     who = {"by": getpass.getuser(), "reason": reason}
@@ -170,7 +176,10 @@ def _call(data_dir: Path | None, method: str, path: str, body: dict[str, Any] | 
             reply = client.request(method, path, json=body)
     except httpx.HTTPError as error:
         raise OutOfReach(
-            f"no agent answers ({error})", op=path.strip("/"), place=str(place.parent), hint="start it: tidewire-agent run"
+            f"no agent answers ({error})",
+            op=path.strip("/"),
+            place=str(place.parent),
+            hint=f"start it: tidewire-agent run{_at(data_dir)}",
         ) from None
     answer = reply.json()
     if reply.status_code != 200:

@@ -28,10 +28,13 @@ class NodeClock:
     offset_us: int = 0
 
     @classmethod
-    def resume(cls, mark: ClockMark | None, *, boot: str, boottime_us: int) -> NodeClock:
-        """Go on where `mark` stood: same boot, same offset; another boot counts from the last node time that was stored."""
+    def resume(cls, mark: ClockMark | None, *, boot: str, boottime_us: int, wall_us: int = 0) -> NodeClock:
+        """Go on where `mark` stood: same boot, same offset; another boot counts from the last node time that was stored.
+
+        The first of all starts at what the wall clock shows, so that rows without a stamp of their own get a readable one.
+        """
         if mark is None:
-            return cls(boot, 0)
+            return cls(boot, wall_us - boottime_us)
         if mark.boot == boot:
             return cls(boot, max(mark.offset_us, mark.node_time_us - boottime_us))
         return cls(boot, mark.node_time_us)

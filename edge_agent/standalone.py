@@ -13,6 +13,7 @@ import re
 import secrets
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rich.live import Live
 from rich.table import Table
 
 from edge_agent.actions import Actions
-from edge_agent.config import AgentConfig, write_private
+from edge_agent.config import AgentConfig, make_private_dir, write_private
 from edge_agent.host import NodeInfo, Outcome, PipelineHost, Services
 from edge_agent.keeper import Keeper
 from edge_agent.outbox import Mark, Pending
@@ -44,6 +45,7 @@ from pipelines.engine.plan import check_spec, compile_plan
 
 NODE = "standalone"
 DRAIN_BYTES = 16 * 1024 * 1024  # of segments that become one Parquet file at most
+REASONS_SHOWN = 5
 _FILE = re.compile(r"(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet\Z")
 
 
@@ -187,8 +189,8 @@ def _with_lineage(pending: Pending) -> pa.Table:
 def _local_key(data_dir: Path) -> Key:
     """The key that signs this machine's segments, made once."""
     path = data_dir / "standalone.key"
+    make_private_dir(data_dir)
     if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
         write_private(path, Key.from_entropy(secrets.token_bytes(32)).seed.encode())
     return Key(path.read_text().strip())
 
@@ -202,6 +204,7 @@ class Report:
     sources: Mapping[str, Mapping[str, int]]
     streams: Mapping[str, Mapping[str, int]]
     tables: Mapping[str, int]  # rows in Parquet
+    reasons: Mapping[str, int]  # the most frequent in quarantine
     open_incidents: int
     incidents: int
 
@@ -228,6 +231,7 @@ async def _report(store: Store, version: PipelineVersion, lake: Path, *, json_ou
         ledger.get("sources", {}),
         ledger.get("streams", {}),
         tables,
+        _top_reasons(lake / "quarantine"),
         len([i for i in await store.incidents() if i.get("transition") != "cleared"]),
         ledger.get("streams", {}).get("_incidents", {}).get("written", 0),
     )
@@ -242,6 +246,15 @@ def _count_tables(lake: Path) -> Iterator[tuple[str, int]]:
         yield folder.name, sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
 
 
+def _top_reasons(quarantine: Path) -> dict[str, int]:
+    """The most frequent kinds of reasons, values left out: `temp_c: "x" is not a double` counts with all its like."""
+    counts: Counter[str] = Counter()
+    for file in quarantine.glob("*.parquet"):
+        for reasons in pq.read_table(file, columns=["reasons"], use_threads=False)["reasons"].to_pylist():
+            counts.update(re.sub(r'"[^"]*"|(?<=: )-?[\d.]+(?= is)', "...", reason) for reason in reasons)
+    return dict(counts.most_common(REASONS_SHOWN))
+
+
 def _print_report(report: Report, lake: Path) -> None:
     console = Console()
     for name, counts in report.sources.items():
@@ -254,6 +267,8 @@ def _print_report(report: Report, lake: Path) -> None:
         console.print(f"stream {name}: " + ", ".join(f"{k} {n}" for k, n in counts.items()), highlight=False)
     for table, rows in report.tables.items():
         console.print(f"table  {lake / table}: {rows} rows", highlight=False, soft_wrap=True)
+    for reason, count in report.reasons.items():
+        console.print(f"quarantined {count} times: {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"incidents open: {report.open_incidents}", highlight=False)
     verdict, style = ("ledgers balanced", "green") if report.balanced() else ("LEDGERS DO NOT BALANCE", "red")
     console.print(verdict, style=style)

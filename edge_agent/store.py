@@ -63,13 +63,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the lake has not confirmed. `evicted_*` lost their bytes: `segments` of them may still turn out to have arrived."""
+    """What the lake has not confirmed, and what it never will: `evicted_*` by the full buffer, `damaged_*` by the disk."""
 
     segments: int
     rows: int
     bytes: int
     evicted_segments: int
     evicted_rows: int
+    damaged_segments: int
+    damaged_rows: int
 
 
 class Store:
@@ -173,9 +175,14 @@ class Store:
 
     # Outbox
 
-    async def pending_segments(self, limit_bytes: int, sent: Mapping[tuple[str, str], int] | None = None) -> list[Pending]:
-        """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any is left."""
-        return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes))
+    async def pending_segments(
+        self,
+        limit_bytes: int,
+        sent: Mapping[tuple[str, str], int] | None = None,
+        streams_max: int = outbox.BATCH_SEGMENTS_MAX,
+    ) -> list[Pending]:
+        """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any can be sent."""
+        return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes, streams_max))
 
     async def open_positions(self, *, pending_only: bool = False) -> list[tuple[str, str]]:
         return await self._read(lambda db: outbox.open_positions(db, pending_only=pending_only))
@@ -184,6 +191,13 @@ class Store:
         """Free what the marks cover (I3); histories that do not match go on under new runs, which are returned."""
         found = await self._write(lambda db: [outbox.confirm(db, mark, asked=asked) for mark in marks])
         breaks = [broken for broken in found if broken is not None]
+        if breaks:
+            await self.reseal()
+        return breaks
+
+    async def void_damaged(self) -> list[Break]:
+        """Drop and count damaged segments that hold their streams up. Call only while nothing is in flight."""
+        breaks = await self._write(outbox.void_damaged)
         if breaks:
             await self.reseal()
         return breaks
@@ -238,9 +252,6 @@ class Store:
         """The artifact and its number."""
         return await self._read(lambda db: _artifact(db, digest))
 
-    async def artifact_digests(self) -> set[str]:
-        return await self._read(lambda db: {row[0] for row in db.execute("SELECT digest FROM artifacts")})
-
     async def put_artifact(self, artifact: Artifact, number: int) -> None:
         """Keep an artifact that its caller verified (I13)."""
         values = (artifact.digest, artifact.kind, number, artifact.data, artifact.signature)
@@ -292,7 +303,7 @@ def _prepare(path: Path) -> NodeClock:
         _log.error("the store could not be read and was set aside; starting a new one", reason=str(error), kept=str(aside))
         return _prepare(path)
     resumed = ClockMark(**json.loads(str(mark))) if mark else None
-    return NodeClock.resume(resumed, boot=clocks.boot_id(), boottime_us=clocks.boottime_us())
+    return NodeClock.resume(resumed, boot=clocks.boot_id(), boottime_us=clocks.boottime_us(), wall_us=clocks.wall_us())
 
 
 def _mint_runs_after_move(db: sqlite3.Connection) -> None:
@@ -369,7 +380,10 @@ def _backlog(db: sqlite3.Connection) -> Backlog:
     row = db.execute(
         "SELECT coalesce(sum(pending_segments), 0), coalesce(sum(pending_rows), 0), coalesce(sum(pending_bytes), 0) FROM streams"
     ).fetchone()
-    gone = db.execute("SELECT coalesce(sum(evicted_segments), 0), coalesce(sum(evicted_rows), 0) FROM stream_ledgers").fetchone()
+    gone = db.execute(
+        "SELECT coalesce(sum(evicted_segments), 0), coalesce(sum(evicted_rows), 0), coalesce(sum(damaged_segments), 0),"
+        " coalesce(sum(damaged_rows), 0) FROM stream_ledgers"
+    ).fetchone()
     return Backlog(*row, *gone)
 
 

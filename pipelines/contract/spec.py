@@ -255,6 +255,9 @@ class FieldSpec(Model):
             raise ValueError(f"min and max are for numbers, this is a {self.type}")
         if self.format and self.type != "timestamp":
             raise ValueError("format is for timestamps")
+        if self.format and "%" not in self.format:
+            like = f"; write `unit: {self.format}`" if self.format in ("s", "ms", "us", "ns") else ", like %d/%m/%Y %H:%M:%S"
+            raise ValueError(f'"{self.format}" is not a strptime format{like}')
         if self.type == "timestamp" and self.unit not in (None, "s", "ms", "us", "ns"):
             raise ValueError(f"the unit of a timestamp is s, ms, us or ns, not {self.unit}")
         if self.type == "timestamp" and (self.default is not None or self.one_of):

@@ -248,7 +248,7 @@ def test_other_hardware_starts_new_runs(tmp_path: Path) -> None:
 
 
 def test_i10_node_time_never_goes_back(tmp_path: Path) -> None:
-    assert NodeClock.resume(None, boot="a", boottime_us=5).offset_us == 0
+    assert NodeClock.resume(None, boot="a", boottime_us=5, wall_us=1_000_000).offset_us == 999_995, "it begins at the wall clock"
     mark = ClockMark("a", 100, 5_000)
     assert NodeClock.resume(mark, boot="a", boottime_us=4_950).offset_us == 100
     assert NodeClock.resume(mark, boot="a", boottime_us=1_000).offset_us == 4_000, "a snapshot of the machine was restored"
