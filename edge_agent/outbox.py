@@ -8,6 +8,9 @@ keys, digests and row counts stay. They are still pending: the lake may have rec
 to a question for marks tells: what is at or below the mark was stored, the rest is void and counted in the stream's ledger,
 which every later segment of the stream carries as `ledgers.stream.evicted` (I4: written = stored + evicted + pending). Runs
 are closed at a share of the budget, so one eviction frees a bounded part and no chain ever has a hole.
+
+Damage. A segment whose stored bytes are no longer those of its digest is never sent. Once everything before it is confirmed, it
+is counted as `ledgers.stream.damaged`, like one that was evicted, and what follows it goes on under a new run.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pipelines.contract.segment import SegmentHeader
 RUN_SHARE = 16  # a run is closed when it holds this fraction of the budget
 _EVICTABLE = (segment.ROWS, segment.QUARANTINE)  # incidents and ledgers are never evicted
 _PRIORITY = "CASE kind WHEN 'incidents' THEN 0 WHEN 'ledger' THEN 1 WHEN 'quarantine' THEN 2 ELSE 3 END"
+BATCH_SEGMENTS_MAX = 100  # the control plane refuses more than 128 in one message
 _RESEAL_SEGMENTS = 32  # sealed anew per transaction: 16 MiB at most
 
 
@@ -104,7 +108,7 @@ def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
         clock=origin.clock, engine=sealed.engine, positions=sealed.positions,
-        ledgers=_with_evicted(db, origin.pipeline, sealed.stream, sealed.ledgers),
+        ledgers=_with_lost(db, origin.pipeline, sealed.stream, sealed.ledgers),
     )  # fmt: skip
     _append(db, key, stream_id, header, sealed.payload)
 
@@ -150,11 +154,14 @@ def close_runs(db: sqlite3.Connection, where: str = "1", *values: object) -> Non
                " (SELECT successor FROM streams WHERE successor IS NOT NULL)")  # fmt: skip
 
 
-def _with_evicted(db: sqlite3.Connection, pipeline: str, stream: str, ledgers: Mapping[str, Any]) -> dict[str, Any]:
-    row = db.execute("SELECT evicted_rows FROM stream_ledgers WHERE pipeline = ? AND stream = ?", (pipeline, stream)).fetchone()
+def _with_lost(db: sqlite3.Connection, pipeline: str, stream: str, ledgers: Mapping[str, Any]) -> dict[str, Any]:
+    row = db.execute(
+        "SELECT evicted_rows, damaged_rows FROM stream_ledgers WHERE pipeline = ? AND stream = ?", (pipeline, stream)
+    ).fetchone()
     if row is None:
         return dict(ledgers)
-    return {**ledgers, "stream": {**ledgers.get("stream", {}), "evicted": row[0]}}
+    lost = {name: count for name, count in zip(("evicted", "damaged"), row, strict=True) if count}
+    return {**ledgers, "stream": {**ledgers.get("stream", {}), **lost}}
 
 
 def evict(db: sqlite3.Connection, budget_bytes: int) -> int:
@@ -173,33 +180,65 @@ def used_bytes(db: sqlite3.Connection) -> int:
 def _evictable(db: sqlite3.Connection) -> int | None:
     row = db.execute(
         "SELECT id FROM streams WHERE pending_bytes > 0 AND successor IS NULL"
-        f" AND kind IN {_EVICTABLE} ORDER BY active, id LIMIT 1"
+        f" AND kind IN {_EVICTABLE} AND id NOT IN (SELECT successor FROM streams WHERE successor IS NOT NULL)"
+        " ORDER BY active, id LIMIT 1"
     ).fetchone()
     return int(row[0]) if row else None
 
 
-def next_batch(db: sqlite3.Connection, sent: Mapping[tuple[str, str], int], limit_bytes: int) -> list[Pending]:
-    """What to send next: in order of kind, then age of the run, what lies after the position in `sent`. At least one segment."""
+def next_batch(
+    db: sqlite3.Connection, sent: Mapping[tuple[str, str], int], limit_bytes: int, streams_max: int = BATCH_SEGMENTS_MAX
+) -> list[Pending]:
+    """What to send next: in order of kind, then age of the run, what lies after the position in `sent`. At least one segment.
+
+    A stream ends before a damaged segment: see `void_damaged`.
+    """
     batch: list[Pending] = []
     size = 0
-    streams = db.execute(
-        "SELECT id, run, stream, mark_seq, next_seq FROM streams"
-        f" WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY {_PRIORITY}, id"
-    ).fetchall()
-    for stream_id, run, stream, mark_seq, next_seq in streams:
+    for stream_id, run, stream, mark_seq, next_seq in _sendable(db):
         after = max(mark_seq, sent.get((run, stream), 0))
         if after + 1 >= next_seq:
             continue
+        if len({(pending.run, pending.stream) for pending in batch}) >= streams_max:
+            return batch
         rows = db.execute(
             "SELECT seq, digest, bytes, data FROM outbox WHERE stream_id = ? AND seq > ? ORDER BY seq", (stream_id, after)
         )
         for seq, digest, length, data in rows:
-            if batch and size + length > limit_bytes:
+            if batch and (size + length > limit_bytes or len(batch) >= BATCH_SEGMENTS_MAX):
                 rows.close()
                 return batch
+            if sha256(data) != digest:
+                rows.close()
+                break
             batch.append(Pending(run, stream, seq, digest, data))
             size += length
     return batch
+
+
+def _sendable(db: sqlite3.Connection) -> list[tuple[int, str, str, int, int]]:
+    return db.execute(
+        "SELECT id, run, stream, mark_seq, next_seq FROM streams"
+        f" WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY {_PRIORITY}, id"
+    ).fetchall()
+
+
+def void_damaged(db: sqlite3.Connection) -> list[Break]:
+    """Count and drop each damaged segment that comes right after its run's mark; what follows it then goes on under a new run.
+
+    Only while nothing is in flight: a segment under way would arrive twice, under either run.
+    """
+    breaks: list[Break] = []
+    for stream_id, run, stream, mark_seq, _ in _sendable(db):
+        row = db.execute(
+            "SELECT id, seq, digest, data FROM outbox WHERE stream_id = ? ORDER BY seq LIMIT 1", (stream_id,)
+        ).fetchone()
+        if row is None or sha256(row[3]) == row[2]:
+            continue
+        _count_lost(db, "damaged", "o.id = ?", row[0])
+        reason = f"the stored segment {row[1]} is damaged; its rows are lost and counted"
+        breaks.append(_break(db, stream_id, Mark(run, stream, mark_seq, ""), reason, False))
+    return breaks
 
 
 def open_positions(db: sqlite3.Connection, *, pending_only: bool = False) -> list[tuple[str, str]]:
@@ -241,14 +280,19 @@ def confirm(db: sqlite3.Connection, mark: Mark, *, asked: bool) -> Break | None:
 
 def _void(db: sqlite3.Connection, stream_id: int) -> None:
     """Count what lost its bytes and never arrived, then forget it."""
+    _count_lost(db, "evicted", "o.stream_id = ? AND o.data IS NULL", stream_id)
+
+
+def _count_lost(db: sqlite3.Connection, how: str, where: str, value: int) -> None:
+    """Move segments from the outbox to their stream's ledger, as `evicted` or `damaged`."""
     db.execute(
-        "INSERT INTO stream_ledgers (pipeline, stream, evicted_segments, evicted_rows)"
+        f"INSERT INTO stream_ledgers (pipeline, stream, {how}_segments, {how}_rows)"
         " SELECT s.pipeline, s.stream, count(*), sum(o.rows) FROM outbox o JOIN streams s ON s.id = o.stream_id"
-        " WHERE s.id = ? AND o.data IS NULL GROUP BY 1, 2 ON CONFLICT (pipeline, stream) DO UPDATE SET"
-        " evicted_segments = evicted_segments + excluded.evicted_segments, evicted_rows = evicted_rows + excluded.evicted_rows",
-        (stream_id,),
+        f" WHERE {where} GROUP BY 1, 2 ON CONFLICT (pipeline, stream) DO UPDATE SET"
+        f" {how}_segments = {how}_segments + excluded.{how}_segments, {how}_rows = {how}_rows + excluded.{how}_rows",
+        (value,),
     )
-    db.execute("DELETE FROM outbox WHERE stream_id = ? AND data IS NULL", (stream_id,))
+    db.execute(f"DELETE FROM outbox AS o WHERE {where}", (value,))
 
 
 def _break(db: sqlite3.Connection, stream_id: int, mark: Mark, reason: str, is_security: bool) -> Break:
@@ -271,8 +315,13 @@ def reseal(db: sqlite3.Connection, key: Key) -> bool:
         return False
     old, new = row
     run, seq, previous = db.execute("SELECT run, next_seq, last_digest FROM streams WHERE id = ?", (new,)).fetchone()
-    moved = db.execute("SELECT id, data FROM outbox WHERE stream_id = ? ORDER BY seq LIMIT ?", (old, _RESEAL_SEGMENTS)).fetchall()
-    for row_id, data in moved:
+    moved = db.execute(
+        "SELECT id, digest, data FROM outbox WHERE stream_id = ? ORDER BY seq LIMIT ?", (old, _RESEAL_SEGMENTS)
+    ).fetchall()
+    for row_id, digest, data in moved:
+        if sha256(data) != digest:
+            _count_lost(db, "damaged", "o.id = ?", row_id)
+            continue
         fields, (payload,) = unpack(data[SIGNATURE_BYTES:])
         header = replace(SegmentHeader(**fields), run=run, seq=seq, previous=previous)
         db.execute("DELETE FROM outbox WHERE id = ?", (row_id,))

@@ -46,7 +46,8 @@ CREATE TRIGGER outbox_evict AFTER UPDATE OF bytes ON outbox BEGIN
 END;
 CREATE TABLE stream_ledgers (
     pipeline TEXT NOT NULL, stream TEXT NOT NULL, evicted_segments INTEGER NOT NULL DEFAULT 0,
-    evicted_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
+    evicted_rows INTEGER NOT NULL DEFAULT 0, damaged_segments INTEGER NOT NULL DEFAULT 0,
+    damaged_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
 ) WITHOUT ROWID;
 CREATE TABLE incidents (
     incident TEXT PRIMARY KEY, pipeline TEXT NOT NULL, acknowledged INTEGER NOT NULL, body TEXT NOT NULL

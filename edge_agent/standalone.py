@@ -116,7 +116,7 @@ async def _draining(store: Store, lake: Path) -> AsyncIterator[None]:
     async def drain() -> None:
         while True:
             more.clear()
-            while batch := await store.pending_segments(DRAIN_BYTES):
+            while (batch := await store.pending_segments(DRAIN_BYTES)) or await store.void_damaged():
                 await store.confirm(await asyncio.to_thread(_write_batch, batch, lake))
             if ended:
                 return

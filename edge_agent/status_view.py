@@ -41,7 +41,8 @@ def _link(link: dict[str, Any]) -> Text:
 
 def _backlog(backlog: dict[str, int]) -> str:
     text = f"waiting for the lake: {backlog['rows']} rows in {backlog['segments']} segments, {backlog['bytes']:,} bytes"
-    return text + (f"; evicted: {backlog['evicted_rows']} rows" if backlog["evicted_rows"] else "")
+    lost = [f"{how}: {backlog[f'{how}_rows']} rows" for how in ("evicted", "damaged") if backlog[f"{how}_rows"]]
+    return "; ".join([text, *lost])
 
 
 def _pipelines(pipelines: list[dict[str, Any]]) -> Table:

@@ -195,12 +195,13 @@ class Store:
             await self.reseal()
         return breaks
 
-    async def void_damaged(self) -> list[Break]:
-        """Drop and count damaged segments that hold their streams up. Call only while nothing is in flight."""
+    async def void_damaged(self) -> bool:
+        """Drop and count damaged segments that hold their streams up; whether any. Call only while nothing is in flight."""
         breaks = await self._write(outbox.void_damaged)
-        if breaks:
-            await self.reseal()
-        return breaks
+        for broken in breaks:
+            _log.error(broken.reason, run=broken.run, stream=broken.stream)
+        await self.reseal()
+        return bool(breaks)
 
     async def reseal(self) -> None:
         """Finish moving broken runs to their successors; some segments per transaction, so that commits get through."""

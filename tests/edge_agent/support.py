@@ -64,10 +64,11 @@ async def numbers_in_outbox(store: Store) -> list[int]:
     """Every number that is pending; checks the chain of each run on the way (I1)."""
     numbers: list[int] = []
     last: dict[tuple[str, str], tuple[int, str]] = {}
-    for pending in await store.pending_segments(1 << 40):
-        header = pending.header()
-        seq, digest = last.get((pending.run, pending.stream), (0, ""))
-        assert (header.seq, header.previous) == (seq + 1, digest), "the chain is broken"
-        last[pending.run, pending.stream] = (header.seq, pending.digest)
-        numbers += json.loads(pending.payload()) if header.rows else []
+    while batch := await store.pending_segments(1 << 40, {position: seq for position, (seq, _) in last.items()}):
+        for pending in batch:
+            header = pending.header()
+            seq, digest = last.get((pending.run, pending.stream), (0, ""))
+            assert (header.seq, header.previous) == (seq + 1, digest), "the chain is broken"
+            last[pending.run, pending.stream] = (header.seq, pending.digest)
+            numbers += json.loads(pending.payload()) if header.rows else []
     return numbers

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import NODE, new_key, numbers_in_outbox, open_store, until
 
+from edge_agent import outbox
 from edge_agent.clock import ClockMark, NodeClock
 from edge_agent.outbox import Mark, Pending, Sealed
 from edge_agent.store import Commit, Store
@@ -253,3 +254,16 @@ def test_i10_node_time_never_goes_back(tmp_path: Path) -> None:
     assert NodeClock.resume(mark, boot="a", boottime_us=4_950).offset_us == 100
     assert NodeClock.resume(mark, boot="a", boottime_us=1_000).offset_us == 4_000, "a snapshot of the machine was restored"
     assert NodeClock.resume(mark, boot="b", boottime_us=10).offset_us == 5_000
+
+
+def test_eviction_leaves_the_successor_of_a_run_alone_while_it_is_sealed_anew(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await put(store, *[rows(n, pad=20_000) for n in range(40)])
+        [run] = {pending.run for pending in await everything(store)}
+        await store._write(lambda db: outbox.confirm(db, Mark(run, "numbers", 1, "sha256:other"), asked=True))
+        await store._write(lambda db: outbox.reseal(db, store._key))  # the first part of it
+        await store._write(lambda db: outbox.evict(db, 0))
+        await store.reseal()
+        assert await numbers_in_outbox(store) == list(range(40)), "evicted half way, the rest would never be sent"
+
+    in_store(tmp_path, work)
