@@ -162,7 +162,7 @@ def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
         digest = _merge(db, node, blobs[0]) if request.has_document and blobs else node.document_digest
     except Refused as error:
         store.record_security(db, node.name, f"document refused: {error}")
-        return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error))
+        return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error), node=node_id)
     saw(db, node_id, request.document, request.generation)
     issued = node.manifest.order if node.manifest else (0, 0)
     if request.generation > 0 and (request.term, request.generation) > issued:
@@ -170,7 +170,8 @@ def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
             db, node.name, f"holds manifest {request.generation}, newer than our {issued[1]}: restored from a backup?"
         )
     newer = issued > (request.term, request.generation)
-    return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=digest != request.document)
+    has_document = digest != request.document
+    return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=has_document, node=node_id)
 
 
 def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[bytes]:
@@ -180,15 +181,16 @@ def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[b
     return [*((row.manifest, row.signature) if reply.has_manifest else ()), *((row.document,) if reply.has_document else ())]
 
 
-def artifact(db: Connection, data: bytes) -> tuple[ArtifactReply, list[bytes]]:
+def artifact(db: Connection, node: str, data: bytes) -> tuple[ArtifactReply, list[bytes]]:
     """One chunk of an artifact. They hold no secrets: every enrolled node may read every one."""
     request, _ = ArtifactRequest.unpack(data)
     version = registry.find_digest(db, request.digest)
     if version is None or not 0 <= request.offset <= len(version.canonical):
-        return ArtifactReply(request.nonce, error=f"there is no artifact {request.digest} from {request.offset} on"), []
+        error = f"there is no artifact {request.digest} from {request.offset} on"
+        return ArtifactReply(request.nonce, error=error, node=node), []
     whole = version.artifact
     chunk = whole.data[request.offset : request.offset + CHUNK_BYTES_MAX]
-    return ArtifactReply(request.nonce, whole.kind, len(whole.data), version.number), [chunk, whole.signature]
+    return ArtifactReply(request.nonce, whole.kind, len(whole.data), version.number, node=node), [chunk, whole.signature]
 
 
 def convergence(db: Connection, node: Node) -> dict[str, str]:

@@ -25,6 +25,8 @@ GROUP_WAIT_S = 0.05
 GROUP_SEGMENTS_MAX = 128
 QUEUE_BYTES_MAX = 64 * 1024 * 1024  # above, nodes are told to come back
 BUSY = "busy"
+STREAMS_MAX, BLOBS_MAX = 500, 128  # of one request
+_ERRORS_TOLD_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,7 @@ class _Waiting:
     message: Msg
     request: messages.Upload
     upload: Upload
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.upload.blobs))
+    size: int  # bytes
 
 
 class Ingest:
@@ -64,15 +63,18 @@ class Ingest:
             log.warning("upload: not readable", node=node, cause=str(error))
             return
         public = await self._lookup(node)
+        size = sum(map(len, blobs))
         if public is None or request.node != node:
-            await self._answer(node, message, messages.Receipts(request.nonce, error="this node is not enrolled here"))
+            problem = "this node is not enrolled here"
+        elif len(streams) > STREAMS_MAX or len(blobs) > BLOBS_MAX:
+            problem = f"more than {STREAMS_MAX} streams or {BLOBS_MAX} segments in one request"
+        elif self._queued_bytes + size > QUEUE_BYTES_MAX:
+            problem = BUSY
+        else:
+            self._queued_bytes += size
+            self._queue.put_nowait(_Waiting(message, request, Upload(node, public, blobs, streams), size))
             return
-        waiting = _Waiting(message, request, Upload(node, public, blobs, streams))
-        if self._queued_bytes + waiting.size > QUEUE_BYTES_MAX:
-            await self._answer(node, message, messages.Receipts(request.nonce, error=BUSY))
-            return
-        self._queued_bytes += waiting.size
-        self._queue.put_nowait(waiting)
+        await self._answer(node, message, messages.Receipts(request.nonce, error=problem, node=node))
 
     async def run(self) -> None:
         try:
@@ -80,7 +82,7 @@ class Ingest:
                 group = await self._next_group()
                 outcomes = await asyncio.shield(self._settle(group))
                 for waiting, outcome in zip(group, outcomes, strict=True):
-                    await self._reply(waiting, outcome)
+                    await self._try_reply(waiting, outcome)
         finally:
             self._thread.shutdown()  # waits for the commit under way
 
@@ -103,13 +105,21 @@ class Ingest:
             log.exception("ingest: a group could not be stored")
             return [Outcome(errors=[f"the lake cannot store now: {error}"]) for _ in group]
 
+    async def _try_reply(self, waiting: _Waiting, outcome: Outcome) -> None:
+        """What one node makes us fail at must not end the others' ingest; a node without an answer asks again (I7)."""
+        try:
+            await self._reply(waiting, outcome)
+        except Exception:
+            log.exception("ingest: no reply", node=waiting.upload.node)
+
     async def _reply(self, waiting: _Waiting, outcome: Outcome) -> None:
         node = waiting.upload.node
-        for event in outcome.security:
+        for event in outcome.security[:_ERRORS_TOLD_MAX]:
             await self._report(node, event)
         marks = [[key.run, key.stream, mark.seq, mark.digest] for key, mark in outcome.marks.items()]
         refused = [[key.run, key.stream, seq, reason] for key, seq, reason in outcome.refused]
-        receipts = messages.Receipts(waiting.request.nonce, marks, refused, "; ".join(outcome.errors))
+        error = "; ".join(outcome.errors[:_ERRORS_TOLD_MAX])
+        receipts = messages.Receipts(waiting.request.nonce, marks, refused, error, node)
         await self._answer(node, waiting.message, receipts)
 
     async def _answer(self, node: str, message: Msg, receipts: messages.Receipts) -> None:

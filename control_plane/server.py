@@ -140,7 +140,7 @@ class ControlPlane:
 
     async def _on_artifact(self, node: str, message: Msg) -> None:
         def answer(db: Any) -> bytes:
-            reply, blobs = fleet.artifact(db, message.data)
+            reply, blobs = fleet.artifact(db, node, message.data)
             return reply.seal(self.keys.control, blobs)
 
         await self._bus.answer(message, node, await self._checked("artifact", node, answer))
@@ -183,12 +183,19 @@ class ControlPlane:
 
     async def _report_security(self, node: str, event: str) -> None:
         log.warning("security", node=node, security_event=event)
-        await self.with_db(fleet.record_security, node, event)
+        await self._try_note(fleet.record_security, node, event)
 
     async def _flush_seen(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SEEN_S)
-            await self.with_db(fleet.flush_last_seen, dict(self._seen))
+            await self._try_note(fleet.flush_last_seen, dict(self._seen))
+
+    async def _try_note(self, do: Callable[..., None], *args: Any) -> None:
+        """Write what nothing depends on: a full disk or a locked database must not end the control plane."""
+        try:
+            await self.with_db(do, *args)
+        except Exception:
+            log.exception("not noted", what=do.__name__)
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()
@@ -206,8 +213,11 @@ class ControlPlane:
         self.config.api_file.unlink(missing_ok=True)
         self._store_thread.shutdown()
         self._readers.shutdown(cancel_futures=True)
-        with self._store.write() as db:
-            fleet.flush_last_seen(db, self._seen)
+        try:
+            with self._store.write() as db:
+                fleet.flush_last_seen(db, self._seen)
+        except Exception:
+            log.exception("not noted", what="flush_last_seen")
         self._store.close()
 
 

@@ -6,7 +6,7 @@ A crash between the two leaves a table ahead of `segments`; each table's own mar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -134,7 +134,7 @@ class Settler:
         for segment in settled:
             if verdicts[segment.digest]:
                 self._keep_raw(segment)
-        rows = pa.Table.from_pylist([_segment_row(s, verdicts[s.digest], now_us) for s in settled], schema=SEGMENTS_SCHEMA)
+        rows = _segments_table(settled, verdicts, now_us)
         self._lake.append_segments(rows, {s.header.key: Mark(s.header.seq, s.digest) for s in settled})
 
     def _keep_raw(self, segment: Segment) -> None:
@@ -149,9 +149,10 @@ def _decoded(upload: Upload, outcome: Outcome) -> Iterable[Segment]:
     for data in upload.blobs:
         try:
             segment = decode(data, upload.public)
-        except Refused as error:
-            outcome.errors.append(str(error))
-            outcome.security.append(f"segment refused: {error}")
+            _segments_table([segment], {segment.digest: ""}, 0)
+        except (Refused, pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            outcome.errors.append(_first_line(error))
+            outcome.security.append(f"segment refused: {_first_line(error)}")
             continue
         if segment.header.node != upload.node:
             outcome.security.append(f"segment refused: it says it is of node {segment.header.node}")
@@ -176,7 +177,7 @@ def _fit(segments: list[Segment], schema: pa.Schema | None, now_us: int) -> tupl
             rows = _rows(segment)
             merged = merged_schema(user, rows.schema)
             conform(rows, merged)
-        except (Misfit, Refused, pa.ArrowInvalid) as error:
+        except (Misfit, Refused, pa.ArrowException) as error:
             refusals[segment.digest] = _first_line(error)
             continue
         user = merged
@@ -234,6 +235,11 @@ def _settled_prefixes(accepted: list[Segment], verdicts: dict[str, str]) -> list
         if segment.header.key not in stopped:
             settled.append(segment)
     return settled
+
+
+def _segments_table(segments: Iterable[Segment], verdicts: Mapping[str, str], now_us: int) -> pa.Table:
+    """Raises what pyarrow and json raise for a header that is no row, such as an integer of 80 bits."""
+    return pa.Table.from_pylist([_segment_row(s, verdicts[s.digest], now_us) for s in segments], schema=SEGMENTS_SCHEMA)
 
 
 def _segment_row(segment: Segment, reason: str, now_us: int) -> dict[str, object]:

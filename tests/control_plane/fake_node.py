@@ -127,7 +127,7 @@ class FakeNode:
         sealed = request.seal(self.key, [self.document.save()] if with_document else [])
         raw = await self.request(subjects.state(self.id), sealed)
         reply, blobs = messages.ExchangeReply.unseal(self.token.control, raw)
-        assert reply.nonce == nonce
+        assert (reply.node, reply.nonce) == (self.id, nonce)
         if signed := reply.manifest(blobs):
             self.manifest = signed.open(self.id, self.token.control)
         if reply.has_document:
@@ -139,14 +139,14 @@ class FakeNode:
         request = messages.Upload(self.id, nonce, ask or [])
         raw = await self.request(subjects.data(self.id), request.pack([s.data for s in segments]), timeout)
         receipts, _ = messages.Receipts.unseal(self.token.control, raw)
-        assert receipts.nonce == nonce
+        assert (receipts.node, receipts.nonce) == (self.id, nonce)
         return receipts
 
     async def fetch(self, digest: str) -> bytes:
         request = messages.ArtifactRequest(self.id, os.urandom(8).hex(), digest)
         raw = await self.request(subjects.artifact(self.id), request.pack())
         reply, blobs = messages.ArtifactReply.unseal(self.token.control, raw)
-        assert not reply.error, reply.error
+        assert reply.node == self.id and not reply.error, reply.error
         Artifact(reply.kind, blobs[0], blobs[1]).verify(digest, self.author)
         return blobs[0]
 

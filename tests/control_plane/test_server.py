@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
 from collections import Counter
+from functools import wraps
 from pathlib import Path
 
 import nats
@@ -18,11 +20,16 @@ from nats.aio.client import RawCredentials
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from server_process import PRESS, ServerProcess, free_port, run_cli, until, wait_until
+from sqlalchemy.exc import OperationalError
 
+import control_plane.server
+from control_plane import fleet
+from control_plane.config import ControlConfig
+from control_plane.server import ControlPlane
 from pipelines.contract import subjects
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.keys import Key
-from pipelines.contract.messages import Exchange, ExchangeReply
+from pipelines.contract.messages import Exchange, ExchangeReply, Upload
 from pipelines.contract.node_state import Note, Reported
 from pipelines.contract.token import JoinToken
 
@@ -155,6 +162,53 @@ def test_a_hostile_document_is_refused_and_visible(server: ServerProcess) -> Non
         assert "may not write note/control" in str(node_row(server, "pi")["audit"])
         await node.exchange()
         await node.close()
+
+    asyncio.run(story())
+
+
+def test_i11_no_message_of_a_node_ends_the_control_plane(server: ServerProcess) -> None:
+    async def story() -> None:
+        node = await FakeNode.join(server.token(), "pi")
+        header = json.dumps({"format": 1, "node": node.id, "nonce": "\ud800", "streams": [], "_blobs": []}).encode()
+        hostile = [
+            b"TWF1" + len(header).to_bytes(4, "big") + header,
+            Upload(node.id, "x", [[f"{n:x}", "b"] for n in range(70_000)]).pack(),
+            Upload(node.id, "x", [["r" * 2_000, f"{n}"] for n in range(500)]).pack(),
+            Upload(node.id, "x").pack([b""] * 60_000),
+            Upload(node.id, "x").pack([os.urandom(7)] * 128),
+        ]
+        for data in hostile:
+            for subject in (subjects.data, subjects.state, subjects.artifact, subjects.heartbeat):
+                await node.client.publish(subject(node.id), data, reply=f"{subjects.inbox(node.id)}.x")
+        receipts = await node.upload(node.stream().seal(rows(1.0)))
+        assert receipts.marks[0][2] == 1
+        too_many = await node.upload(ask=[["r", str(n)] for n in range(501)])
+        assert "500 streams" in too_many.error
+        await node.close()
+
+    asyncio.run(story())
+    assert server.process and server.process.poll() is None
+
+
+def test_a_locked_database_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def locked(*args: object) -> None:
+        calls.append(args)
+        raise OperationalError("update nodes", {}, Exception("database is locked"))
+
+    for name in ("flush_last_seen", "record_security"):
+        monkeypatch.setattr(fleet, name, wraps(getattr(fleet, name))(locked))
+    monkeypatch.setattr(control_plane.server, "FLUSH_SEEN_S", 0.001)
+
+    async def story() -> None:
+        plane = ControlPlane(ControlConfig(tmp_path / "data", api_port=0, nats_port=0))
+        flushing = asyncio.create_task(plane._flush_seen())
+        await until(lambda: len(calls) > 2)
+        await plane._report_security("n1", "a clone")
+        assert not flushing.done()
+        flushing.cancel()
+        plane._close()
 
     asyncio.run(story())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,18 @@ def test_segments_of_another_key_or_node_are_refused(rig: Rig) -> None:
     other = Stream("n2", KEY, "rows", "t")
     outcome = rig.send(stranger.seal(rows(1.0)), other.seal(rows(1.0)))
     assert len(outcome.security) == 2 and not outcome.marks and rig.settler._lake.names() == []
+
+
+@pytest.mark.parametrize("header", [{"engine": "\ud800"}, {"sealed_at_us": 1 << 80}, {"positions": {"sim": "\ud800"}}])
+def test_a_header_that_is_no_row_holds_up_nobody(rig: Rig, header: dict[str, Any]) -> None:
+    good, bad = stream("good"), stream("bad")
+    sealed = bad.seal(rows(1.0))
+    body = json.dumps({"format": 1, **asdict(sealed.header), **header, "_blobs": [len(sealed.payload)]}).encode()
+    frame = b"TWF1" + len(body).to_bytes(4, "big") + body + sealed.payload
+    uploads = [Upload("n1", KEY.public, [KEY.sign(frame) + frame]), Upload("n1", KEY.public, [good.seal(rows(1.0)).data])]
+    refused, stored = rig.settler.settle(uploads, 1_000)
+    assert refused.errors and refused.security and not refused.marks
+    assert mark(stored) == 1
 
 
 @pytest.mark.parametrize(
