@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from control_plane.durable import sync_directory
 from pipelines.contract.errors import TidewireError, WrongUsage
 
 API_PORT, NATS_PORT = 7420, 4222
@@ -99,6 +100,7 @@ def write_private(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_directory(path.parent)
 
 
 def make_private_dir(path: Path) -> None:

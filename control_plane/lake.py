@@ -14,6 +14,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
 from control_plane.columns import Misfit
+from control_plane.durable import sync_filesystem
 from control_plane.sequence import Mark
 from pipelines.contract.segment import StreamKey
 
@@ -82,6 +83,7 @@ class Lake:
         self._tables: dict[str, LakeTable] = {}
         self._marks: dict[StreamKey, Mark] = {}
         self._refused: dict[StreamKey, dict[int, str]] = {}
+        self._is_durable = False  # an earlier process may have died between a commit and its sync
         self._read_refused()
 
     def table(self, name: str) -> LakeTable:
@@ -111,9 +113,19 @@ class Lake:
         return self._refused.get(key, {})
 
     def append_segments(self, rows: pa.Table, marks: Mapping[StreamKey, Mark]) -> None:
-        self.table(SEGMENTS).append(rows, {key: mark.seq for key, mark in marks.items()})
+        self.append(self.table(SEGMENTS), rows, {key: mark.seq for key, mark in marks.items()})
         self._marks |= marks
         self._note_refused(rows.filter(pc.equal(rows["verdict"], pa.scalar("refused"))))
+
+    def make_durable(self) -> None:
+        """Before anybody is told of a mark: Delta commits with no fsync of its own. Raises `OSError`; then it must be tried again."""
+        if not self._is_durable:
+            sync_filesystem(self._directory)
+            self._is_durable = True
+
+    def append(self, table: LakeTable, rows: pa.Table, marks: Mapping[StreamKey, int]) -> None:
+        self._is_durable = False
+        table.append(rows, marks)
 
     def reload(self) -> None:
         self._marks.clear()

@@ -73,6 +73,7 @@ class Settler:
                 arrived.setdefault(segment.header.key, []).append(segment)
                 keys.add(segment.header.key)
         forks, failures = self._store(arrived, now_us)
+        self._lake.make_durable()
         marks = self._lake.marks(set().union(*streams))
         for outcome, keys in zip(outcomes, streams, strict=True):
             outcome.marks = {key: marks[key] for key in sorted(keys)}
@@ -115,7 +116,7 @@ class Settler:
         if not batches:
             return verdicts
         try:
-            table.append(pa.concat_tables(batches), stored)
+            self._lake.append(table, pa.concat_tables(batches), stored)
         except Exception as error:  # noqa: BLE001 - deltalake raises bare Exceptions; each is mapped here
             self._lake.reload()
             if len(fresh) > 1:

@@ -16,6 +16,7 @@ from fake_node import STAMP, Stream, incident_rows, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from control_plane.durable import sync_filesystem
 from control_plane.lake import Lake
 from control_plane.settle import Outcome, Settler, Upload
 from pipelines.contract.keys import Key
@@ -120,6 +121,46 @@ def test_i2_a_crash_between_rows_and_marks_doubles_nothing(rig: Rig, monkeypatch
     rig.restart()
     assert mark(rig.send(*segments, source.seal(rows(3.0)))) == 3
     assert sum(rig.ids().values()) == 5 and max(rig.ids().values()) == 1
+
+
+def test_i3_what_a_mark_tells_of_is_on_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import control_plane.lake as lake
+
+    done: list[str] = []
+    append, sync = lake.LakeTable.append, lake.sync_filesystem
+
+    def noting_append(self: lake.LakeTable, *args: Any) -> None:
+        append(self, *args)
+        done.append(self._path.name)
+
+    def noting_sync(directory: Path) -> None:
+        sync(directory)
+        done.append("sync")
+
+    def broken_sync(directory: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    source = stream()
+    monkeypatch.setattr(lake.LakeTable, "append", noting_append)
+    monkeypatch.setattr(lake, "sync_filesystem", broken_sync)
+    with pytest.raises(OSError, match="Input/output"):
+        rig.send(source.seal(rows(1.0)))
+    with pytest.raises(OSError, match="Input/output"):
+        rig.settler.settle([Upload("n1", KEY.public, [], [source.sealed[0].header.key])], 0)
+    rig.restart()
+    with pytest.raises(OSError, match="Input/output"):
+        rig.send(*source.sealed)
+    monkeypatch.setattr(lake, "sync_filesystem", noting_sync)
+    assert mark(rig.send(*source.sealed, source.seal(rows(2.0)))) == 2
+    assert done == ["t", "segments"] * 2 + ["sync"]
+    rig.send(*source.sealed)
+    assert done[-1] == "sync" and done.count("sync") == 1, "nothing new, nothing to wait for"
+
+
+def test_a_sync_that_fails_says_so(tmp_path: Path) -> None:
+    sync_filesystem(tmp_path)
+    with pytest.raises(OSError, match="No such file"):
+        sync_filesystem(tmp_path / "none")
 
 
 def test_a_table_that_cannot_be_written_holds_up_only_its_own_streams(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
