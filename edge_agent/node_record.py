@@ -35,12 +35,15 @@ class NodeRecord:
         """What the store holds, verified again (I12, I13): what does not verify is as if it were not there."""
         document, signed = await self._store.load_state()
         try:
-            if document is not None:
-                self.document = NodeDocument(document)
             if signed is not None:
                 self.manifest = signed.open(self._identity.node, self._identity.control)
         except Refused as error:
-            _log.error("what was stored does not verify; waiting for the control plane", reason=str(error))
+            _log.error("the stored manifest does not verify; waiting for the control plane", reason=str(error))
+        try:
+            if document is not None:
+                self.document = NodeDocument(document)
+        except Refused as error:
+            _log.error("the stored document cannot be read; starting with a new one", reason=str(error))
 
     async def accept_manifest(self, signed: SignedManifest) -> bool:
         """Whether it was newer than ours. Raises `Refused` on one that is not for us or not signed (I13)."""
