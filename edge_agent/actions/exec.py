@@ -10,23 +10,32 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from edge_agent.actions.outcome import Done, Failed, Outcome, Refusal, Retry
 from edge_agent.parent_death import die_with_parent
 from edge_agent.policy import Policy
 
 TIMEOUT_S = 10.0
+AT_ONCE = 4  # programs; more incidents wait their turn, so that a storm of them does not exhaust the machine
+_VARIABLE_BYTES_MAX = 4096  # the kernel bounds the environment; the whole context is on stdin
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 async def perform(action: Mapping[str, Any], policy: Policy) -> Outcome:
-    config = action.get("config", {})
-    program = str(config.get("program", ""))
+    program = str(action.get("config", {}).get("program", ""))
     if reason := policy.refuses_program(program):
         return Refusal(reason)
+    async with _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)):
+        return await _run(program, action)
+
+
+async def _run(program: str, action: Mapping[str, Any]) -> Outcome:
+    config = action.get("config", {})
     try:
         process = await asyncio.create_subprocess_exec(
             program,
-            *map(str, config.get("args", [])),
+            *(_clean(str(word)) for word in config.get("args", [])),
             stdin=PIPE,
             stdout=DEVNULL,
             stderr=DEVNULL,
@@ -63,4 +72,9 @@ def _environment(action: Mapping[str, Any]) -> dict[str, str]:
         "GROUP": context.get("group"),
     }
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items() if value is not None}
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", **{f"TIDEWIRE_{name}": text for name, text in texts.items()}}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", **{f"TIDEWIRE_{name}": _clean(text) for name, text in texts.items()}}
+
+
+def _clean(text: str) -> str:
+    """What a program can be given: no NUL, no lone surrogates, not too long."""
+    return text.replace("\0", " ").encode(errors="replace")[:_VARIABLE_BYTES_MAX].decode(errors="ignore")

@@ -224,3 +224,36 @@ def _is_gone(pid: int) -> bool:
         return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return True
+
+
+def test_exec_runs_few_programs_at_once(tmp_path: Path) -> None:
+    program = tmp_path / "slow.sh"
+    program.write_text(
+        f"#!/bin/sh\ntouch {tmp_path}/on-$$; ls {tmp_path} | grep -c on- >> {tmp_path}/seen; sleep 0.1; rm {tmp_path}/on-$$\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    async def work(store: Store, actions: Actions) -> None:
+        for n in range(12):
+            actions.offer("p", action(f"a{n}", "exec", {"program": str(program)}, incident=f"i{n}"))
+        for n in range(12):
+            assert (await ended(store, f"a{n}"))["status"] == "done"
+        counts = [int(line) for line in (tmp_path / "seen").read_text().split()]
+        assert (len(counts), max(counts) <= exec_action.AT_ONCE) == (12, True)
+
+    with_actions(tmp_path, work, Policy(exec=(str(program),)))
+
+
+@pytest.mark.parametrize("message", ["hot\0dog", "x" * 140_000, "\ud800"], ids=["NUL", "long", "surrogate"])
+def test_exec_gets_a_message_that_no_environment_takes(tmp_path: Path, message: str) -> None:
+    program = tmp_path / "keep.sh"
+    program.write_text(f'#!/bin/sh\nprintf %s "$TIDEWIRE_MESSAGE" > {tmp_path}/message\ncat > {tmp_path}/stdin\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    async def work(store: Store, actions: Actions) -> None:
+        actions.offer("p", action("a1", "exec", {"program": str(program), "args": [message]}, context={"message": message}))
+        assert (await ended(store, "a1"))["status"] == "done"
+
+    with_actions(tmp_path, work, Policy(exec=(str(program),)))
+    assert json.loads((tmp_path / "stdin").read_text()) == {"message": message}, "the whole of it is on stdin"
+    assert 0 < len((tmp_path / "message").read_bytes()) <= 4096
