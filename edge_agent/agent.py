@@ -34,6 +34,7 @@ from pipelines.contract.node_state import Assignment, Effective, Reported, effec
 from pipelines.contract.version import LANGUAGES, PipelineVersion
 
 _FETCH_PAUSE_S = 5.0  # after a fetch that did not succeed
+_KEEPER_PAUSE_S = 5.0  # after one that failed, before it starts again
 _log = structlog.get_logger("agent")
 
 
@@ -204,6 +205,10 @@ class Agent:
     async def _keep(self, keeper: Keeper) -> None:
         try:
             await keeper.run()
+        except Exception as error:  # noqa: BLE001 - its siblings go on (I11)
+            _log.exception("a pipeline's keeper failed; it starts again", pipeline=keeper.pipeline)
+            self._block(keeper.pipeline, "failed", f"the agent failed to keep it: {error}")
+            await asyncio.sleep(_KEEPER_PAUSE_S)
         finally:
             del self.keepers[keeper.pipeline]
             self.wake()

@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class PipelineHost:
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._services, self.version, self.params = services, version, dict(params)
+        self._given = {params_digest(params): self.params}  # every set of parameters the runner got, by digest
         self._mode, self._successor, self._on_ready = mode, successor, on_ready
         self._runner: RunnerProcess | None = None
         self._outcome: Outcome | None = None
@@ -100,6 +101,13 @@ class PipelineHost:
         return self._runner.pid if self._runner else 0
 
     async def run(self) -> Outcome:
+        try:
+            return await self._run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this pipeline fails
+            self._log.exception("this pipeline cannot be hosted")  # its siblings go on (I11)
+            return Outcome("failed", str(error) or repr(error), ran_s=self._ran_s())
+
+    async def _run(self) -> Outcome:
         checkpoint = await self._services.store.checkpoint(self.version.pipeline)
         try:
             self._runner = await self._services.supervisor.start(self.version.pipeline)
@@ -131,6 +139,7 @@ class PipelineHost:
 
     async def set_params(self, params: Mapping[str, Scalar]) -> None:
         self.params = dict(params)
+        self._given[params_digest(params)] = self.params
         await self._send({"type": "params", "params": self.params, "params_digest": params_digest(self.params)})
 
     async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
@@ -204,9 +213,8 @@ class PipelineHost:
             self._services.actions.offer(self.version.pipeline, action)
 
     def _on_commit(self, header: dict[str, Any], blobs: list[bytes]) -> None:
-        storing = self._services.store.commit(
-            self.version.pipeline, self.version.digest, self.version.number, _to_commit(header, blobs)
-        )
+        commit = replace(_to_commit(header, blobs), params=self._given.get(header["params_digest"]))
+        storing = self._services.store.commit(self.version.pipeline, self.version.digest, self.version.number, commit)
         task = asyncio.create_task(storing)
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)

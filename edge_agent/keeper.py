@@ -11,6 +11,7 @@ import structlog
 
 from edge_agent import clock
 from edge_agent.host import Outcome, PipelineHost, Services
+from edge_agent.store import Checkpoint
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.version import PipelineVersion
 
@@ -45,6 +46,7 @@ class Keeper:
         self.restarts = 0
         self._wanted: PipelineVersion | None = version
         self._is_suspended = False
+        self._lost = ""  # what the change of version cost, for the operator
         self._changed = asyncio.Event()
         self._log = structlog.get_logger("keeper").bind(pipeline=version.pipeline)
 
@@ -66,7 +68,7 @@ class Keeper:
         return self.host.pid if self.host else 0
 
     async def replace(self, version: PipelineVersion, params: Params) -> None:
-        self._wanted, self.params, self.deaths = version, dict(params), 0
+        self._wanted, self.params, self.deaths, self._lost = version, dict(params), 0, ""
         await self._interrupt()
 
     async def stop(self) -> None:
@@ -109,16 +111,28 @@ class Keeper:
         checkpoint = await store.checkpoint(self.pipeline)
         if checkpoint.digest in ("", self.version.digest):
             return
-        if (old := await store.artifact(checkpoint.digest)) is not None:
-            draining = PipelineVersion(old[0].data, checkpoint.number)
-            for _ in range(_DRAIN_TRIES):
-                host = PipelineHost(self._services, draining, self.params, mode="drain", successor=self.version)
-                outcome = await self._run_once(host)
-                if outcome.kind == "stopped" or self._changed.is_set():
-                    break
-                self._log.warning("the former version could not be drained", version=old[1], reason=outcome.reason)
-        if not self._changed.is_set():
-            await store.adopt(self.pipeline, self.version.digest, self.version.number)
+        old = await store.artifact(checkpoint.digest)
+        reason = await self._drain(PipelineVersion(old[0].data, checkpoint.number), checkpoint) if old else "its bytes are gone"
+        if self._changed.is_set():
+            return
+        if reason:
+            self._lost = f"{len(checkpoint.state)} parts of the state of version {checkpoint.number} may be lost: {reason}"
+            self._log.error("the former version could not be drained", version=checkpoint.number, reason=reason)
+        await store.adopt(self.pipeline, self.version.digest, self.version.number)
+
+    async def _drain(self, old: PipelineVersion, checkpoint: Checkpoint) -> str:
+        """Run the old version in drain mode with the parameters it had last. Why it did not work out; "" when it did."""
+        params = self._defaults(old) if checkpoint.params is None else checkpoint.params
+        outcome = Outcome("died")
+        for _ in range(_DRAIN_TRIES):
+            outcome = await self._run_once(PipelineHost(self._services, old, params, mode="drain", successor=self.version))
+            if outcome.kind == "stopped" or self._changed.is_set():
+                return ""
+        return outcome.reason
+
+    def _defaults(self, version: PipelineVersion) -> Params:
+        """What a version that never committed would have run with, as far as it is known."""
+        return {name: self.params.get(name) if value is None else value for name, value in version.spec.defaults().items()}
 
     async def _run_once(self, host: PipelineHost) -> Outcome:
         self.host = host
@@ -149,13 +163,13 @@ class Keeper:
 
     def _on_ready(self) -> None:
         if self.deaths < DEATHS_TO_FAIL:
-            self._set("running")
+            self._set("running", self._lost)
         self._on_change()
 
     def _on_long_life(self, host: PipelineHost) -> None:
         if host is self.host and host.is_ready:
             self.deaths = 0
-            self._set("running")
+            self._set("running", self._lost)
 
     def _set(self, phase: str, reason: str = "") -> None:
         if (phase, reason) != (self.status.phase, self.status.reason):

@@ -8,6 +8,7 @@ from pipelines.contract.errors import TidewireError
 
 FORMAT = 1
 
+# pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state.
 # streams: one row per run of a stream. A run with `active` takes new segments; with `evicted` its segments lost their bytes
 # and wait for the lake's mark to tell which are void; with `successor` its segments are being sealed anew under that run.
 # Its pending_* columns are kept by the triggers below, in the same transaction, so that they cannot drift (I9).
@@ -15,7 +16,7 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE pipelines (
     name TEXT PRIMARY KEY, lineage TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL,
-    positions TEXT NOT NULL, ledger TEXT NOT NULL
+    positions TEXT NOT NULL, ledger TEXT NOT NULL, params TEXT
 ) WITHOUT ROWID;
 CREATE TABLE state (
     pipeline TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (pipeline, key)

@@ -25,7 +25,7 @@ from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
-from pipelines.contract.node_state import SignedManifest
+from pipelines.contract.node_state import Scalar, SignedManifest
 
 _FINISHED_ACTIONS_KEPT = 1000
 _HARDWARE_FILES = (
@@ -38,7 +38,10 @@ _log = structlog.get_logger("store")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a pipeline stands: what its last commit wrote. `digest` is the version that wrote it, "" before the first commit."""
+    """Where a pipeline stands: what its last commit wrote. `digest` is the version that wrote it, "" before the first commit.
+
+    `params` are those that version had last; None when they are not known.
+    """
 
     lineage: str
     digest: str
@@ -46,6 +49,7 @@ class Checkpoint:
     positions: dict[str, Any]
     ledger: dict[str, Any]
     state: dict[str, bytes]
+    params: dict[str, Scalar] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Commit:
     sealed: Sequence[Sealed] = ()
     transitions: Sequence[Mapping[str, Any]] = ()
     actions: Sequence[Mapping[str, Any]] = ()
+    params: Mapping[str, Scalar] | None = None  # in effect; None leaves what is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Store:
             return found
         fresh = (pipeline, secrets.token_hex(8))
         await self._write(
-            lambda db: db.execute("INSERT OR IGNORE INTO pipelines VALUES (?, ?, '', 0, '{}', '{}')", fresh), pipeline
+            lambda db: db.execute("INSERT OR IGNORE INTO pipelines VALUES (?, ?, '', 0, '{}', '{}', NULL)", fresh), pipeline
         )
         return await self.checkpoint(pipeline)
 
@@ -142,8 +147,15 @@ class Store:
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
         origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality)
         db.execute(
-            "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ? WHERE name = ?",
-            (version, number, json.dumps(commit.positions), json.dumps(commit.ledger), pipeline),
+            "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ?, params = coalesce(?, params) WHERE name = ?",
+            (
+                version,
+                number,
+                json.dumps(commit.positions),
+                json.dumps(commit.ledger),
+                None if commit.params is None else json.dumps(dict(commit.params)),
+                pipeline,
+            ),
         )
         db.executemany("DELETE FROM state WHERE pipeline = ? AND key = ?", [(pipeline, key) for key in commit.state_delete])
         db.executemany(
@@ -165,7 +177,9 @@ class Store:
     async def adopt(self, pipeline: str, version: str, number: int) -> None:
         """The state of `pipeline` is now that of `version`: the old one has emitted what does not carry over."""
         await self._write(
-            lambda db: db.execute("UPDATE pipelines SET digest = ?, number = ? WHERE name = ?", (version, number, pipeline)),
+            lambda db: db.execute(
+                "UPDATE pipelines SET digest = ?, number = ?, params = NULL WHERE name = ?", (version, number, pipeline)
+            ),
             pipeline,
         )
 
@@ -325,11 +339,14 @@ def _read_text(path: Path) -> str:
 
 
 def _checkpoint(db: sqlite3.Connection, pipeline: str) -> Checkpoint | None:
-    row = db.execute("SELECT lineage, digest, number, positions, ledger FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
+    row = db.execute(
+        "SELECT lineage, digest, number, positions, ledger, params FROM pipelines WHERE name = ?", (pipeline,)
+    ).fetchone()
     if row is None:
         return None
     state = db.execute("SELECT key, value FROM state WHERE pipeline = ? ORDER BY key", (pipeline,)).fetchall()
-    return Checkpoint(row[0], row[1], row[2], json.loads(row[3]), json.loads(row[4]), dict(state))
+    params = None if row[5] is None else json.loads(row[5])
+    return Checkpoint(row[0], row[1], row[2], json.loads(row[3]), json.loads(row[4]), dict(state), params)
 
 
 def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[str, Any]) -> None:

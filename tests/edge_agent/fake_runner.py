@@ -1,7 +1,7 @@
 """A runner that needs neither pyarrow nor duckdb: it speaks the protocol and does what its version's `do` says.
 
 `do` is a list in the version's JSON: {"number_rows": n} commits rows n.. for ever, {"die": status}, {"fail": reason},
-{"act": [...]}, {"sleep": s}, {"garbage": true}.
+{"act": [...]}, {"sleep": s}, {"garbage": true}. With `drain`, a drain fails for that reason.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class FakeRunner:
         self.acknowledged: list[str] = []
 
     def run(self) -> None:
+        if self.start["mode"] == "drain" and (reason := self.version.get("drain")):
+            self.do_fail(reason)
         if self.start["mode"] == "drain":
             self.channel.send({"type": "ready"})
             self.commit(1, state_delete=list(self.state))
