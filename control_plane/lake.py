@@ -118,7 +118,7 @@ class Lake:
         self._note_refused(rows.filter(pc.equal(rows["verdict"], pa.scalar("refused"))))
 
     def make_durable(self) -> None:
-        """Before anybody is told of a mark: Delta commits with no fsync of its own. Raises `OSError`; then it must be tried again."""
+        """Before anybody is told of a mark: Delta itself never syncs. Raises `OSError`, and does so until it succeeds."""
         if not self._is_durable:
             sync_filesystem(self._directory)
             self._is_durable = True

@@ -101,45 +101,62 @@ class Settler:
         return forks, failures
 
     def _store_rows(self, name: str, segments: list[Segment], now_us: int) -> dict[str, str]:
-        """Verdicts on segments for one table, once their rows are committed."""
+        """Verdicts on segments for one table, once their rows are committed. A refusal stands, whatever the table's mark."""
+        verdicts = {s.digest: why for s in segments if (why := self._refused_before(s)) is not None}
+        undecided = [s for s in segments if s.digest not in verdicts]
         if not name:
             return {s.digest: "" if s.header.rows == 0 else "rows without a table" for s in segments}
         try:
             table = self._lake.table(name)
         except Misfit as misfit:
             return {s.digest: str(misfit) for s in segments}
-        fresh = [s for s in segments if s.header.seq > table.mark(s.header.key)]
-        verdicts = {s.digest: "" for s in segments}
+        fresh = [s for s in undecided if s.header.seq > table.mark(s.header.key)]
         batches, refusals = _fit(fresh, table.schema, now_us)
-        verdicts |= refusals
-        stored = {s.header.key: s.header.seq for s in fresh if s.digest not in refusals}
-        if not batches:
-            return verdicts
+        self._refuse(fresh, refusals)
+        verdicts |= {s.digest: "" for s in undecided} | refusals
+        if batches:
+            verdicts |= self._append(name, [s for s in fresh if s.digest not in refusals], batches, now_us)
+        return verdicts
+
+    def _append(self, name: str, segments: list[Segment], batches: list[pa.Table], now_us: int) -> dict[str, str]:
+        """Verdicts on segments that fit their table, of which the lake itself may refuse some."""
+        marks = {s.header.key: s.header.seq for s in segments}
         try:
-            self._lake.append(table, pa.concat_tables(batches), stored)
+            self._lake.append(self._lake.table(name), pa.concat_tables(batches), marks)
         except Exception as error:  # noqa: BLE001 - deltalake raises bare Exceptions; each is mapped here
             self._lake.reload()
-            if len(fresh) > 1:
-                for segment in fresh:  # one bad segment must not hold up the others
-                    verdicts |= self._store_rows(name, [segment], now_us)
-                return verdicts
+            if len(segments) > 1:  # one bad segment must not hold up the others
+                return {d: why for s in segments for d, why in self._store_rows(name, [s], now_us).items()}
             if isinstance(error, (SchemaMismatchError, pa.ArrowInvalid, ValueError, TypeError)):
-                return {fresh[0].digest: f"the lake refused it: {_first_line(error)}"}
+                refusals = {segments[0].digest: f"the lake refused it: {_first_line(error)}"}
+                self._refuse(segments, refusals)
+                return refusals
             log.error("lake: commit failed", table=name, cause=_first_line(error))
             raise _Unavailable(f"the lake cannot store now: {_first_line(error)}") from None
-        return verdicts
+        return {}
 
     def _store_segments(self, settled: list[Segment], verdicts: dict[str, str], now_us: int) -> None:
         if not settled:
             return
-        for segment in settled:
-            if verdicts[segment.digest]:
-                self._keep_raw(segment)
+        self._refuse(settled, verdicts)
         rows = _segments_table(settled, verdicts, now_us)
         self._lake.append_segments(rows, {s.header.key: Mark(s.header.seq, s.digest) for s in settled})
 
-    def _keep_raw(self, segment: Segment) -> None:
-        write_private(self._refused_dir / f"{segment.digest.removeprefix('sha256:')}.segment", segment.data)
+    def _refuse(self, segments: Iterable[Segment], reasons: Mapping[str, str]) -> None:
+        """Keep raw what is refused, and why, before a commit moves the table's mark past it."""
+        for segment in segments:
+            if (reason := reasons.get(segment.digest)) and self._refused_before(segment) is None:
+                write_private(self._refused_file(segment, "segment"), segment.data)
+                write_private(self._refused_file(segment, "reason"), reason.encode(errors="replace"))
+
+    def _refused_before(self, segment: Segment) -> str | None:
+        try:
+            return self._refused_file(segment, "reason").read_text()
+        except FileNotFoundError:
+            return None
+
+    def _refused_file(self, segment: Segment, suffix: str) -> Path:
+        return self._refused_dir / f"{segment.digest.removeprefix('sha256:')}.{suffix}"
 
 
 class _Unavailable(Exception):  # noqa: N818 - the lake's state, answered to the node

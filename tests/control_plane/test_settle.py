@@ -123,6 +123,36 @@ def test_i2_a_crash_between_rows_and_marks_doubles_nothing(rig: Rig, monkeypatch
     assert sum(rig.ids().values()) == 5 and max(rig.ids().values()) == 1
 
 
+@pytest.mark.parametrize("by_lake", [False, True])
+def test_i2_a_refused_segment_stays_refused_after_a_crash(rig: Rig, monkeypatch: pytest.MonkeyPatch, by_lake: bool) -> None:
+    from control_plane.lake import LakeTable
+
+    append = LakeTable.append
+
+    def choosy(self: LakeTable, table: pa.Table, marks: Any) -> None:
+        if 13.0 in table.column("value").to_pylist():
+            raise ValueError("not this one")
+        append(self, table, marks)
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    source = stream()
+    bad = rows(13.0) if by_lake else pa.table({"value": ["text"]})
+    segments = [source.seal(rows(1.0)), source.seal(bad), source.seal(rows(3.0))]
+    with monkeypatch.context() as patch:
+        patch.setattr(LakeTable, "append", choosy)
+        patch.setattr(Lake, "append_segments", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            rig.send(*segments)
+    assert sorted(r["value"] for r in rig.table("t")) == [1.0, 3.0], "the table is ahead of segments"
+    rig.restart()
+    outcome = rig.send(*segments)
+    assert mark(outcome) == 3 and [seq for _, seq, _ in outcome.refused] == [2]
+    assert [rig.verdicts()[seq][0] for seq in (1, 2, 3)] == ["stored", "refused", "stored"]
+    assert ("not this one" if by_lake else "string in the segment") in outcome.refused[0][2]
+
+
 def test_i3_what_a_mark_tells_of_is_on_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     import control_plane.lake as lake
 
@@ -236,7 +266,7 @@ def test_rows_that_do_not_fit_are_refused_and_kept_raw(rig: Rig, table: pa.Table
     (refused,) = outcome.refused
     assert refused[:2] == (bad.header.key, 2) and why in refused[2]
     assert rig.verdicts()[2][0] == "refused" and sorted(r["value"] for r in rig.table("t")) == [1.5, 2.5]
-    (kept,) = (rig.directory / "refused").iterdir()
+    (kept,) = (rig.directory / "refused").glob("*.segment")
     assert kept.read_bytes() == bad.data and kept.stat().st_mode & 0o777 == 0o600
     rig.restart()
     assert rig.send(bad).refused == outcome.refused, "a node that lost the reply learns it again"
