@@ -26,6 +26,7 @@ class NodeRecord:
         self._lock = asyncio.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self.document = NodeDocument()
+        self.is_agreed = False  # whether the document continues what the control plane has; nothing is written before it does
         self.manifest = Manifest(identity.node, 0, 0, labels=identity.labels)  # before the first one: nothing should run
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -42,6 +43,7 @@ class NodeRecord:
         try:
             if document is not None:
                 self.document = NodeDocument(document)
+                self.is_agreed = True
         except Refused as error:
             _log.error("the stored document cannot be read; starting with a new one", reason=str(error))
 
@@ -51,7 +53,7 @@ class NodeRecord:
         async with self._lock:
             if manifest.order <= self.manifest.order:
                 return False
-            await self._store.save_state(self.document.save(), signed)
+            await self._store.save_state(None, signed)
             self.manifest = manifest
         _log.info("new manifest", term=manifest.term, generation=manifest.generation, pipelines=len(manifest.assignments))
         self._changed()
@@ -60,11 +62,24 @@ class NodeRecord:
     async def merge(self, foreign: bytes) -> None:
         """Take over what the control plane's replica has. Raises `Refused` with ours untouched."""
         async with self._lock:
-            merged = self.document.merged(foreign, author=CONTROL)
+            merged = self.document.merged(foreign, author=CONTROL, owner=self._identity.node)
             if merged.digest() == self.document.digest():
                 return
-            await self._store.save_state(merged.save(), None)
+            if self.is_agreed:
+                await self._store.save_state(merged.save(), None)
             self.document = merged
+        self._changed()
+
+    async def agree(self, digest: str) -> None:
+        """The control plane's replica has this digest. Once it is ours, a new store's document may be written to.
+
+        Before that, the numbers of notes that a lost store held would be given out again.
+        """
+        async with self._lock:
+            if self.is_agreed or digest != self.document.digest():
+                return
+            await self._store.save_state(self.document.save(), None)
+            self.is_agreed = True
         self._changed()
 
     async def report(self, pipeline: str, reported: Reported) -> None:
@@ -77,6 +92,11 @@ class NodeRecord:
         """A note of this node's own, on disk when this returns."""
         author = self._identity.node
         async with self._lock:
+            if not self.is_agreed:
+                raise Refused(
+                    "this node's store is new, and what it held before is not back yet", op=kind, place=subject,
+                    hint="try again once the control plane is in reach",
+                )  # fmt: skip
             note = Note(
                 author,
                 self.document.next_seq(author),
@@ -94,7 +114,7 @@ class NodeRecord:
 
     async def _write(self, entries: dict[str, str]) -> None:
         async with self._lock:
-            changed = await self._save(lambda document: document.write(entries))
+            changed = self.is_agreed and await self._save(lambda document: document.write(entries))
         if changed:
             self._changed()
 

@@ -104,10 +104,11 @@ class StateSync:
         return reply
 
     async def _take_over(self, reply: ExchangeReply, blobs: Sequence[bytes]) -> None:
-        if signed := reply.manifest(blobs):
-            await self._record.accept_manifest(signed)
         if reply.has_document and blobs:
             await self._record.merge(blobs[-1])
+        await self._record.agree(reply.document)
+        if signed := reply.manifest(blobs):
+            await self._record.accept_manifest(signed)
 
     async def _beat(self) -> None:
         backlog, record = await self._store.backlog(), self._record

@@ -260,7 +260,8 @@ class Store:
         """The saved document and the manifest in force."""
         return await self._read(_load_state)
 
-    async def save_state(self, document: bytes, manifest: SignedManifest | None) -> None:
+    async def save_state(self, document: bytes | None, manifest: SignedManifest | None) -> None:
+        """Keep either or both; None leaves what is stored."""
         await self._write(lambda db: _save_state(db, document, manifest))
 
     async def artifact(self, digest: str) -> tuple[Artifact, int] | None:
@@ -420,8 +421,9 @@ def _load_state(db: sqlite3.Connection) -> tuple[bytes | None, SignedManifest | 
     return (document if isinstance(document, bytes) else None), manifest
 
 
-def _save_state(db: sqlite3.Connection, document: bytes, manifest: SignedManifest | None) -> None:
-    schema.put_meta(db, "document", document)
+def _save_state(db: sqlite3.Connection, document: bytes | None, manifest: SignedManifest | None) -> None:
+    if document is not None:
+        schema.put_meta(db, "document", document)
     if manifest is not None:
         schema.put_meta(db, "manifest", manifest.body)
         schema.put_meta(db, "manifest_signature", manifest.signature)

@@ -60,7 +60,7 @@ class NodeDocument:
         )
 
     def write(self, entries: Mapping[str, str]) -> bool:
-        """Put `entries` in one change; whether anything differed. Raises `Refused`, writing nothing, on an entry that does not fit."""
+        """Put `entries` in one change; whether anything differed. Raises `Refused`, writing nothing, when one does not fit."""
         ours = self.values()
         changed = {key: value for key, value in entries.items() if ours.get(key) != value}
         for key, value in changed.items():
@@ -84,11 +84,12 @@ class NodeDocument:
     def next_seq(self, author: str) -> int:
         return 1 + max((note.seq for note in self.notes() if note.author == author), default=0)
 
-    def merged(self, foreign: bytes, *, author: str) -> NodeDocument:
+    def merged(self, foreign: bytes, *, author: str, owner: str = "") -> NodeDocument:
         """A new replica that also holds what `foreign` does, or `Refused` with this one untouched.
 
         `author` is who sent it: a node may have changed `reported/` and its own notes, the control plane its own notes; nobody
-        may alter or remove a note.
+        may alter or remove a note. `owner` is the node that merges what the control plane sent: it gets back entries of its own
+        that it lost with its store, and then reports anew what is true.
         """
         if len(foreign) > DOCUMENT_BYTES_MAX:
             raise Refused(f"{len(foreign)} bytes are more than a document may have", op="merge document", place=author)
@@ -101,7 +102,7 @@ class NodeDocument:
         ours, theirs = self.values(), scratch.values()
         for key in ours.keys() | theirs.keys():
             if ours.get(key) != theirs.get(key):
-                _check_change(key, ours.get(key), theirs.get(key), author)
+                _check_change(key, ours.get(key), theirs.get(key), author, owner)
         return scratch
 
 
@@ -109,15 +110,15 @@ def note_key(author: str, seq: int) -> str:
     return f"note/{author}/{seq:08d}"
 
 
-def _check_change(key: str, old: str | None, new: str | None, author: str) -> None:
+def _check_change(key: str, old: str | None, new: str | None, author: str, owner: str) -> None:
     if new is None:
         raise Refused(f"{author} removed {key}", op="merge document", place=key)
     _check_entry(key, new)
-    if key.startswith("reported/") and author != CONTROL:
+    if key.startswith("reported/") and (author != CONTROL or owner):
         if key.startswith("reported/pipeline/"):
             Reported.from_json(new)
         return
-    if not key.startswith(f"note/{author}/"):
+    if not key.startswith((f"note/{author}/", f"note/{owner or author}/")):
         raise Refused(f"{author} may not write {key}", op="merge document", place=key)
     if old is not None:
         raise Refused(f"{author} altered the note {key}", op="merge document", place=key)

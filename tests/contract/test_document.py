@@ -166,3 +166,41 @@ def test_values_that_do_not_fit_are_refused_before_anything_is_written() -> None
     with pytest.raises(Refused):
         document.write({"reported/a": "1", "reported/b": "x" * 20_000})
     assert "reported/a" not in document.values()
+
+
+def test_a_node_that_lost_its_store_gets_back_what_was_its_own_and_goes_on() -> None:
+    lost, control = NodeDocument(), NodeDocument()
+    lost.report("press", Reported("sha256:a", 1, "running"))
+    lost.add_note(Note(NODE, 1, "param", "press", {"name": "x", "value": 1}))
+    control = control.merged(lost.save(), author=NODE)
+    control.add_note(Note(CONTROL, 1, "acknowledge", "inc"))
+    node = NodeDocument().merged(control.save(), author=CONTROL, owner=NODE)
+    assert node.digest() == control.digest() and node.next_seq(NODE) == 2
+    node.report("press", Reported("sha256:b", 2, "failed"))
+    node.add_note(Note(NODE, 2, "param", "press", {"name": "x", "value": 2}))
+    control = control.merged(node.save(), author=NODE)
+    assert control.digest() == node.digest() and control.reported()["press"].number == 2
+
+
+def test_a_node_with_an_older_copy_of_its_store_gets_back_what_it_lacks() -> None:
+    document = NodeDocument()
+    document.report("press", Reported("sha256:a", 1, "running"))
+    older = NodeDocument(document.save())
+    document.report("press", Reported("sha256:b", 2, "running"))
+    document.add_note(Note(NODE, 1, "comment", "press"))
+    assert older.merged(document.save(), author=CONTROL, owner=NODE).digest() == document.digest()
+
+
+def test_i5_the_control_plane_may_not_alter_a_nodes_notes_nor_write_another_nodes() -> None:
+    document = NodeDocument()
+    document.add_note(Note(NODE, 1, "comment", "press", reason="first"))
+    altered = Document.load(document.save())
+    with altered.transaction() as transaction:
+        transaction.put(ROOT, "note/n1/00000001", ScalarType.Str, note_json(reason="second"))
+    for foreign in (
+        bytes(altered.save()),
+        forged(**{"note/n2/00000001": note_json(author="n2")}),
+        forged(**{"reported/pipeline/p": "{}"}),
+    ):
+        with pytest.raises(Refused):
+            document.merged(foreign, author=CONTROL, owner=NODE)
