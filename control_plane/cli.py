@@ -319,7 +319,8 @@ def incidents_ack(incident: str, reason: Reason = "", dry_run: DryRun = False, a
     elif not done["changed"]:
         print(f"{done['incident']} on {done['node']} was acknowledged already")
     else:
-        print(f"{'would acknowledge' if dry_run else 'acknowledged'} {done['incident']} on {done['node']}: {done['message']}")
+        verb = "would acknowledge" if dry_run else "acknowledged"
+        print(output.plain(f"{verb} {done['incident']} on {done['node']}: {done['message']}"))
 
 
 @app.command()
@@ -379,7 +380,7 @@ def _usage_lines(error: typer.TyperException) -> list[str]:
 
 def _fail(lines: list[str], status: int) -> None:
     for line in lines:
-        print(line, file=sys.stderr)
+        print(*map(output.plain, line.split("\n")), sep="\n", file=sys.stderr)
     sys.exit(status)
 
 
@@ -388,7 +389,7 @@ def _write(path: str, body: dict[str, Any], reason: str, dry_run: bool, as_json:
     client = _client()
     plan = client.post(path, {**body, **_who(reason, True)})
     if not as_json:
-        print("\n".join(plan["summary"]))
+        print("\n".join(map(output.plain, plan["summary"])))
     if not dry_run:
         plan = client.post(path, {**body, **_who(reason, False)})
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 _GAP = "  "
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidirectional marks), halves of characters, line separators
 
 
 def print_json(value: object) -> None:
@@ -45,7 +47,7 @@ def print_lines(lines: Sequence[Sequence[str]]) -> None:
     width = max((len(label) for label, _ in lines), default=0)
     before = ""
     for label, text in lines:
-        print(f"{'' if label == before else label:<{width}}  {text}")  # noqa: T201 - as above
+        print(plain(f"{'' if label == before else label:<{width}}  {text}"))  # noqa: T201 - as above
         before = label
 
 
@@ -56,4 +58,9 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
-    return str(value).replace("\n", " ")
+    return plain(str(value))
+
+
+def plain(text: str) -> str:
+    """Without what steers a terminal or turns text around: much of what is printed was written by nodes."""
+    return "".join(" " if unicodedata.category(char) in _STEERING else char for char in text)

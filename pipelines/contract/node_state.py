@@ -129,6 +129,7 @@ class Reported:
         well_formed = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
         if not well_formed or not isinstance(reported.params, dict) or reported.phase not in PHASES:
             raise Refused("a report whose fields have other types", op="read report")
+        _check_written(reported, text)
         return reported
 
 
@@ -168,7 +169,18 @@ class Note:
             raise Refused("a note whose fields have other types", op="read note")
         if note.kind not in NOTE_KINDS or type(note.seq) is not int or note.seq < 1 or type(note.after) is not int:
             raise Refused(f"not a note of a known kind: {note.kind!r}", op="read note")
+        _check_written(note, text)
         return note
+
+
+def _check_written(entry: Reported | Note, text: str) -> None:
+    """Refuse what `to_json` does not write: NaN, half a character, a member twice."""
+    try:
+        is_ours = entry.to_json() == text
+    except (ValueError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise Refused("an entry that is not in canonical form", op=f"read {type(entry).__name__.lower()}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,3 +139,16 @@ def test_i6_differences_name_every_pipeline_that_is_not_as_wanted(
     reported: dict[str, Reported], expected: dict[str, str]
 ) -> None:
     assert differences(WANTED, reported) == expected
+
+
+def test_what_could_not_be_written_again_is_no_report_and_no_note() -> None:
+    report, note = Reported("sha256:d", 1, "failed", reason="why").to_json(), Note("n1", 1, "comment", "press").to_json()
+    assert Reported.from_json(report).to_json() == report and Note.from_json(note).to_json() == note
+    for wrong in (report.replace("why", "\\ud800"), report.replace('"params":{}', '"params":{"x":NaN}'), f" {report}"):
+        assert wrong != report
+        with pytest.raises(Refused):
+            Reported.from_json(wrong)
+    for wrong in (note.replace('"body":{}', '"body":{"x":NaN}'), note.replace("press", "\\ud800"), f"{note} "):
+        assert wrong != note
+        with pytest.raises(Refused):
+            Note.from_json(wrong)
