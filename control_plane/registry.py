@@ -85,6 +85,12 @@ def find_digest(db: Connection, digest: str) -> Version | None:
     return _one(db, store.versions.c.digest == digest)
 
 
+def tables_of(db: Connection, pipeline: str, digest: str) -> frozenset[str]:
+    """The lake tables that a registered version writes; none for a version that is not registered."""
+    version = _one(db, store.versions.c.pipeline == pipeline, store.versions.c.digest == digest)
+    return frozenset(version.spec.lake_tables().values()) if version is not None else frozenset()
+
+
 def newest_versions(db: Connection) -> list[Version]:
     newest: dict[str, Version] = {}
     for row in db.execute(sa.select(store.versions).order_by(store.versions.c.pipeline, store.versions.c.number)):

@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 from nats.aio.msg import Msg
 
-from control_plane import enrol, fleet
+from control_plane import enrol, fleet, registry
 from control_plane.api import Api
 from control_plane.bus import Bus
 from control_plane.commands import Commands
@@ -60,9 +60,10 @@ class ControlPlane:
         self._api_socket = bind(LOOPBACK, config.api_port, "HTTP API", "--api-port")
         context = self._tls.client_context() if self._tls else None
         self._bus = Bus(self.nats.local_url, self.keys.server_creds(int(time.time())), context)
-        settler = Settler(Lake(config.lake_dir), config.refused_dir)
+        settler = Settler(Lake(config.lake_dir), config.refused_dir, self._tables_of)
         self._ingest = Ingest(settler, self._bus, self.keys.control, self._public_key, self._report_security)
         self._publics: dict[str, str] = {}
+        self._tables: dict[tuple[str, str], frozenset[str]] = {}
         self._seen: dict[str, int] = {}
 
     @property
@@ -172,6 +173,21 @@ class ControlPlane:
         except Refused as error:
             await self._report_security(node, f"{what} refused: {error}")
             raise
+
+    def _tables_of(self, pipeline: str, digest: str) -> frozenset[str]:
+        """For the lake's thread. Versions are append-only: what was found once stays."""
+
+        def find() -> frozenset[str]:
+            with self._store.write() as db:
+                return registry.tables_of(db, pipeline, digest)
+
+        key = (pipeline, digest)
+        if key not in self._tables:
+            found = self._store_thread.submit(find).result()
+            if not found:
+                return found
+            self._tables[key] = found
+        return self._tables[key]
 
     async def _public_key(self, node: str) -> str | None:
         if node not in self._publics:

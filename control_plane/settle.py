@@ -6,7 +6,7 @@ A crash between the two leaves a table ahead of `segments`; each table's own mar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,14 @@ from pipelines.contract.errors import Refused
 from pipelines.contract.segment import INCIDENTS, QUARANTINE, Segment, StreamKey, decode
 from pipelines.contract.spec import RESERVED_TABLES
 from pipelines.engine.ipc import decode_rows
+from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA
 
 log = structlog.get_logger()
 
 STORED, REFUSED = "stored", "refused"
+COLUMNS_MAX = 500
 _SYSTEM_TABLES = {QUARANTINE: "quarantine", INCIDENTS: "incidents"}
+_SYSTEM_SCHEMAS = {"quarantine": lake_schema(QUARANTINE_SCHEMA), "incidents": lake_schema(INCIDENT_SCHEMA)}
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ class Outcome:
 
 
 class Settler:
-    """Not for two threads at once."""
+    """Not for two threads at once. `tables_of` gives the lake tables of a registered version (pipeline, digest), else nothing."""
 
-    def __init__(self, lake: Lake, refused_dir: Path) -> None:
-        self._lake, self._refused_dir = lake, refused_dir
+    def __init__(self, lake: Lake, refused_dir: Path, tables_of: Callable[[str, str], Collection[str]]) -> None:
+        self._lake, self._refused_dir, self._tables_of = lake, refused_dir, tables_of
         refused_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def settle(self, uploads: Sequence[Upload], now_us: int) -> list[Outcome]:
@@ -111,12 +114,26 @@ class Settler:
         except Misfit as misfit:
             return {s.digest: str(misfit) for s in segments}
         fresh = [s for s in undecided if s.header.seq > table.mark(s.header.key)]
-        batches, refusals = _fit(fresh, table.schema, now_us)
+        strays = {s.digest: why for s in fresh if (why := self._stray(s))}
+        batches, fits = _fit([s for s in fresh if s.digest not in strays], table.schema, now_us)
+        refusals = strays | fits
         self._refuse(fresh, refusals)
         verdicts |= {s.digest: "" for s in undecided} | refusals
         if batches:
             verdicts |= self._append(name, [s for s in fresh if s.digest not in refusals], batches, now_us)
         return verdicts
+
+    def _stray(self, segment: Segment) -> str:
+        """Why the segment may not write into its table, "" when it may: a system table's own kind, or a version's own sink."""
+        header = segment.header
+        expected = _SYSTEM_TABLES.get(header.kind)
+        if (expected is not None and header.table != expected) or (expected is None and header.table in RESERVED_TABLES):
+            return f"rows of kind {header.kind} may not go into the table {header.table}"
+        if expected is None and header.table not in self._tables_of(header.pipeline, header.version):
+            return (
+                f"{header.version[:19]} is no version of {header.pipeline} registered here that writes the table {header.table}"
+            )
+        return ""
 
     def _append(self, name: str, segments: list[Segment], batches: list[pa.Table], now_us: int) -> dict[str, str]:
         """Verdicts on segments that fit their table, of which the lake itself may refuse some."""
@@ -193,7 +210,8 @@ def _fit(segments: list[Segment], schema: pa.Schema | None, now_us: int) -> tupl
     for segment in segments:
         try:
             rows = _rows(segment)
-            merged = merged_schema(user, rows.schema)
+            merged = merged_schema(_SYSTEM_SCHEMAS.get(segment.header.table, user), rows.schema)
+            _check_columns(segment.header.table, merged)
             conform(rows, merged)
         except (Misfit, Refused, pa.ArrowException) as error:
             refusals[segment.digest] = _first_line(error)
@@ -210,11 +228,18 @@ def _fit(segments: list[Segment], schema: pa.Schema | None, now_us: int) -> tupl
     return [_with_lineage(s, conform(rows, user), now_us).select(names) for s, rows in fitting], refusals
 
 
+def _check_columns(table: str, schema: pa.Schema) -> None:
+    """Raises `Misfit` for a table that must not grow this way."""
+    fixed = _SYSTEM_SCHEMAS.get(table)
+    more = [name for name in schema.names if fixed is not None and name not in fixed.names]
+    if more:
+        raise Misfit(f"column {more[0]} is none of the table {table}")
+    if len(schema) > COLUMNS_MAX:
+        raise Misfit(f"the table would have {len(schema)} columns, {COLUMNS_MAX} are the most")
+
+
 def _rows(segment: Segment) -> pa.Table:
     header = segment.header
-    expected = _SYSTEM_TABLES.get(header.kind)
-    if (expected is not None and header.table != expected) or (expected is None and header.table in RESERVED_TABLES):
-        raise Misfit(f"rows of kind {header.kind} may not go into the table {header.table}")
     rows = decode_rows(segment.payload)
     if rows.num_rows != header.rows:
         raise Misfit(f"the header says {header.rows} rows, the payload has {rows.num_rows}")

@@ -9,6 +9,7 @@ from typing import Any
 import nats
 import pyarrow as pa
 from nats.aio.client import Client, RawCredentials
+from server_process import PRESS
 
 from pipelines.contract import messages, subjects
 from pipelines.contract.artifact import Artifact
@@ -21,6 +22,7 @@ from pipelines.contract.spec import load_spec
 from pipelines.contract.token import JoinToken
 from pipelines.engine.ipc import encode_rows
 
+PRESS_DIGEST = sha256(load_spec(PRESS).canonical_bytes())
 STAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -51,8 +53,10 @@ def incident_rows(incident: str, transition: str, **more: str) -> pa.Table:
 class Stream:
     """Seals one run of one stream."""
 
-    def __init__(self, node: str, key: Key, name: str, table: str, run: str | None = None, kind: str = ROWS) -> None:
-        self.node, self.key, self.name, self.table, self.kind = node, key, name, table, kind
+    def __init__(
+        self, node: str, key: Key, name: str, table: str, run: str | None = None, kind: str = ROWS, version: str = "sha256:v"
+    ) -> None:
+        self.node, self.key, self.name, self.table, self.kind, self.version = node, key, name, table, kind, version
         self.run = run or os.urandom(8).hex()
         self.sealed: list[Segment] = []
 
@@ -62,7 +66,7 @@ class Stream:
             "node": self.node, "run": self.run, "stream": self.name, "seq": len(self.sealed) + 1,
             "previous": self.sealed[-1].digest if self.sealed else "", "kind": self.kind, "table": self.table,
             "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload),
-            "pipeline": "press", "version": "sha256:v", "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1,
+            "pipeline": "press", "version": self.version, "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1,
             "clock": "synced", "engine": "test", "positions": {"sim": {"to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
         }  # fmt: skip
         segment = encode(SegmentHeader(**{**fields, **overrides}), payload, self.key)
@@ -169,7 +173,7 @@ class FakeNode:
         await self.client.flush()
 
     def stream(self, name: str = "rows", table: str = "press_rows", **options: Any) -> Stream:
-        return Stream(self.id, self.key, name, table, **options)
+        return Stream(self.id, self.key, name, table, **{"version": PRESS_DIGEST, **options})
 
     def incidents(self) -> Stream:
         return self.stream("incidents", "incidents", kind=INCIDENTS)

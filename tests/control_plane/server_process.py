@@ -38,6 +38,8 @@ schema:
   value: {type: double}
 sinks:
   rows: {lake: {table: press_rows}}
+  zero: {lake: {table: t0}}
+  one: {lake: {table: t1}}
 """
 
 
@@ -62,6 +64,12 @@ class ServerProcess:
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, text=True)
         wait_until(self._answers, 30, lambda: f"the server does not answer:\n{self.said()}")
         return self
+
+    def apply(self, text: str = PRESS) -> str:
+        """Register a version; its digest."""
+        file = self.data_dir.parent / "press.yaml"
+        file.write_text(text)
+        return str(self.json("apply", str(file))["versions"][0]["digest"])
 
     def kill(self) -> None:
         assert self.process

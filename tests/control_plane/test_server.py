@@ -19,7 +19,7 @@ from fake_node import FakeNode, ask_to_join, creds, incident_rows, rows
 from nats.aio.client import RawCredentials
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
-from server_process import PRESS, ServerProcess, free_port, run_cli, until, wait_until
+from server_process import ServerProcess, free_port, run_cli, until, wait_until
 from sqlalchemy.exc import OperationalError
 
 import control_plane.server
@@ -34,19 +34,12 @@ from pipelines.contract.node_state import Note, Reported
 from pipelines.contract.token import JoinToken
 
 
-def apply_press(server: ServerProcess, text: str = PRESS) -> None:
-    file = server.data_dir.parent / "press.yaml"
-    file.write_text(text)
-    done = server.cli("apply", str(file))
-    assert done.returncode == 0, done.stderr
-
-
 def node_row(server: ServerProcess, name: str) -> dict[str, object]:
     return dict(server.client.get(f"/v1/nodes/{name}"))
 
 
 def test_a_node_joins_runs_what_is_deployed_and_converges(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
 
     async def story() -> None:
         node = await FakeNode.join(server.token("--label", "site=lyon"), "lyon-1")
@@ -72,7 +65,7 @@ def test_a_node_joins_runs_what_is_deployed_and_converges(server: ServerProcess)
 
 
 def test_a_node_that_joins_late_gets_deployments_and_rules(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
     assert server.cli("deploy", "press", "-s", "all").returncode == 0
     assert server.cli("set", "press", "mode=night", "-s", "site=lyon").returncode == 0
 
@@ -167,6 +160,8 @@ def test_a_hostile_document_is_refused_and_visible(server: ServerProcess) -> Non
 
 
 def test_i11_no_message_of_a_node_ends_the_control_plane(server: ServerProcess) -> None:
+    server.apply()
+
     async def story() -> None:
         node = await FakeNode.join(server.token(), "pi")
         header = json.dumps({"format": 1, "node": node.id, "nonce": "\ud800", "streams": [], "_blobs": []}).encode()
@@ -241,7 +236,7 @@ def test_acknowledged_here_it_reaches_the_node_and_everybody_knows(server: Serve
 
 
 def test_why_says_the_cause_first(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
 
     def cause(*words: str) -> str:
         return str(server.json("why", *words)["cause"])
@@ -283,7 +278,7 @@ def test_why_says_the_cause_first(server: ServerProcess) -> None:
 
 
 def test_writes_say_what_they_touch_and_a_dry_run_changes_nothing(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
 
     async def story() -> None:
         node = await FakeNode.join(server.token(), "pi")
@@ -306,7 +301,7 @@ def test_writes_say_what_they_touch_and_a_dry_run_changes_nothing(server: Server
 
 
 def test_bad_requests_get_one_line_and_a_fix(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
     for words, status, text in [
         (("deploy", "pres", "-s", "all"), 1, "known pipelines: press"),
         (("deploy", "press@9", "-s", "all"), 1, "its versions are 1 to 1"),
@@ -366,6 +361,8 @@ def test_start_and_reach_problems_are_told(tmp_path: Path) -> None:
 
 
 def test_nats_server_dies_and_comes_back_on_its_port(server: ServerProcess) -> None:
+    server.apply()
+
     async def story() -> None:
         node = await FakeNode.join(server.token(), "pi")
         stream = node.stream()
@@ -405,6 +402,7 @@ def test_off_loopback_nodes_come_in_over_tls(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "data", "--listen", "0.0.0.0", "--public-url", f"nats://localhost:{port}")
     server.nats_port = port
     server.start()
+    server.apply()
 
     async def story() -> None:
         text = server.token()
@@ -427,6 +425,7 @@ def test_i2_i3_killed_at_random_nothing_is_lost_or_doubled(tmp_path: Path) -> No
     dice = random.Random(seed)
     print(f"seed {seed}")
     server = ServerProcess(tmp_path / "data").start()
+    server.apply()
 
     async def story() -> None:
         node = await FakeNode.join(server.token(), "pi")
@@ -492,7 +491,7 @@ def _lake(server: ServerProcess, table: str, *columns: str) -> list[dict[str, ob
 
 
 def test_i8_silence_is_unknown_not_failed(server: ServerProcess) -> None:
-    apply_press(server)
+    server.apply()
     server.cli("deploy", "press", "-s", "all")
 
     async def story() -> None:

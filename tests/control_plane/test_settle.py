@@ -20,9 +20,14 @@ from control_plane.durable import sync_filesystem
 from control_plane.lake import Lake
 from control_plane.settle import Outcome, Settler, Upload
 from pipelines.contract.keys import Key
-from pipelines.contract.segment import INCIDENTS, LEDGER, Segment, StreamKey
+from pipelines.contract.segment import INCIDENTS, LEDGER, QUARANTINE, Segment, StreamKey
+from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA
 
 KEY = Key.from_entropy(bytes(range(32)))
+
+
+def tables_of(pipeline: str, digest: str) -> set[str]:
+    return {"t", "u"} if (pipeline, digest) == ("press", "sha256:v") else set()
 
 
 class Rig:
@@ -31,7 +36,7 @@ class Rig:
         self.restart()
 
     def restart(self) -> None:
-        self.settler = Settler(Lake(self.directory / "lake"), self.directory / "refused")
+        self.settler = Settler(Lake(self.directory / "lake"), self.directory / "refused", tables_of)
 
     def send(self, *segments: Segment) -> Outcome:
         upload = Upload("n1", KEY.public, [s.data for s in segments])
@@ -311,6 +316,35 @@ def test_system_tables_take_only_their_kind(rig: Rig) -> None:
     outcome = rig.send(good, bad)
     assert [why for _, _, why in outcome.refused] == ["rows of kind incidents may not go into the table t"]
     assert [r["incident"] for r in rig.table("incidents")] == ["i1"]
+
+
+@pytest.mark.parametrize(("kind", "table"), [(INCIDENTS, "incidents"), (QUARANTINE, "quarantine")])
+def test_no_node_shapes_a_system_table(rig: Rig, kind: str, table: str) -> None:
+    source = stream("s", table, kind=kind)
+    poison = pa.table({"at" if kind == INCIDENTS else "offset": ["text"]})
+    more = pa.table({"pipeline": ["press"], "mine": [1]})
+    outcome = rig.send(source.seal(poison), source.seal(more), source.seal(pa.table({"pipeline": ["press"]})))
+    assert mark(outcome) == 3
+    assert ["in the segment" in outcome.refused[0][2], outcome.refused[1][2]] == [
+        True,
+        f"column mine is none of the table {table}",
+    ]
+    schema = INCIDENT_SCHEMA if kind == INCIDENTS else QUARANTINE_SCHEMA
+    assert set(schema.names) <= set(rig.table(table)[0]) and len(rig.table(table)) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"version": "sha256:other"}, {"pipeline": "saw"}, {"table": "elsewhere"}])
+def test_only_a_registered_versions_own_sink_writes_a_table(rig: Rig, wrong: dict[str, str]) -> None:
+    source = stream(table=wrong.get("table", "t"))
+    outcome = rig.send(source.seal(rows(1.0), **{k: v for k, v in wrong.items() if k != "table"}))
+    assert mark(outcome) == 1 and "registered here" in outcome.refused[0][2] and rig.settler._lake.names() == ["segments"]
+
+
+def test_a_table_has_a_limit_of_columns(rig: Rig) -> None:
+    source = stream()
+    wide = pa.table({f"c{n}": [1.0] for n in range(501)})
+    outcome = rig.send(source.seal(wide), source.seal(wide.select(range(499))), source.seal(rows(1.0)))
+    assert [seq for _, seq, _ in outcome.refused] == [1, 3] and "500 are the most" in outcome.refused[0][2]
 
 
 def test_a_header_only_segment_moves_the_mark_and_keeps_its_ledgers(rig: Rig) -> None:
