@@ -16,7 +16,7 @@ from pipelines.contract import subjects
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.messages import Join, JoinReply
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, prove
 
 CONNECT_WITHIN_S = 15.0
 _REPLY_S = 10.0
@@ -69,7 +69,9 @@ async def _ask(token: JoinToken, key: Key, name: str) -> JoinReply:
         if not link.is_up:
             raise _not_connected(token, link.trouble)
         request = Join(key.public, secrets.token_hex(8), name, facts())
-        raw = await link.request(subjects.join(token.id), request.seal(key), _REPLY_S)
+        raw = await link.request(
+            subjects.join(token.id), request.seal(key, [prove(Key(token.seed), request.nonce, key.public)]), _REPLY_S
+        )
     except LinkDown as error:
         raise OutOfReach(error.cause, op="join", place=token.url, hint="is the control plane running? `tidewire up`") from None
     finally:

@@ -73,7 +73,8 @@ class StateSync:
         request = ArtifactRequest(node, secrets.token_hex(8), digest, offset)
         raw = await self._link.request(subjects.artifact(node), request.pack(), self._config.request_timeout_s)
         reply, blobs = ArtifactReply.unseal(self._identity.control, raw)
-        if reply.nonce != request.nonce or reply.error or len(blobs) != 2 or not 0 <= reply.size <= ARTIFACT_BYTES_MAX:
+        is_answer = (reply.nonce, reply.node) == (request.nonce, node)
+        if not is_answer or reply.error or len(blobs) != 2 or not 0 <= reply.size <= ARTIFACT_BYTES_MAX:
             raise Refused(reply.error or "not an answer to what was asked", op="fetch artifact", place=digest)
         return reply, blobs[0], blobs[1]
 
@@ -98,7 +99,7 @@ class StateSync:
         data = request.seal(identity.key, [document.save()] if with_document else [])
         raw = await self._link.request(subjects.state(identity.node), data, self._config.request_timeout_s)
         reply, blobs = ExchangeReply.unseal(identity.control, raw)
-        if reply.nonce != request.nonce or reply.error:
+        if (reply.nonce, reply.node) != (request.nonce, identity.node) or reply.error:
             raise Refused(reply.error or "the answer belongs to another question", op="exchange", place=identity.node)
         await self._take_over(reply, blobs)
         return reply

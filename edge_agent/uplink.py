@@ -139,7 +139,7 @@ class Uplink:
         request = Upload(self._node, secrets.token_hex(8), streams)
         data = await self._link.request(subjects.data(self._node), request.pack(blobs), self._timeout_s)
         receipts, _ = Receipts.unseal(self._control, data)
-        if receipts.nonce != request.nonce:
+        if (receipts.nonce, receipts.node) != (request.nonce, self._node):
             raise Refused("the answer belongs to another question", op="upload", place=self._node)
         for run, stream, seq, reason in receipts.refused:
             _log.error("the control plane refused a segment and keeps it aside", run=run, stream=stream, seq=seq, reason=reason)

@@ -71,6 +71,7 @@ class FakeControl:
         self.busy = 0  # this many uploads are answered `busy`
         self.mute = 0  # this many uploads are stored, but never answered
         self.manifest: SignedManifest | None = None
+        self.labels: dict[str, str] = {}
         self._order = (1, 0)
 
     async def serve(self, broker: Broker) -> None:
@@ -94,7 +95,7 @@ class FakeControl:
             self.artifacts[version.digest] = (artifact, version.number)
         self._order = (self._order[0], self._order[1] + 1)
         assignments = {v.pipeline: Assignment(v.digest, v.number, params, "ann", "because") for v in versions}
-        self.manifest = SignedManifest.sign(Manifest(self.node, *self._order, assignments), self.key)
+        self.manifest = SignedManifest.sign(Manifest(self.node, *self._order, assignments, self.labels), self.key)
         if poke:
             await self.poke()
 
@@ -115,7 +116,7 @@ class FakeControl:
         self.requests.append(f"send {len(blobs)}" if blobs else "ask")
         if blobs and self.busy:
             self.busy -= 1
-            await message.respond(messages.Receipts(request.nonce, error="busy").seal(self.key))
+            await message.respond(messages.Receipts(request.nonce, error="busy", node=self.node).seal(self.key))
             return
         touched: list[tuple[str, str]] = [(run, stream) for run, stream in request.streams]
         touched += [self._store(decode(blob, self._node_public)) for blob in blobs]
@@ -126,7 +127,7 @@ class FakeControl:
         for run, stream in dict.fromkeys(touched):
             stored = self.lake.get((run, stream), [])
             marks.append([run, stream, len(stored), stored[-1].digest if stored else ""])
-        await message.respond(messages.Receipts(request.nonce, marks).seal(self.key))
+        await message.respond(messages.Receipts(request.nonce, marks, node=self.node).seal(self.key))
 
     def _store(self, segment: Segment) -> tuple[str, str]:
         key = (segment.header.run, segment.header.stream)
@@ -141,7 +142,7 @@ class FakeControl:
             self.document = self.document.merged(blobs[0], author=self.node)
         newer = self.manifest is not None and self._order > (request.term, request.generation)
         differs = self.document.digest() != request.document
-        reply = messages.ExchangeReply(request.nonce, self.document.digest(), 0, newer, differs)
+        reply = messages.ExchangeReply(request.nonce, self.document.digest(), 0, newer, differs, node=self.node)
         out = [self.manifest.body, self.manifest.signature] if newer and self.manifest else []
         await message.respond(reply.seal(self.key, [*out, *([self.document.save()] if differs else [])]))
 
@@ -149,7 +150,7 @@ class FakeControl:
         request, _ = messages.ArtifactRequest.unpack(message.data)
         artifact, number = self.artifacts[request.digest]
         chunk = artifact.data[request.offset : request.offset + CHUNK_BYTES_MAX]
-        reply = messages.ArtifactReply(request.nonce, artifact.kind, len(artifact.data), number)
+        reply = messages.ArtifactReply(request.nonce, artifact.kind, len(artifact.data), number, node=self.node)
         await message.respond(reply.seal(self.key, [chunk, artifact.signature]))
 
     async def _on_heartbeat(self, message: Msg) -> None:

@@ -29,6 +29,7 @@ class Peer:
         self.runs: dict[tuple[str, str], list[Segment]] = {}
         self.refuses: set[str] = set()
         self.requests = 0
+        self.names = NODE  # whom its answers name
         self.blobs_max = 0
         self.is_silent = False
         self.on_link: list[Callable[[], None]] = []
@@ -52,7 +53,7 @@ class Peer:
         return self._reply(request.nonce, marks, "; ".join(errors))
 
     def _reply(self, nonce: str, marks: list[list[object]], error: str) -> bytes:
-        return messages.Receipts(nonce, marks, error=error).seal(self.key)
+        return messages.Receipts(nonce, marks, error=error, node=self.names).seal(self.key)
 
     def _store(self, segment: Segment) -> tuple[str, str]:
         key = (segment.header.run, segment.header.stream)
@@ -171,6 +172,16 @@ def test_a_stream_that_is_refused_does_not_hold_up_the_others(tmp_path: Path) ->
         await until(lambda: drained(store))
         assert peer.numbers("bad") == [1, 2]
         assert not uplink.trouble
+
+    with_uplink(tmp_path, test)
+
+
+def test_i3_a_receipt_for_another_node_frees_nothing(tmp_path: Path) -> None:
+    async def test(store: Store, peer: Peer, uplink: Uplink) -> None:
+        peer.names = "n2"
+        await put(store, 1)
+        await until(lambda: "another question" in uplink.trouble)
+        assert (await store.backlog()).segments == 1
 
     with_uplink(tmp_path, test)
 
