@@ -138,9 +138,9 @@ class Agent:
         self._obstacles = {name: status for name, status in self._obstacles.items() if name in assignments}
         stored = await self._load_versions(assignments)
         stopping = {name for name, keeper in self.keepers.items() if not keeper.wanted_digest}  # their end wakes us
-        running = {n: Running(k.wanted_digest, k.params) for n, k in self.keepers.items() if n not in stopping}
+        running = {n: Running(k.wanted_digest, k.params, k.labels) for n, k in self.keepers.items() if n not in stopping}
         startable = {name: assignment for name, assignment in assignments.items() if name not in stopping}
-        for action in reconcile(startable, self._fold(startable), running, stored):
+        for action in reconcile(startable, self._fold(startable), running, stored, self.record.manifest.labels):
             await self._perform(action)
         await self._hand_over_acknowledgements()
         await self._report()
@@ -196,7 +196,7 @@ class Agent:
                 self._track(self._keeping, self._keep(keeper))
             case Replace(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
-                await self.keepers[pipeline].replace(self._versions[digest], params)
+                await self.keepers[pipeline].replace(self._versions[digest], params, self._services())
             case UpdateParams(pipeline, params):
                 await self.keepers[pipeline].update_params(params)
             case Stop(pipeline):

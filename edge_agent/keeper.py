@@ -67,7 +67,13 @@ class Keeper:
     def pid(self) -> int:
         return self.host.pid if self.host else 0
 
-    async def replace(self, version: PipelineVersion, params: Params) -> None:
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The node's labels, as the pipeline knows them."""
+        return self._services.node.labels
+
+    async def replace(self, version: PipelineVersion, params: Params, services: Services) -> None:
+        self._services = services
         self._wanted, self.params, self.deaths, self._lost = version, dict(params), 0, ""
         await self._interrupt()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from pipelines.contract.node_state import Assignment, Scalar
 
@@ -12,10 +13,11 @@ Params = Mapping[str, Scalar]
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A pipeline that is kept running (it may be between two tries), with the parameters it was last given."""
+    """A pipeline that is kept running (it may be between two tries), with the parameters and node labels it was last given."""
 
     digest: str
     params: Params
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +61,26 @@ def reconcile(
     effective: Mapping[str, Params],
     running: Mapping[str, Running],
     stored: Collection[str],
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Action]:
     """The actions that lead from `running` to `assignments`, stops first.
 
     `effective` are the folded parameters of the assigned pipelines; one that is missing there (its version cannot be read, or a
-    value does not fit) is left as it is. `stored` are the digests of the artifacts on the node.
+    value does not fit) is left as it is. `stored` are the digests of the artifacts on the node. A runner knows the node's
+    `labels` from its start on, so other ones replace it, by the same version if need be.
     """
     actions: list[Action] = [Stop(name) for name in sorted(running.keys() - assignments.keys())]
     for name, assignment in sorted(assignments.items()):
         if assignment.digest not in stored:
             actions.append(FetchArtifact(name, assignment.digest))
         elif name in effective:
-            actions += _bring_to(name, assignment.digest, effective[name], running.get(name))
+            actions += _bring_to(name, assignment.digest, effective[name], labels, running.get(name))
     return actions
 
 
-def _bring_to(name: str, digest: str, params: Params, now: Running | None) -> list[Action]:
+def _bring_to(name: str, digest: str, params: Params, labels: Mapping[str, str], now: Running | None) -> list[Action]:
     if now is None:
         return [Start(name, digest, params)]
-    if now.digest != digest:
+    if now.digest != digest or dict(now.labels) != dict(labels):
         return [Replace(name, digest, params)]
     return [UpdateParams(name, params)] if dict(now.params) != dict(params) else []

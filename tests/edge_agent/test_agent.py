@@ -302,6 +302,18 @@ async def test_the_local_api_is_for_the_owner_only(world: World) -> None:
     assert not path.exists()
 
 
+@with_control
+async def test_a_running_pipeline_learns_that_the_nodes_labels_changed(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY))
+        await until(lambda: phase(world) == "1 running")
+        pid = agent.keepers["press"].pid
+        world.control.labels = {"site": "oslo"}
+        await world.control.assign(version(READY))
+        await until(lambda: agent.keepers["press"].pid not in (0, pid) and agent.keepers["press"].is_ready)
+        assert agent.keepers["press"].labels == {"site": "oslo"}
+
+
 async def _drained(agent: Agent) -> bool:
     return (await agent.store.backlog()).segments == 0
 

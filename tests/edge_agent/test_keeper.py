@@ -38,7 +38,7 @@ async def change(services: Services, old: PipelineVersion, new: PipelineVersion,
         return (await services.store.checkpoint("p")).positions == {"numbers": 2}
 
     await until(has_committed)
-    await keeper.replace(new, after)
+    await keeper.replace(new, after, services)
     await until(lambda: keeper.version is new and keeper.status.phase == "running")
     status = keeper.status
     await keeper.suspend()

@@ -35,3 +35,9 @@ def test_other_parameters_are_given_to_the_running_one() -> None:
 
 def test_what_cannot_be_folded_is_left_as_it_is() -> None:
     assert reconcile({"p": TWO}, {}, {"p": Running("d1", {})}, {"d2"}) == []
+
+
+def test_other_labels_replace_the_runner_by_the_same_version() -> None:
+    running = {"p": Running("d1", {}, {"site": "lyon"})}
+    assert reconcile({"p": ONE}, {"p": {}}, running, {"d1"}, {"site": "lyon"}) == []
+    assert reconcile({"p": ONE}, {"p": {}}, running, {"d1"}, {"site": "oslo"}) == [Replace("p", "d1", {})]
