@@ -8,7 +8,7 @@ import json
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -37,10 +37,22 @@ def main() -> None:
     try:
         app()
     except TidewireError as error:
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        sys.exit(error.exit_status)
+        _end(error)
+    except BaseExceptionGroup as group:  # of the agent's tasks
+        known, _ = group.split(TidewireError)
+        if known is None:
+            raise
+        _end(known)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end(error: BaseException) -> NoReturn:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, TidewireError)
+    print(*error.lines(), sep="\n", file=sys.stderr)
+    sys.exit(error.exit_status)
 
 
 @app.callback(invoke_without_command=True)

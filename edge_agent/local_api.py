@@ -79,7 +79,14 @@ class _Server(uvicorn.Server):
 def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)  # the lock on the store says that no other agent uses it
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(path))
+    try:
+        sock.bind(str(path))
+    except OSError as error:
+        sock.close()
+        raise TidewireError(
+            f"its socket cannot be made: {error}", op="run", place=str(path),
+            hint="the data directory must be writable and its path shorter than about 95 bytes: --data-dir",
+        ) from None  # fmt: skip
     path.chmod(0o600)
     return sock
 

@@ -16,12 +16,13 @@ from nats.aio.msg import Msg
 from support import new_key
 
 from edge_agent import join as join_module
+from edge_agent.config import Identity
 from edge_agent.join import join
 from pipelines.contract import subjects
 from pipelines.contract.errors import OutOfReach, Refused
 from pipelines.contract.keys import SIGNATURE_BYTES, Key
 from pipelines.contract.messages import Join, JoinReply
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, is_proven
 
 
 class Office:
@@ -29,10 +30,11 @@ class Office:
 
     def __init__(self, broker: Broker, lose: int = 0, error: str = "") -> None:
         self.broker, self.lose, self.error, self.key = broker, lose, error, new_key()
+        self.token_key = new_key()
         self.members: list[str] = []
 
     def token(self, signer: Key | None = None) -> JoinToken:
-        return JoinToken("tok", self.broker.url, (signer or self.key).public, "", "")
+        return JoinToken("tok", self.broker.url, (signer or self.key).public, "", self.token_key.seed)
 
     async def open(self) -> None:
         self._client = await nats.connect(self.broker.url)
@@ -44,7 +46,8 @@ class Office:
 
     async def _answer(self, message: Msg) -> None:
         claimed, _ = Join.unpack(message.data[SIGNATURE_BYTES:])
-        request, _ = Join.unseal(claimed.public, message.data)
+        request, [proof] = Join.unseal(claimed.public, message.data)
+        assert is_proven(self.token_key.public, request.nonce, request.public, proof)
         if request.public not in self.members:
             self.members.append(request.public)
         if self.lose:
@@ -128,3 +131,12 @@ def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "home" / "agent.yaml").write_text("hartbeat_s: 3\n")
     status, said = run(tmp_path, "status")
     assert (status, "hartbeat_s" in said, "agent.yaml" in said) == (1, True, True)
+
+
+def test_a_data_directory_whose_path_is_too_long_is_told_in_one_line(tmp_path: Path) -> None:
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    Identity(node="n", name="n", seed=new_key().seed, user_jwt="", control="", author="", url="nats://127.0.0.1:1").save(place)
+    status, said = run(tmp_path, "run", "--data-dir", str(place))
+    told = [line for line in said.splitlines() if "AF_UNIX" in line or "fix: " in line]
+    assert (status, len(told)) == (1, 2), said
