@@ -164,6 +164,8 @@ class NatsLink:
 
     async def _open(self, client: Client, on_closed: Callable[[], Awaitable[None]]) -> None:
         await client.connect(**self._options(on_closed))
+        if self._login.ca and not _is_encrypted(client):
+            raise ssl.SSLError("the broker does not encrypt")
         for subject, callback in self._subscriptions.items():
             await client.subscribe(subject, cb=_ignoring_content(callback))
 
@@ -186,6 +188,7 @@ class NatsLink:
             options["user_credentials"] = RawCredentials(_credentials(login))
         if login.ca:
             options["tls"] = _tls_context(login.ca)
+            options["tls_handshake_first"] = True  # or whoever is in between could say that there is no TLS, and read all
         return options
 
     async def _on_error(self, error: Exception) -> None:
@@ -227,6 +230,11 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
         task.result()
     finally:
         task.cancel()
+
+
+def _is_encrypted(client: Client) -> bool:
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)  # nats-py offers no way to ask
+    return writer is not None and writer.get_extra_info("ssl_object") is not None
 
 
 async def _abandon(client: Client) -> None:

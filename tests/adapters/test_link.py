@@ -15,10 +15,13 @@ from typing import Any
 
 import nats
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from control_plane.tls import _authority, open_tls
 from edge_agent import link as link_module
 from edge_agent.link import LinkDown, Login, NatsLink
 from pipelines.contract.errors import Refused
+from pipelines.contract.keys import Key
 
 NATS_SERVER = str(Path(sys.executable).parent / "nats-server")
 CONFIG = """
@@ -254,3 +257,54 @@ async def _eventually_echo(link: NatsLink) -> bytes:
                 return await link.request("ask.echo", b"again", 2)
             except LinkDown:
                 await asyncio.sleep(0.05)
+
+
+TLS = 'port: {port}\nhost: 127.0.0.1\ntls {{ cert_file: "CERTIFICATE", key_file: "KEY", handshake_first: true }}\n'
+
+
+@pytest.fixture
+def tls_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Broker, str]]:
+    files = open_tls(tmp_path / "tls", "127.0.0.1")
+    text = TLS.replace("CERTIFICATE", str(files.certificate)).replace("KEY", str(files.key))
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", text)
+    broker = Broker(tmp_path)
+    yield broker, files.ca_pem
+    broker.kill()
+
+
+def test_with_an_authority_the_link_is_encrypted(tls_broker: tuple[Broker, str]) -> None:
+    broker, authority = tls_broker
+
+    async def go() -> None:
+        async with linked(broker.port, url=f"nats://127.0.0.1:{broker.port}", ca=authority) as link:
+            await up(link)
+            assert link._client is not None
+            assert link_module._is_encrypted(link._client)
+
+    asyncio.run(go())
+
+
+def test_i13_a_broker_that_says_it_has_no_tls_gets_not_one_word() -> None:
+    heard = bytearray()
+    was_here = asyncio.Event()
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576,"headers":true,"nonce":"abc"}\r\n')
+        heard.extend(await reader.read(65536))
+        was_here.set()
+        writer.close()
+
+    async def go() -> None:
+        server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        key = Key.from_entropy(b"k" * 32)
+        authority = _authority()[1].public_bytes(serialization.Encoding.PEM).decode()
+        async with linked(port, url=f"nats://127.0.0.1:{port}", ca=authority, jwt="the-jwt", seed=key.seed) as link:
+            async with asyncio.timeout(15):
+                await was_here.wait()
+            assert not link.is_up
+        server.close()
+
+    asyncio.run(go())
+    assert heard[:1] == b"\x16", "a TLS handshake, before anything else"
+    assert b"the-jwt" not in heard
