@@ -61,6 +61,7 @@ class Settler:
 
     def settle(self, uploads: Sequence[Upload], now_us: int) -> list[Outcome]:
         """Store what continues the lake, answer each upload. After an exception the lake may hold part; sending again heals."""
+        self._lake.renew()
         try:
             return self._settle(uploads, now_us)
         except Exception:

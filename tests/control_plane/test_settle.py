@@ -158,6 +158,36 @@ def test_i2_a_refused_segment_stays_refused_after_a_crash(rig: Rig, monkeypatch:
     assert ("not this one" if by_lake else "string in the segment") in outcome.refused[0][2]
 
 
+def test_i2_marks_survive_compaction_and_new_handles(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import control_plane.lake as lake
+
+    monkeypatch.setattr(lake, "COMMITS_PER_HANDLE", 2)
+    monkeypatch.setattr(lake, "COMMITS_PER_COMPACTION", 6)
+    source, opened = stream(), []
+    open_table = lake._open
+    monkeypatch.setattr(lake, "_open", lambda path: opened.append(path.name) or open_table(path))
+    for _ in range(8):
+        assert mark(rig.send(source.seal(rows(1.0)))) == len(source.sealed)
+    assert opened.count("t") > 3, "the handle is renewed"
+    assert len(DeltaTable(rig.directory / "lake" / "t").file_uris()) < 8, "small files are made into large ones"
+    rig.send(*source.sealed)
+    rig.restart()
+    assert mark(rig.send(*source.sealed)) == 8
+    assert sum(rig.ids().values()) == 8 and max(rig.ids().values()) == 1 and len(rig.table("segments")) == 8
+
+
+def test_a_renewal_that_fails_is_no_harm(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from control_plane.lake import LakeTable
+
+    def broken(_: object) -> bool:
+        raise OSError("No space left on device")
+
+    source = stream()
+    rig.send(source.seal(rows(1.0)))
+    monkeypatch.setattr(LakeTable, "renew", broken)
+    assert mark(rig.send(source.seal(rows(2.0)))) == 2 and sum(rig.ids().values()) == 2
+
+
 def test_i3_what_a_mark_tells_of_is_on_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     import control_plane.lake as lake
 
