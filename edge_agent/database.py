@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 
 import structlog
 
+from edge_agent.reserve import Reserve
+
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 _RETRY_S = 1.0  # a full disk is looked at again after this
+_PAGE_BYTES, _LOG_PAGES_MAX = 4096, 1000  # the log is folded into the file at 4 MiB, sooner on a small disk
+_PAGES_A_STEP = 256  # given back at once: a larger step would fill the log
 _FREE_PAGES_KEPT = 4096  # 16 MiB of free pages stay in the file for the next outage
 _WAITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY}
 _PRAGMAS = (
@@ -24,6 +28,7 @@ _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA journal_size_limit=16777216",
+    "PRAGMA secure_delete=OFF",  # Debian's SQLite turns it on: freeing would write every freed page once more
     "PRAGMA foreign_keys=ON",
     "PRAGMA busy_timeout=5000",
 )
@@ -41,14 +46,16 @@ class Database:
     """`write` queues; everything queued while a commit runs goes into the next transaction.
 
     When the disk is full or fails, requests wait and are tried again, each lane (say, a pipeline) in its own order, so that a
-    receipt that frees space is not held up by a commit that needs some. `trouble` then says why. Work may run more than once, so
-    it must touch nothing but the connection.
+    receipt that frees space is not held up by a commit that needs some: the reserve is given up for it, and until it is held
+    again only requests without a lane are tried. `trouble` then says why. Work may run more than once, so it must touch nothing
+    but the connection.
     """
 
     def __init__(self, path: Path, at_commit: Work[None] | None = None) -> None:
         self._path = path
         self._at_commit = at_commit
-        self._connection = connect(path)
+        self._reserve = Reserve(path.with_suffix(".reserve"))
+        self._connection = self._connect()
         self._reader = connect(path)
         self._reader.execute("PRAGMA query_only=ON")
         self._writing = ThreadPoolExecutor(1, "store-writer")
@@ -137,7 +144,8 @@ class Database:
         """Try each request alone until all are through; within a lane never past one that failed. Newer ones join `requests`."""
         while requests:
             self._note_trouble(error)
-            blocked: set[str] = set()
+            has_room = self._make_room()
+            blocked: set[str] = set() if has_room else {request.lane for request in requests if request.lane}
             left: list[_Request] = []
             for request in requests:
                 failure = None if request.lane in blocked else self._commit([request])
@@ -151,6 +159,19 @@ class Database:
             with self._lock:
                 requests[:] = left + self._claim_queued()
 
+    def _make_room(self) -> bool:
+        """Fold the log into the file and shorten both, with the reserve's room if need be. Whether the reserve is held after."""
+        try:
+            is_folded = _fold_log(self._connection)
+            for _ in range(0, _free_pages(self._connection) if is_folded else 0, _PAGES_A_STEP):
+                _give_pages_back(self._connection, _PAGES_A_STEP)
+                is_folded = _fold_log(self._connection)
+        except sqlite3.Error:
+            is_folded = False
+        if not is_folded:
+            self._reserve.give_up()
+        return self._reserve.hold()
+
     def _note_trouble(self, error: sqlite3.Error) -> None:
         if self.trouble != str(error):
             _log.error(
@@ -162,17 +183,22 @@ class Database:
         """A new writing connection in place of the suspect one, or why there is none yet."""
         try:
             self._connection.close()
-            self._connection = connect(self._path)
+            self._connection = self._connect()
         except sqlite3.Error as error:
             return error
         self._is_suspect = False
         return None
 
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(self._path)
+        pages = min(_LOG_PAGES_MAX, self._reserve.log_bytes_max // _PAGE_BYTES)
+        connection.execute(f"PRAGMA wal_autocheckpoint={max(pages, 16)}")
+        return connection
+
     def _vacuum(self) -> None:
         try:
-            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-            if free > _FREE_PAGES_KEPT and not self._closing.is_set():
-                self._connection.execute("PRAGMA incremental_vacuum(1024)").fetchall()
+            if _free_pages(self._connection) > _FREE_PAGES_KEPT and not self._closing.is_set():
+                _give_pages_back(self._connection, _PAGES_A_STEP)
         except sqlite3.Error as error:
             _log.warning("could not give free pages back", reason=str(error))
 
@@ -182,6 +208,21 @@ def connect(path: Path) -> sqlite3.Connection:
     for pragma in _PRAGMAS:
         connection.execute(pragma)
     return connection
+
+
+def _fold_log(connection: sqlite3.Connection) -> bool:
+    """Move the write-ahead log into the file and empty it. Whether that was done whole."""
+    ((busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return not busy
+
+
+def _free_pages(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def _give_pages_back(connection: sqlite3.Connection, pages: int) -> None:
+    """Shorten the file by so many free pages. The pragma works by steps: `execute` would take one of them, a script takes all."""
+    connection.executescript(f"PRAGMA incremental_vacuum({pages})")
 
 
 def _attempt(connection: sqlite3.Connection, work: Work[T]) -> tuple[T | None, Exception | None]:
