@@ -57,6 +57,7 @@ class Demo:
         self.problems: list[str] = []
         self.cut_at_s = self.healed_at_s = 0.0
         self.cut_blasts: list[Blast] = []
+        self.acknowledged = ""
         self._factory: asyncio.Task[None] | None = None
 
     # -- the story
@@ -122,8 +123,8 @@ class Demo:
         blasts_before = len(self.horn.blasts)
         self.view.say("THE LINK IS CUT. Readings keep coming, nodes carry on", "bold red")
         await self._heat("line a and line b overheat")
-        acknowledged = self._blast_of("press-a2").incident
-        await self._say_and_do_on(self._node("press-a2"), "ack", acknowledged, "--reason", "cooling opened")
+        self.acknowledged = self._blasts_of("press-a2")[-1].incident
+        await self._say_and_do_on(self._node("press-a2"), "ack", self.acknowledged, "--reason", "cooling opened")
         await self._cool()
         second = self._pipeline_file.read_text().replace(
             "  - enrich:", "  - derive:\n      over_limit_c: temp_c - $limit_c\n  - enrich:"
@@ -189,8 +190,8 @@ class Demo:
         known = {incident["id"]: incident for incident in incidents}
         for blast in self.cut_blasts:
             demand(blast.incident in known, f"incident {blast.incident} did not reach the control plane")
-        acknowledged = known.get(self._blast_of("press-a2", self.cut_blasts).incident, {})
-        demand("acknowledged" in json.dumps(acknowledged), "the acknowledgement did not reach the control plane")
+        acknowledged = json.dumps(known.get(self.acknowledged, {}))
+        demand("acknowledged" in acknowledged, "the acknowledgement did not reach the control plane")
         for node, row in zip(self.nodes, rows, strict=True):
             params = row["reported"].get(PIPELINE, {}).get("params", {})
             wanted = {"limit_c": 90.0 if node.name == "press-b1" else 85.0, "min_sensors": 5 if LINES[node.name] == "a" else 4}
@@ -231,7 +232,7 @@ class Demo:
         self.view.say(text, "yellow")
         for node in self.nodes:
             node.press.is_overheating = True
-        await self._wait("every horn", lambda: len(self.horn.blasts) >= count + len(self.nodes))
+        await self._wait("every horn", lambda: all(self._blasts_of(node.name, count) for node in self.nodes))
         blasts = self.horn.blasts[count:]
         shown = ", ".join(f"{blast.after_ms:.0f} ms" for blast in blasts)
         self.view.say(f"horn: {len(blasts)} incidents, sounded {shown} after the reading that raised them", "bold yellow")
@@ -280,8 +281,8 @@ class Demo:
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
-    def _blast_of(self, node: str, blasts: list[Blast] | None = None) -> Blast:
-        return next(blast for blast in (blasts or self.horn.blasts) if blast.message.startswith(node + ":"))
+    def _blasts_of(self, node: str, since: int = 0) -> list[Blast]:
+        return [blast for blast in self.horn.blasts[since:] if blast.message.startswith(node + ":")]
 
     async def _wait(self, what: str, holds: Any, within_s: float = SEE_S) -> None:
         deadline = time.monotonic() + within_s
