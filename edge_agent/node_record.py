@@ -12,7 +12,7 @@ from edge_agent.config import Identity
 from edge_agent.store import Store
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import canonical_json
+from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest
 
 _log = structlog.get_logger("state")
@@ -26,6 +26,7 @@ class NodeRecord:
         self._lock = asyncio.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self.document = NodeDocument()
+        self.manifest_digest = ""  # of the signed bytes
         self.is_agreed = False  # whether the document continues what the control plane has; nothing is written before it does
         self.manifest = Manifest(identity.node, 0, 0, labels=identity.labels)  # before the first one: nothing should run
 
@@ -38,6 +39,7 @@ class NodeRecord:
         try:
             if signed is not None:
                 self.manifest = signed.open(self._identity.node, self._identity.control)
+                self.manifest_digest = sha256(signed.body)
         except Refused as error:
             _log.error("the stored manifest does not verify; waiting for the control plane", reason=str(error))
         try:
@@ -52,12 +54,20 @@ class NodeRecord:
         manifest = signed.open(self._identity.node, self._identity.control)
         async with self._lock:
             if manifest.order <= self.manifest.order:
+                self._note_other(manifest, sha256(signed.body))
                 return False
             await self._store.save_state(None, signed)
-            self.manifest = manifest
+            self.manifest, self.manifest_digest = manifest, sha256(signed.body)
         _log.info("new manifest", term=manifest.term, generation=manifest.generation, pipelines=len(manifest.assignments))
         self._changed()
         return True
+
+    def _note_other(self, manifest: Manifest, digest: str) -> None:
+        if manifest.order == self.manifest.order and digest != self.manifest_digest:
+            _log.error(
+                "security: two manifests of one number (was the control plane restored?); keeping the first",
+                term=manifest.term, generation=manifest.generation, ours=self.manifest_digest, other=digest,
+            )  # fmt: skip
 
     async def merge(self, foreign: bytes) -> None:
         """Take over what the control plane's replica has. Raises `Refused` with ours untouched."""
@@ -79,7 +89,7 @@ class NodeRecord:
             if self.is_agreed or digest != self.document.digest():
                 return
             await self._store.save_state(self.document.save(), None)
-            self.is_agreed = True
+        self.is_agreed = True
         self._changed()
 
     async def report(self, pipeline: str, reported: Reported) -> None:

@@ -94,7 +94,12 @@ class StateSync:
         identity, record = self._identity, self._record
         document = record.document
         request = Exchange(
-            identity.node, secrets.token_hex(8), *record.manifest.order, document.digest(), has_document=with_document
+            identity.node,
+            secrets.token_hex(8),
+            *record.manifest.order,
+            document.digest(),
+            manifest=record.manifest_digest,
+            has_document=with_document,
         )
         data = request.seal(identity.key, [document.save()] if with_document else [])
         raw = await self._link.request(subjects.state(identity.node), data, self._config.request_timeout_s)

@@ -12,6 +12,7 @@ from edge_agent.config import Identity
 from edge_agent.node_record import NodeRecord
 from edge_agent.store import Store
 from pipelines.contract.document import NodeDocument
+from pipelines.contract.frames import sha256
 from pipelines.contract.node_state import Assignment, Manifest, Reported, SignedManifest
 
 CONTROL = new_key()
@@ -48,3 +49,14 @@ def test_i13_a_manifest_that_does_not_verify_leaves_the_document(tmp_path: Path)
     record = load(tmp_path, document.save(), SignedManifest(manifest().body, b"x" * 64))
     assert record.manifest.generation == 0
     assert set(record.document.reported()) == {"press"}
+
+
+def test_a_second_manifest_of_one_number_is_told_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = load(tmp_path, NodeDocument().save(), manifest())
+    assert record.manifest_digest == sha256(manifest().body)
+    other = SignedManifest.sign(Manifest(NODE, 1, 5, {"oven": Assignment("sha256:b", 2)}), CONTROL)
+    assert asyncio.run(record.accept_manifest(manifest())) is False
+    assert "security" not in capsys.readouterr().out
+    assert asyncio.run(record.accept_manifest(other)) is False
+    assert set(record.manifest.assignments) == {"press"}
+    assert "two manifests of one number" in capsys.readouterr().out
