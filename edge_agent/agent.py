@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import signal
+import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ import structlog
 from edge_agent import clock
 from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig, Identity
+from edge_agent.flapping import Flapping
 from edge_agent.host import NodeInfo, Services
 from edge_agent.keeper import Keeper, Params, Status
 from edge_agent.link import Link, LinkDown, Login, NatsLink
@@ -66,6 +68,7 @@ class Agent:
         self._keeping: set[asyncio.Task[None]] = set()
         self._handed: set[tuple[int, str]] = set()  # (runner, incident): acknowledgements a runner got
         self._wake, self._stopped = asyncio.Event(), asyncio.Event()
+        self._flapping, self._later = Flapping(), dict[str, asyncio.TimerHandle]()  # reports that wait
         self._booted = clock.wall_text()
         self.record.on_change(self.wake)
         link.on_change(self.wake)
@@ -271,8 +274,22 @@ class Agent:
         before = self.record.document.reported()
         for name in {*self.record.manifest.assignments, *self.keepers, *before}:
             now = self._reported(name, before.get(name))
-            if now is not None and now != before.get(name):
+            if now is not None and now != before.get(name) and self._may_report(name, before.get(name), now):
                 await self.record.report(name, now)
+
+    def _may_report(self, name: str, before: Reported | None, now: Reported) -> bool:
+        """Whether to write it now; what only flaps is written later, as it then is."""
+        is_other = before is None or (before.digest, before.params_digest) != (now.digest, now.params_digest)
+        if is_other or now.phase == "stopped":
+            self._flapping.forget(name)
+            return True
+        if wait_s := self._flapping.wait_s(name, time.monotonic()):
+            self._later[name] = self._later.get(name) or asyncio.get_running_loop().call_later(wait_s, self._report_late, name)
+        return not wait_s
+
+    def _report_late(self, name: str) -> None:
+        del self._later[name]
+        self.wake()
 
     def _reported(self, name: str, before: Reported | None) -> Reported | None:
         generation, keeper = self.record.manifest.generation, self.keepers.get(name)

@@ -19,6 +19,8 @@ from edge_agent import keeper as keeper_module
 from edge_agent import uplink as uplink_module
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, Identity
+from edge_agent.flapping import BURST
+from edge_agent.keeper import Status
 from edge_agent.link import Login, NatsLink
 from edge_agent.local_api import SOCKET
 from edge_agent.policy import Policy
@@ -312,6 +314,22 @@ async def test_a_running_pipeline_learns_that_the_nodes_labels_changed(world: Wo
         await world.control.assign(version(READY))
         await until(lambda: agent.keepers["press"].pid not in (0, pid) and agent.keepers["press"].is_ready)
         assert agent.keepers["press"].labels == {"site": "oslo"}
+
+
+@with_control
+async def test_i9_a_flapping_pipeline_does_not_fill_the_document(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY))
+        await until(lambda: phase(world) == "1 running")
+        writes = 0
+        for n in range(60):
+            before = agent.record.document.digest()
+            agent.keepers["press"].status = Status("pending" if n % 2 else "running", since=str(n))
+            await agent._report()
+            writes += agent.record.document.digest() != before
+        assert 0 < writes <= BURST
+        await world.control.assign(version(READY, {"commits": 1}, number=2))
+        await until(lambda: phase(world) == "2 running", "the version that mends it is reported at once")
 
 
 async def _drained(agent: Agent) -> bool:
