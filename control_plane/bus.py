@@ -76,6 +76,7 @@ class Bus:
             user_credentials=RawCredentials(self._creds),
             inbox_prefix=subjects.inbox("control"),
             tls=self._tls,
+            tls_handshake_first=self._tls is not None,
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             connect_timeout=5,
