@@ -7,9 +7,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from control_plane import store
 from control_plane.keys import KeyRing, new_key
@@ -17,10 +18,9 @@ from control_plane.store import now_us
 from control_plane.times import iso
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import sha256
 from pipelines.contract.keys import SIGNATURE_BYTES
 from pipelines.contract.messages import Join, JoinReply
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, is_proven
 
 _GRACE_S = 7 * 86400  # the token's NATS login outlives it by this, so that we can say "expired" where NATS would just hang up
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -31,25 +31,34 @@ _HINT = "make a new one: tidewire join-token create"
 def create_token(
     db: Connection, keys: KeyRing, *, url: str, ca: str, labels: Mapping[str, str], uses: int, ttl_s: int, by: str
 ) -> JoinToken:
-    """A new token. Only its hash is kept."""
+    """A new token. Only the public half of its login is kept."""
     now = now_us()
     expires = now + ttl_s * 1_000_000
     token_id, login = _random_id(10), new_key()
     jwt = keys.join_jwt(token_id, login.public, now // 1_000_000, expires // 1_000_000 + _GRACE_S)
     token = JoinToken(token_id, url, keys.control.public, jwt, login.seed, ca)
-    row = {"id": token_id, "hash": sha256(token.encode().encode()), "labels": json.dumps(dict(labels)), "uses_left": uses}
+    row = {"id": token_id, "public": login.public, "labels": json.dumps(dict(labels)), "uses_left": uses}
     db.execute(store.tokens.insert().values(**row, expires_at=expires, by=by, at=now))
     store.record(db, by, "join-token create", token_id, f"{uses} uses until {iso(expires)}")
     return token
 
 
 def join(db: Connection, keys: KeyRing, token_id: str, data: bytes) -> JoinReply:
-    """The answer to a signed `Join`, idempotent for the same key: a node that lost our reply asks again and is itself."""
-    request = _open_request(data)
+    """The answer to a `Join`, idempotent for the same key: a node that lost our reply asks again and is itself.
+
+    Raises `Refused` unless it is signed by the joining key and proves that its sender holds the token (I13).
+    """
+    request, proof = _open_request(data)
+    try:
+        token = _find_token(db, token_id)
+    except Refused as error:
+        return JoinReply(request.nonce, error=str(error), hint=error.hint)
+    if not is_proven(token.public, request.nonce, request.public, proof):
+        raise Refused("it does not prove that it holds the token", op="join", place=request.name)
     node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).first()
     if node is None:
         try:
-            labels = _use_token(db, token_id)
+            labels = _use_token(db, token)
         except Refused as error:
             return JoinReply(request.nonce, error=str(error), hint=error.hint)
         _insert_node(db, request, token_id, labels)
@@ -58,27 +67,31 @@ def join(db: Connection, keys: KeyRing, token_id: str, data: bytes) -> JoinReply
     return JoinReply(request.nonce, node.id, node.name, jwt, keys.author.public, json.loads(node.labels))
 
 
-def _open_request(data: bytes) -> Join:
-    """The request, signed by the very key that it names."""
+def _open_request(data: bytes) -> tuple[Join, bytes]:
+    """The request, signed by the very key that it names, and what should prove that the sender holds the token."""
     claimed, _ = Join.unpack(data[SIGNATURE_BYTES:])
-    request, _ = Join.unseal(claimed.public, data)
+    request, blobs = Join.unseal(claimed.public, data)
     if not request.public.startswith("U") or len(json.dumps(request.facts)) > _FACTS_BYTES_MAX:
         raise Refused("the key is no user key, or the facts are too long", op="join", place=request.name)
-    return request
+    return request, blobs[0] if blobs else b""
 
 
-def _use_token(db: Connection, token_id: str) -> dict[str, str]:
-    """Take one use of the token; its labels."""
-    table = store.tokens
-    row = db.execute(sa.select(table).where(table.c.id == token_id)).first()
+def _find_token(db: Connection, token_id: str) -> Row[Any]:
+    row = db.execute(sa.select(store.tokens).where(store.tokens.c.id == token_id)).first()
     if row is None:
         raise Refused(f"join token {token_id} is not known here", op="join", hint=_HINT)
-    if row.expires_at <= now_us():
-        raise Refused(f"join token {token_id} expired at {iso(row.expires_at)}", op="join", hint=_HINT)
-    if row.uses_left < 1:
-        raise Refused(f"join token {token_id} is used up", op="join", hint=_HINT)
-    db.execute(table.update().where(table.c.id == token_id).values(uses_left=table.c.uses_left - 1))
-    return dict(json.loads(row.labels))
+    return row
+
+
+def _use_token(db: Connection, token: Row[Any]) -> dict[str, str]:
+    """Take one use of the token; its labels."""
+    if token.expires_at <= now_us():
+        raise Refused(f"join token {token.id} expired at {iso(token.expires_at)}", op="join", hint=_HINT)
+    if token.uses_left < 1:
+        raise Refused(f"join token {token.id} is used up", op="join", hint=_HINT)
+    table = store.tokens
+    db.execute(table.update().where(table.c.id == token.id).values(uses_left=table.c.uses_left - 1))
+    return dict(json.loads(token.labels))
 
 
 def _insert_node(db: Connection, request: Join, token_id: str, labels: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from control_plane.store import now_us
 from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
+from pipelines.contract.frames import sha256
 from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
 from pipelines.contract.node_state import (
     CONTROL,
@@ -169,9 +170,17 @@ def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
         store.record_security(
             db, node.name, f"holds manifest {request.generation}, newer than our {issued[1]}: restored from a backup?"
         )
+    if node.signed and request.manifest and (request.term, request.generation) == issued:
+        _compare_manifests(db, node, node.signed, request.manifest)
     newer = issued > (request.term, request.generation)
     has_document = digest != request.document
     return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=has_document, node=node_id)
+
+
+def _compare_manifests(db: Connection, node: Node, ours: SignedManifest, theirs: str) -> None:
+    if theirs != sha256(ours.body):
+        event = "holds another manifest of the same generation: was the control plane restored, or its key used elsewhere?"
+        store.record_security(db, node.name, event)
 
 
 def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[bytes]:

@@ -155,7 +155,7 @@ class ControlPlane:
         try:
             reply = await self.with_db(answer)
         except Refused as error:
-            log.warning("join refused", token=token, cause=str(error))
+            await self._report_security(f"token {token}", f"refused: {error}")
             return
         log.info("join", token=token, node=reply.node, name=reply.name, error=reply.error)
         await self._bus.answer(message, token, reply.seal(self.keys.control))

@@ -89,7 +89,7 @@ tokens = sa.Table(
     "tokens",
     _metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("hash", sa.Text, nullable=False),  # of the whole token: the token itself is not kept
+    sa.Column("public", sa.Text, nullable=False),  # of the login in the token: the token itself is not kept
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("uses_left", sa.Integer, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),

@@ -19,7 +19,7 @@ from pipelines.contract.keys import Key
 from pipelines.contract.node_state import CONTROL, Manifest, Reported, effective_params, params_digest
 from pipelines.contract.segment import INCIDENTS, ROWS, Segment, SegmentHeader, encode
 from pipelines.contract.spec import load_spec
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, prove
 from pipelines.engine.ipc import encode_rows
 
 PRESS_DIGEST = sha256(load_spec(PRESS).canonical_bytes())
@@ -80,7 +80,7 @@ class FakeNode:
         self.id, self.name, self.author, self.labels = reply.node, reply.name, reply.author, reply.labels
         self.jwt = reply.user_jwt
         self.document = NodeDocument()
-        self.manifest = Manifest(self.id, 0, 0)
+        self.manifest, self.manifest_digest = Manifest(self.id, 0, 0), ""
         self.pokes = 0
         self.errors: list[str] = []
 
@@ -105,6 +105,7 @@ class FakeNode:
             user_credentials=creds(self.jwt, self.key.seed),
             inbox_prefix=subjects.inbox(self.id),
             tls=trust(self.token.ca),
+            tls_handshake_first=bool(self.token.ca),
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.05,
             error_cb=on_error,
@@ -127,13 +128,16 @@ class FakeNode:
 
     async def _exchange(self, *, with_document: bool) -> messages.ExchangeReply:
         nonce = os.urandom(8).hex()
-        request = messages.Exchange(self.id, nonce, *self.manifest.order, self.document.digest(), with_document)
+        request = messages.Exchange(
+            self.id, nonce, *self.manifest.order, self.document.digest(), with_document, self.manifest_digest
+        )
         sealed = request.seal(self.key, [self.document.save()] if with_document else [])
         raw = await self.request(subjects.state(self.id), sealed)
         reply, blobs = messages.ExchangeReply.unseal(self.token.control, raw)
         assert (reply.node, reply.nonce) == (self.id, nonce)
         if signed := reply.manifest(blobs):
             self.manifest = signed.open(self.id, self.token.control)
+            self.manifest_digest = sha256(signed.body)
         if reply.has_document:
             self.document = self.document.merged(blobs[-1], author=CONTROL)
         return reply
@@ -179,18 +183,22 @@ class FakeNode:
         return self.stream("incidents", "incidents", kind=INCIDENTS)
 
 
-async def ask_to_join(token: JoinToken, key: Key, name: str) -> messages.JoinReply:
+async def ask_to_join(
+    token: JoinToken, key: Key, name: str, proof: bytes | None = None, timeout: float = 10
+) -> messages.JoinReply:
     client = await nats.connect(
         token.url,
         user_credentials=creds(token.jwt, token.seed),
         inbox_prefix=subjects.inbox(token.id),
         tls=trust(token.ca),
+        tls_handshake_first=bool(token.ca),
         max_reconnect_attempts=2,
         reconnect_time_wait=0.1,
     )
     try:
         request = messages.Join(key.public, os.urandom(8).hex(), name, {"agent": "0", "arch": "test"})
-        message = await client.request(subjects.join(token.id), request.seal(key), timeout=10)
+        proof = prove(Key(token.seed), request.nonce, key.public) if proof is None else proof
+        message = await client.request(subjects.join(token.id), request.seal(key, [proof]), timeout=timeout)
     finally:
         await client.close()
     reply, _ = messages.JoinReply.unseal(token.control, message.data)

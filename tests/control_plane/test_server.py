@@ -31,7 +31,7 @@ from pipelines.contract.document import NodeDocument
 from pipelines.contract.keys import Key
 from pipelines.contract.messages import Exchange, ExchangeReply, Upload
 from pipelines.contract.node_state import Note, Reported
-from pipelines.contract.token import JoinToken
+from pipelines.contract.token import JoinToken, prove
 
 
 def node_row(server: ServerProcess, name: str) -> dict[str, object]:
@@ -89,6 +89,40 @@ def test_join_is_idempotent_for_a_key_and_names_are_unique(server: ServerProcess
         assert (other.name, len(other.node), other.node[0]) == ("pi-2", 13, "n")
         third = await ask_to_join(token, Key.from_entropy(os.urandom(32)), "pi")
         assert "used up" in third.error and "tidewire join-token create" in third.hint
+
+    asyncio.run(story())
+
+
+def test_i13_whoever_reads_a_join_cannot_make_one(server: ServerProcess) -> None:
+    token = JoinToken.decode(server.token("--uses", "2"))
+
+    async def story() -> None:
+        key = Key.from_entropy(os.urandom(32))
+        forged = prove(key, "x", key.public)
+        for proof in (b"", forged, forged[:5]):
+            with pytest.raises((NatsTimeoutError, NoRespondersError)):
+                await ask_to_join(token, key, "pi", proof, timeout=0.5)
+        assert server.client.get("/v1/nodes")["nodes"] == []
+        assert (await ask_to_join(token, key, "pi")).name == "pi"
+        with pytest.raises((NatsTimeoutError, NoRespondersError)):
+            await ask_to_join(token, key, "pi", forged, timeout=0.5)
+
+    asyncio.run(story())
+    assert any("join" in row["detail"] for row in server.client.get("/v1/audit")["audit"] if row["action"] == "security")
+
+
+def test_i5_another_manifest_of_the_same_number_is_a_security_event(server: ServerProcess) -> None:
+    async def story() -> None:
+        node = await FakeNode.join(server.token(), "pi")
+        server.apply()
+        server.cli("deploy", "press", "-s", "all")
+        await node.exchange()
+        await node.exchange()
+        assert "another manifest" not in str(node_row(server, "pi")["audit"])
+        node.manifest_digest = "sha256:other"
+        await node.exchange()
+        assert "another manifest" in str(node_row(server, "pi")["audit"])
+        await node.close()
 
     asyncio.run(story())
 
@@ -412,6 +446,10 @@ def test_off_loopback_nodes_come_in_over_tls(tmp_path: Path) -> None:
         receipts = await node.upload(node.stream().seal(rows(1.0)))
         assert receipts.marks[0][2] == 1
         await node.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT {}\r\nPING\r\n")
+        assert b"INFO" not in await asyncio.wait_for(reader.read(), 20), "I13: not one word in clear, so nobody can strip TLS"
+        writer.close()
 
     try:
         asyncio.run(story())
