@@ -89,7 +89,7 @@ class NodeRecord:
             if self.is_agreed or digest != self.document.digest():
                 return
             await self._store.save_state(self.document.save(), None)
-        self.is_agreed = True
+            self.is_agreed = True
         self._changed()
 
     async def report(self, pipeline: str, reported: Reported) -> None:
