@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -116,19 +117,24 @@ class Api:
             ("POST", "/v1/params", self.set_params),
             ("POST", "/v1/params/unset", self.unset_params),
             ("GET", "/v1/nodes", self.nodes),
-            ("GET", "/v1/nodes/{name}", self.node),
-            ("POST", "/v1/nodes/{name}/labels", self.label),
-            ("GET", "/v1/why/{subject}", self.why),
+            ("GET", "/v1/nodes/{name:path}", self.node),
+            ("POST", "/v1/nodes/{name:path}/labels", self.label),
+            ("GET", "/v1/why/{subject:path}", self.why),
             ("GET", "/v1/incidents", self.incidents),
-            ("GET", "/v1/incidents/{id}", self.incident),
-            ("POST", "/v1/incidents/{id}/acknowledge", self.acknowledge),
+            ("GET", "/v1/incidents/{id:path}", self.incident),
+            ("POST", "/v1/incidents/{id:path}/acknowledge", self.acknowledge),
             ("POST", "/v1/query", self.query),
             ("POST", "/v1/join-tokens", self.create_token),
             ("GET", "/v1/audit", self.audit),
         ]
         return Starlette(
             routes=[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
-            exception_handlers={TidewireError: _answer_error, ValidationError: _answer_invalid, Exception: _answer_crash},
+            exception_handlers={
+                TidewireError: _answer_error,
+                ValidationError: _answer_invalid,
+                HTTPException: _answer_http,
+                Exception: _answer_crash,
+            },
         )
 
     async def health(self, request: Request) -> Any:
@@ -238,6 +244,14 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return _error(WrongUsage(first["msg"], op="api", place=place), 422)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(
+        Refused(error.detail.lower(), op="api", place=request.url.path, hint="is this `tidewire` as new as the server?"),
+        error.status_code,
+    )
 
 
 async def _answer_crash(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -235,7 +236,7 @@ def nodes_list(context: typer.Context, as_json: Json = False) -> None:
 @nodes.command("show")
 def nodes_show(name: str, as_json: Json = False) -> None:
     """Everything about one node."""
-    row = _client().get(f"/v1/nodes/{name}")
+    row = _client().get(f"/v1/nodes/{_quoted(name)}")
     if as_json:
         output.print_json(row)
         return
@@ -261,7 +262,7 @@ def nodes_label(
     """Put or remove labels; what the node should run follows."""
     removed = {word[:-1]: None for word in labels if word.endswith("-") and "=" not in word}
     put = _pairs([word for word in labels if not (word.endswith("-") and "=" not in word)])
-    _write(f"/v1/nodes/{name}/labels", {"labels": {**put, **removed}}, reason, dry_run, as_json)
+    _write(f"/v1/nodes/{_quoted(name)}/labels", {"labels": {**put, **removed}}, reason, dry_run, as_json)
 
 
 @app.command()
@@ -271,7 +272,7 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Why a node runs what it runs: cause first, what to do last."""
-    answer = _client().get(f"/v1/why/{subject}", pipeline=pipeline)
+    answer = _client().get(f"/v1/why/{_quoted(subject)}", pipeline=pipeline)
     if as_json:
         output.print_json(answer)
         return
@@ -297,7 +298,7 @@ def incidents_list(
 @incidents.command("show")
 def incidents_show(incident: str, as_json: Json = False) -> None:
     """One incident: what happened, who did what, which side knows it."""
-    row = _client().get(f"/v1/incidents/{incident}")
+    row = _client().get(f"/v1/incidents/{_quoted(incident)}")
     if as_json:
         output.print_json(row)
         return
@@ -313,7 +314,7 @@ def incidents_show(incident: str, as_json: Json = False) -> None:
 @incidents.command("ack")
 def incidents_ack(incident: str, reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Acknowledge an incident. It reaches the node as soon as that is in contact."""
-    done = _client().post(f"/v1/incidents/{incident}/acknowledge", _who(reason, dry_run))
+    done = _client().post(f"/v1/incidents/{_quoted(incident)}/acknowledge", _who(reason, dry_run))
     if as_json:
         output.print_json(done)
     elif not done["changed"]:
@@ -396,6 +397,11 @@ def _write(path: str, body: dict[str, Any], reason: str, dry_run: bool, as_json:
         output.print_json(plan)
     else:
         print("dry run: nothing changed" if dry_run else "done")
+
+
+def _quoted(name: str) -> str:
+    """As one part of a path, whatever is in it."""
+    return quote(name, safe="").replace(".", "%2E")
 
 
 def _client() -> Client:

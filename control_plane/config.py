@@ -131,10 +131,11 @@ class ApiAddress:
 
     @classmethod
     def find(cls, data_dir: Path) -> ApiAddress | None:
-        """The environment's address, else what the server on this machine wrote, else nothing."""
+        """The environment's address, else what the server on this machine wrote, whose token goes to that server only."""
         written = _read_json(data_dir / "api.json")
         url = os.environ.get("TIDEWIRE_URL") or written.get("url")
-        token = os.environ.get("TIDEWIRE_TOKEN") or written.get("token")
+        own = written.get("token") if url == written.get("url") else ""
+        token = os.environ.get("TIDEWIRE_TOKEN") or own
         return cls(str(url).rstrip("/"), str(token or ""), int(written.get("pid") or 0)) if url else None
 
 

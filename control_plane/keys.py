@@ -16,7 +16,9 @@ from typing import Any
 import nkeys
 
 from control_plane.config import make_private_dir, write_private
+from control_plane.durable import sync_directory
 from pipelines.contract import subjects
+from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
 
 _KINDS = {
@@ -44,9 +46,12 @@ class KeyRing:
 
     @classmethod
     def open(cls, directory: Path) -> KeyRing:
-        """The keys in `directory`, made there first where they are missing."""
+        """The keys in `directory`, all made at once when there is none. Raises `TidewireError` when one is missing: no node would
+        believe a new one."""
+        if not directory.exists() or not any(directory.iterdir()):
+            _make_keys(directory)
         make_private_dir(directory)
-        return cls(**{name: _open_key(directory / f"{name}.seed", kind) for name, kind in _KINDS.items()})
+        return cls(**{name: _open_key(directory / f"{name}.seed") for name in _KINDS})
 
     def operator_jwt(self, now: int) -> str:
         claims = {"type": "operator", "version": 2, "system_account": self.system.public}
@@ -115,12 +120,22 @@ def creds(jwt: str, seed: str) -> str:
     )
 
 
-def _open_key(path: Path, kind: int) -> Key:
-    if path.exists():
+def _make_keys(directory: Path) -> None:
+    """All of them or none, whenever we die."""
+    fresh = directory.with_name(directory.name + ".new")
+    make_private_dir(fresh)
+    for name, kind in _KINDS.items():
+        write_private(fresh / f"{name}.seed", new_key(kind).seed.encode())
+    fresh.replace(directory)
+    sync_directory(directory.parent)
+
+
+def _open_key(path: Path) -> Key:
+    try:
         return Key(path.read_text().strip())
-    key = new_key(kind)
-    write_private(path, key.seed.encode())
-    return key
+    except FileNotFoundError:
+        hint = "put it back from a backup; without any node or data to keep, remove the whole data directory"
+        raise TidewireError("a key of this control plane is missing", op="open keys", place=str(path), hint=hint) from None
 
 
 def _segment(value: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.config import LOOPBACK, make_private_dir, write_private
+from pipelines.contract.errors import TidewireError
 
 _FROM = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _TO = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)  # RFC 5280: no well-defined expiry
@@ -38,7 +39,10 @@ def open_tls(directory: Path, host: str) -> TlsFiles:
     """The authority in `directory`, made once, and a server certificate for `host` signed by it."""
     make_private_dir(directory)
     ca_file, ca_key_file = directory / "ca.pem", directory / "ca.key"
-    if not (ca_file.exists() and ca_key_file.exists()):
+    if ca_file.exists() and not ca_key_file.exists():
+        hint = "put it back from a backup: nodes trust this authority only"
+        raise TidewireError("the authority's key is missing", op="open TLS", place=str(ca_key_file), hint=hint)
+    if not ca_file.exists():  # it is written last
         key, certificate = _authority()
         write_private(ca_key_file, _key_pem(key))
         write_private(ca_file, certificate.public_bytes(serialization.Encoding.PEM))

@@ -24,10 +24,13 @@ from sqlalchemy.exc import OperationalError
 
 import control_plane.server
 from control_plane import fleet
-from control_plane.config import ControlConfig
+from control_plane.config import ApiAddress, ControlConfig
+from control_plane.keys import KeyRing
 from control_plane.server import ControlPlane
+from control_plane.tls import open_tls
 from pipelines.contract import subjects
 from pipelines.contract.document import NodeDocument
+from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.messages import Exchange, ExchangeReply, Upload
 from pipelines.contract.node_state import Note, Reported
@@ -346,6 +349,11 @@ def test_bad_requests_get_one_line_and_a_fix(server: ServerProcess) -> None:
         (("set", "press", "limit=9", "-s", "all"), 1, "its parameters are: limit_c, mode"),
         (("set", "press", "limit_c", "-s", "all"), 2, "NAME=VALUE"),
         (("nodes", "show", "x"), 1, "tidewire join-token create"),
+        (("nodes", "show", "a/b?c"), 1, "there is no node 'a/b?c'"),
+        (("nodes", "show", ".."), 1, "there is no node '..'"),
+        (("nodes", "label", "a/labels", "k=v"), 1, "there is no node 'a/labels'"),
+        (("incidents", "show", "a/b"), 1, "fix: "),
+        (("why", "a/b"), 1, "'a/b'"),
         (("query", "select 1; select 2"), 1, "only one SELECT"),
         (("query", "create table t(a int)"), 1, "only one SELECT"),
         (("query", "select * from nothing"), 1, "the lake is empty so far"),
@@ -361,6 +369,34 @@ def test_the_api_asks_for_its_token(server: ServerProcess) -> None:
     done = server.cli("nodes", TIDEWIRE_TOKEN="wrong")
     assert done.returncode == 1 and "the token is missing or wrong" in done.stderr
     assert (server.data_dir / "api.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_servers_own_token_goes_to_no_other_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ApiAddress("http://127.0.0.1:1", "secret").write(tmp_path / "api.json")
+    for name in ("TIDEWIRE_URL", "TIDEWIRE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    found = ApiAddress.find(tmp_path)
+    assert found and found.token == "secret"
+    monkeypatch.setenv("TIDEWIRE_URL", "http://elsewhere")
+    found = ApiAddress.find(tmp_path)
+    assert found and found.token == ""
+
+
+def test_a_missing_key_is_not_made_anew(tmp_path: Path) -> None:
+    keys = KeyRing.open(tmp_path / "keys")
+    assert KeyRing.open(tmp_path / "keys") == keys
+    (tmp_path / "keys" / "control.seed").unlink()
+    with pytest.raises(TidewireError) as caught:
+        KeyRing.open(tmp_path / "keys")
+    assert "backup" in caught.value.hint and not (tmp_path / "keys" / "control.seed").exists()
+
+
+def test_a_missing_authority_is_not_made_anew(tmp_path: Path) -> None:
+    first = open_tls(tmp_path / "tls", "localhost")
+    assert open_tls(tmp_path / "tls", "localhost").ca_pem == first.ca_pem
+    (tmp_path / "tls" / "ca.key").unlink()
+    with pytest.raises(TidewireError):
+        open_tls(tmp_path / "tls", "localhost")
 
 
 def test_a_query_that_runs_away_is_stopped_and_rows_are_limited(server: ServerProcess) -> None:
