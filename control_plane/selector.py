@@ -67,13 +67,8 @@ def parse_selector(text: str) -> Selector:
     return Selector(tuple(sorted({_requirement(part, text) for part in _split(text)}, key=str)))
 
 
-def parse_label(text: str) -> tuple[str, str]:
-    """`key=value`, each in the alphabet that a selector can spell."""
-    key, equals, value = text.partition("=")
-    return check_label(key.strip(), value.strip() if equals else "")
-
-
 def check_label(key: str, value: str) -> tuple[str, str]:
+    """The two as they are. Raises `WrongUsage` for what a selector cannot spell."""
     if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value) or len(key) > 63 or len(value) > 255:
         raise WrongUsage(
             f"{key}={value} is not a label",
