@@ -116,7 +116,7 @@ def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:
             "wanted": assignments[name].number if name in assignments else None,
             "running": reported[name].number if name in reported and reported[name].phase != "stopped" else None,
             "phase": reported[name].phase if name in reported else "",
-            "why": wrong.get(name, ""),
+            "why": wrong.get(name, reported[name].reason if name in reported else ""),
         }
         for name in sorted(assignments.keys() | reported.keys())
         if name in assignments or reported[name].phase != "stopped"

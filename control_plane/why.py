@@ -16,6 +16,7 @@ from pipelines.contract.node_state import Assignment, Effective, Reported
 
 # Every cause there is. Each has a test.
 AS_WANTED = "as_wanted"
+TROUBLED = "troubled"
 NOT_SELECTED = "not_selected"
 NOT_DEPLOYED = "not_deployed"
 NODE_AHEAD = "node_ahead"
@@ -77,7 +78,11 @@ def _cause(db: Connection, node: Node, pipeline: str, wanted: Assignment | None,
     if now.phase != "running":
         return STARTING, f"version {now.number} is {now.phase}" + (f": {now.reason}" if now.reason else "")
     wrong = fleet.convergence(db, node).get(pipeline)
-    return (PARAMS_PENDING, wrong) if wrong else (AS_WANTED, f"version {now.number} runs as wanted")
+    if wrong:
+        return PARAMS_PENDING, wrong
+    if now.reason:
+        return TROUBLED, f"version {now.number} runs as wanted, but: {now.reason}"
+    return AS_WANTED, f"version {now.number} runs as wanted"
 
 
 def _cause_unwanted(db: Connection, node: Node, pipeline: str, now: Reported | None) -> tuple[str, str]:
@@ -186,6 +191,7 @@ def _generation(node: Node) -> int:
 def _next(code: str, node: Node, pipeline: str) -> str:
     commands: Mapping[str, str] = {
         AS_WANTED: f"tidewire nodes show {node.name}",
+        TROUBLED: f"on {node.name}: tidewire-agent status",
         NOT_SELECTED: f"tidewire deploy {pipeline} --select name={node.name}",
         NOT_DEPLOYED: f"tidewire deploy {pipeline} --select name={node.name}",
         NODE_AHEAD: "restore the newest backup of the control plane's data directory",

@@ -78,10 +78,14 @@ class PipelineHost:
         mode: str = "follow",
         successor: PipelineVersion | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        on_trouble: Callable[[str], None] = lambda trouble: None,
     ) -> None:
+        """`on_trouble` hears what keeps its sources from giving rows, "" when nothing does any more."""
         self._services, self.version, self.params = services, version, dict(params)
         self._given = {params_digest(params): self.params}  # every set of parameters the runner got, by digest
-        self._mode, self._successor, self._on_ready = mode, successor, on_ready
+        self._mode, self._successor = mode, successor
+        self._on_ready, self._on_trouble = on_ready, on_trouble
+        self._troubles: dict[str, str] = {}  # source -> what keeps it from giving rows
         self._runner: RunnerProcess | None = None
         self._outcome: Outcome | None = None
         self._commits: asyncio.Queue[tuple[int, asyncio.Task[None]]] = asyncio.Queue()
@@ -227,6 +231,9 @@ class PipelineHost:
         self.notes.append({name: value for name, value in header.items() if name != "type"})
         level = header.get("level", "info")
         self._log.log(_LEVELS.get(level, 20), header.get("text", ""))
+        if source := header.get("source", ""):
+            self._troubles[source] = f"source {source}: {header.get('text', '')}" if level == "warning" else ""
+            self._on_trouble("; ".join(text for text in self._troubles.values() if text))
 
     async def _answer_commits(self) -> None:
         """`committed` in order, each only when its commit is on disk."""

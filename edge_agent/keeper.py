@@ -104,7 +104,8 @@ class Keeper:
             await self.drain_other_version()
             if self._changed.is_set():
                 continue
-            outcome = await self._run_once(PipelineHost(self._services, self.version, self.params, on_ready=self._on_ready))
+            host = PipelineHost(self._services, self.version, self.params, on_ready=self._on_ready, on_trouble=self._on_trouble)
+            outcome = await self._run_once(host)
             if not self._changed.is_set():
                 await self._back_off(outcome)
         if not self._is_suspended:
@@ -171,6 +172,11 @@ class Keeper:
         if self.deaths < DEATHS_TO_FAIL:
             self._set("running", self._lost)
         self._on_change()
+
+    def _on_trouble(self, trouble: str) -> None:
+        """It runs all the same; the centre should know why no rows come."""
+        if self.status.phase == "running":
+            self._set("running", "; ".join(text for text in (self._lost, trouble) if text))
 
     def _on_long_life(self, host: PipelineHost) -> None:
         if host is self.host and host.is_ready:
