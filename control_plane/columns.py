@@ -51,7 +51,7 @@ SEGMENTS_SCHEMA = pa.schema(
 _WIDER: dict[pa.DataType, pa.DataType] = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
 
 
-class Misfit(Exception):  # noqa: N818 - a verdict on a segment, not a fault of ours
+class Misfit(Exception):
     """Why a segment cannot go into its table."""
 
 

@@ -177,7 +177,7 @@ class Settler:
         return self._refused_dir / f"{segment.digest.removeprefix('sha256:')}.{suffix}"
 
 
-class _Unavailable(Exception):  # noqa: N818 - the lake's state, answered to the node
+class _Unavailable(Exception):
     pass
 
 
