@@ -111,12 +111,12 @@ def token_create(
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="Pipeline files.")], as_json: Json = False) -> None:
     """Check pipeline files here, without a server. Every problem is printed."""
-    from control_plane import registry
+    from pipelines.engine.plan import load_checked  # DuckDB and Arrow, which no other command needs here
 
     problems: list[Problem] = []
     for file in files:
         try:
-            registry.check(_read(file), str(file))
+            load_checked(_read(file), str(file))
         except SpecError as error:
             problems += error.problems
     if as_json:
@@ -363,6 +363,9 @@ def main() -> None:
         _fail(["stopped"], 130)
     except typer.TyperException as error:
         _fail(_usage_lines(error), 2)
+    except ModuleNotFoundError as error:
+        missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
+        _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -18,6 +18,7 @@ from control_plane.store import Store, now_us
 from control_plane.times import iso
 from pipelines.contract.errors import Problem, SpecError, TidewireError
 from pipelines.contract.spec import PipelineSpec
+from pipelines.engine.plan import load_checked
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Commands:
         specs = list[tuple[str, PipelineSpec]]()
         for name, text in files:
             try:
-                specs.append((name, registry.check(text, name)))
+                specs.append((name, load_checked(text, name)))
             except SpecError as error:
                 problems += error.problems
         if problems:

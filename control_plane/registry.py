@@ -20,7 +20,6 @@ from pipelines.contract.errors import Problem, Refused, SpecError, WrongUsage
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
-from pipelines.engine.plan import check_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +42,6 @@ class Version:
     @property
     def spec(self) -> PipelineSpec:
         return _parsed(self.canonical)
-
-
-def check(text: str, file: str = "") -> PipelineSpec:
-    """The pipeline in `text`. Raises `SpecError` with every problem found: shape first, then what expressions mean."""
-    spec = load_spec(text, file)
-    check_spec(spec)
-    return spec
 
 
 def register(db: Connection, spec: PipelineSpec, author: Key, by: str, reason: str) -> tuple[Version, bool]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.node_state import Scalar
-from pipelines.contract.spec import PipelineSpec, Sink, Source, Step, Trigger, Window
+from pipelines.contract.spec import PipelineSpec, Sink, Source, Step, Trigger, Window, load_spec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import enforce
 from pipelines.engine.aggregate import NUMERIC, over_span
@@ -87,6 +87,13 @@ class Plan:
 def check_spec(spec: PipelineSpec) -> None:
     """Raise `SpecError` with every problem and its place, unless the pipeline compiles."""
     compile_plan(spec, example_params(spec))
+
+
+def load_checked(text: str, file: str = "") -> PipelineSpec:
+    """The pipeline in `text`. Raises `SpecError` with every problem found: shape first, then what expressions mean."""
+    spec = load_spec(text, file)
+    check_spec(spec)
+    return spec
 
 
 def example_params(spec: PipelineSpec) -> dict[str, Scalar]:
