@@ -291,6 +291,9 @@ def incidents_list(
     if as_json:
         output.print_json({"incidents": found})
         return
+    if not found:
+        print("no incidents" if everything else "no incident needs anybody (those that are over: tidewire incidents --all)")
+        return
     rows = [(r["id"], r["raised_at"], r["node"], r["pipeline"], r["severity"], r["state"], r["message"]) for r in found]
     output.print_table(("INCIDENT", "RAISED", "NODE", "PIPELINE", "SEVERITY", "STATE", "MESSAGE"), rows)
 

@@ -59,7 +59,7 @@ def _row(db: Connection, change: Change, node: Node, contact: Contact) -> dict[s
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
-        return ["no node changes"]
+        return ["no node changes now: none that matches, or none for which it makes a difference; it holds for those that come"]
     lines = [f"{_count(rows, 'node')}: {', '.join(_names(rows))}"]
     for change, names in _grouped(rows).items():
         lines.append(f"  {change}: {', '.join(names)}" if len(names) < len(rows) else f"  {change}")
