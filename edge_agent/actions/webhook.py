@@ -39,8 +39,16 @@ async def perform(action: Mapping[str, Any], policy: Policy) -> Outcome:
 
 
 def warm() -> None:
-    """Load what the first call would have to wait for, a quarter of a second on a small machine: the horn may not wait."""
+    """Load what the first call would have to wait for, a quarter of a second on a small machine: the horn may not wait.
+
+    In a thread of its own: httpx loads its asyncio backend only within a running loop, and here that loop may not be ours.
+    """
+    import anyio
+    import httpcore
+
     _shared_client()
+    httpcore.AnyIOBackend()
+    anyio.run(anyio.sleep, 0)
 
 
 def _body(action: Mapping[str, Any]) -> dict[str, Any]:
