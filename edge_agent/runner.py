@@ -157,7 +157,7 @@ class _Runner:
     def _finish(self) -> None:
         from pipelines.engine.run import finish
 
-        self._take(*finish(self.plan, self.state, self._arrival_us()))
+        self._take(*finish(self.plan, self.state))
         self.stopping = True
 
     def _drain(self) -> None:

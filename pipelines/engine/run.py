@@ -123,7 +123,7 @@ def _stateless(source: SourcePlan, table: pa.Table) -> pa.Table:
     return pa.concat_tables([_stateless(source, table.slice(0, middle)), _stateless(source, table.slice(middle))])
 
 
-def finish(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
+def finish(plan: Plan, state: State) -> tuple[State, Output]:
     """The end of bounded input: every open window is emitted."""
     return _close_windows(plan, state, _newest(state), early=True)
 

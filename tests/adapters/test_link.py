@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -22,47 +18,14 @@ from edge_agent import link as link_module
 from edge_agent.link import LinkDown, Login, NatsLink
 from pipelines.contract.errors import Refused
 from pipelines.contract.keys import Key
+from tests.nats_broker import Broker
 
-NATS_SERVER = str(Path(sys.executable).parent / "nats-server")
-CONFIG = """
-port: {port}
-host: 127.0.0.1
-authorization {{ users = [
-  {{user: control, password: c}},
-  {{user: node, password: n, permissions: {{publish: ["ask.>"], subscribe: ["_INBOX_n.>", "poke"]}}}}
-] }}
+USERS = """
+authorization { users = [
+  {user: control, password: c},
+  {user: node, password: n, permissions: {publish: ["ask.>"], subscribe: ["_INBOX_n.>", "poke"]}}
+] }
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-class Broker:
-    """A real nats-server on one port, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._config = folder / "nats.conf"
-        self._config.write_text(CONFIG.format(port=self.port))
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [NATS_SERVER, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.02)
-        raise AssertionError("nats-server did not start")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 class Proxy:
@@ -113,7 +76,7 @@ def in_a_loop(test: Callable[[Broker], Coroutine[Any, Any, None]]) -> Callable[[
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    broker = Broker(tmp_path)
+    broker = Broker(tmp_path, USERS)
     yield broker
     broker.kill()
 
@@ -259,15 +222,14 @@ async def _eventually_echo(link: NatsLink) -> bytes:
                 await asyncio.sleep(0.05)
 
 
-TLS = 'port: {port}\nhost: 127.0.0.1\ntls {{ cert_file: "CERTIFICATE", key_file: "KEY", handshake_first: true }}\n'
+TLS = 'tls { cert_file: "CERTIFICATE", key_file: "KEY", handshake_first: true }\n'
 
 
 @pytest.fixture
-def tls_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Broker, str]]:
+def tls_broker(tmp_path: Path) -> Iterator[tuple[Broker, str]]:
     files = open_tls(tmp_path / "tls", "127.0.0.1")
     text = TLS.replace("CERTIFICATE", str(files.certificate)).replace("KEY", str(files.key))
-    monkeypatch.setattr(sys.modules[__name__], "CONFIG", text)
-    broker = Broker(tmp_path)
+    broker = Broker(tmp_path, text)
     yield broker, files.ca_pem
     broker.kill()
 

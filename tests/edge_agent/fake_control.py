@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import nats
@@ -23,39 +16,7 @@ from pipelines.contract.keys import Key
 from pipelines.contract.node_state import CONTROL, Assignment, Manifest, Note, Setting, SignedManifest
 from pipelines.contract.segment import Segment, decode
 from pipelines.contract.version import PipelineVersion
-
-NATS_SERVER = str(Path(sys.executable).parent / "nats-server")
-
-
-class Broker:
-    """A real nats-server on one port, to be killed, paused and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
-        self._config = folder / "nats.conf"
-        self._config.write_text(f"port: {self.port}\nhost: 127.0.0.1\n")
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [NATS_SERVER, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.02)
-        raise AssertionError("nats-server did not start")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+from tests.nats_broker import Broker
 
 
 class FakeControl:

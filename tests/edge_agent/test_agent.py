@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_control import Broker, FakeControl
+from fake_control import FakeControl
 from support import NODE, new_key, until
 
 from edge_agent import keeper as keeper_module
@@ -30,6 +30,7 @@ from pipelines.contract import subjects
 from pipelines.contract.node_state import Manifest, Setting, SignedManifest
 from pipelines.contract.spec import load_spec
 from pipelines.contract.version import PipelineVersion
+from tests.nats_broker import Broker
 
 
 class World:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nats
 import pytest
-from fake_control import Broker
 from nats.aio.msg import Msg
 from support import new_key
 
@@ -23,6 +22,7 @@ from pipelines.contract.errors import OutOfReach, Refused
 from pipelines.contract.keys import SIGNATURE_BYTES, Key
 from pipelines.contract.messages import Join, JoinReply
 from pipelines.contract.token import JoinToken, is_proven
+from tests.nats_broker import Broker
 
 
 class Office:

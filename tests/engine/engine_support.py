@@ -80,7 +80,7 @@ class Run:
         return self
 
     def finish(self) -> Run:
-        self.state, made = finish(self.plan, self.state, 0)
+        self.state, made = finish(self.plan, self.state)
         self.output += made
         return self
 
