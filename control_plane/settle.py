@@ -19,8 +19,8 @@ from control_plane.config import write_private
 from control_plane.lake import Lake
 from control_plane.sequence import Mark, continue_from
 from pipelines.contract.errors import Refused
+from pipelines.contract.language.base import RESERVED_TABLES
 from pipelines.contract.segment import INCIDENTS, QUARANTINE, Segment, StreamKey, decode
-from pipelines.contract.spec import RESERVED_TABLES
 from pipelines.engine.ipc import decode_rows
 from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA
 

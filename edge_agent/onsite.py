@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from edge_agent.agent import Agent
 from pipelines.contract.errors import Refused
+from pipelines.contract.language.params import Param
 from pipelines.contract.node_state import Scalar
-from pipelines.contract.spec import Param
 
 
 async def set_params(agent: Agent, pipeline: str, words: Mapping[str, str], *, by: str, reason: str, dry_run: bool) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipelines.contract.spec import Source as SourceSpec
+from pipelines.contract.language.sources import Source as SourceSpec
 from pipelines.engine.decode import Lines
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from edge_agent.sources import Block, SourceContext
 from pipelines.contract.errors import TidewireError
-from pipelines.contract.spec import SimulatedFault
-from pipelines.contract.spec import SimulateSource as SimulateSpec
+from pipelines.contract.language.sources import SimulatedFault
+from pipelines.contract.language.sources import SimulateSource as SimulateSpec
 from pipelines.engine.decode import frame_lines
 
 ROWS_PER_BLOCK = 5_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.contract.spec import FieldSpec
+from pipelines.contract.language.schema import FieldSpec
 from pipelines.engine.connection import literal, quote
 from pipelines.engine.decode import META
 

@@ -13,8 +13,13 @@ import pyarrow as pa
 
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json, sha256
+from pipelines.contract.language.sinks import Sink
+from pipelines.contract.language.sources import Source
+from pipelines.contract.language.steps import Step
+from pipelines.contract.language.triggers import Trigger
+from pipelines.contract.language.windows import Window
 from pipelines.contract.node_state import Scalar
-from pipelines.contract.spec import PipelineSpec, Sink, Source, Step, Trigger, Window, load_spec
+from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import enforce
 from pipelines.engine.aggregate import NUMERIC, over_span

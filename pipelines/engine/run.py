@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.spec import Action
+from pipelines.contract.language.triggers import Action
 from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
 from pipelines.engine.decode import Batch, Lines, input_table

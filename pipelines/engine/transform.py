@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.spec import Step
+from pipelines.contract.language.steps import Step
 from pipelines.engine.connection import literal, quote
 from pipelines.engine.enforce import FieldSql, in_calendar
 

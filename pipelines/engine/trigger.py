@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.spec import Trigger
+from pipelines.contract.language.triggers import Trigger
 from pipelines.engine.connection import quote
 from pipelines.engine.state import Alarm, Group, State, Watermark
 from pipelines.engine.statement import Statement

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.spec import Window
+from pipelines.contract.language.windows import Window
 from pipelines.engine.aggregate import exact_sum, is_exact, mean_value, sum_value
 from pipelines.engine.connection import quote
 from pipelines.engine.expression import Call

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import Problem, SpecError
-from pipelines.contract.spec import Param, load_spec
+from pipelines.contract.language.params import Param
+from pipelines.contract.spec import load_spec
 from pipelines.contract.version import PipelineVersion
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline-v1.json"

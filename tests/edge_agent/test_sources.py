@@ -13,7 +13,7 @@ import pytest
 from edge_agent.sources import Block, Source, SourceContext, file, open_source
 from edge_agent.sources.simulate import row
 from pipelines.contract.errors import TidewireError
-from pipelines.contract.spec import Source as SourceSpec
+from pipelines.contract.language.sources import Source as SourceSpec
 from pipelines.engine.decode import RECORD_BYTES_MAX
 
 
