@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from edge_agent.sources import Block, SourceContext
 from pipelines.contract.errors import TidewireError
-from pipelines.contract.language.sources import Decode
+from pipelines.contract.language.decoders import Decode
 from pipelines.contract.language.sources import FileSource as FileSpec
 from pipelines.engine.decode import RECORD_BYTES_KEPT, RECORD_BYTES_MAX, Lines, frame_lines, parse_header
 

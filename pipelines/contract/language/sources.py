@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.contract.duration import Duration
 from pipelines.contract.language.base import Model, Texts, exactly_one
-
-
-class Json(Model):
-    """One JSON object a line (RFC 8259, jsonlines)."""
-
-
-class Csv(Model):
-    """Delimited lines. The first line of each file names the columns, unless `columns` does."""
-
-    delimiter: str = Field(",", min_length=1, max_length=1)
-    columns: list[str] | None = None
-
-
-def _decode_short_form(value: Any) -> Any:
-    return {value: {}} if isinstance(value, str) else value
-
-
-class Decode(Model):
-    """How bytes become records: exactly one kind; `decode: json` is short for `decode: {json: {}}`."""
-
-    json_: Json | None = Field(None, alias="json")
-    csv: Csv | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        exactly_one(self, "decoder", ("json_", "csv"))
-        return self
+from pipelines.contract.language.decoders import Decode, decode_short_form
 
 
 class FileSource(Model):
@@ -80,7 +54,7 @@ class Source(Model):
 
     file: FileSource | None = None
     simulate: SimulateSource | None = None
-    decode: Annotated[Decode, BeforeValidator(_decode_short_form)] = Decode.model_validate({"json": {}})
+    decode: Annotated[Decode, BeforeValidator(decode_short_form)] = Decode.model_validate({"json": {}})
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
