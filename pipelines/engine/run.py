@@ -8,18 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.triggers import Action
 from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
-from pipelines.engine.decode import Batch, Lines, input_table
+from pipelines.engine.decode import Batch, Lines
+from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
+from pipelines.engine.interim import Records
 from pipelines.engine.ipc import TIMESTAMP
-from pipelines.engine.plan import Plan, SourcePlan
+from pipelines.engine.plan import Plan
 from pipelines.engine.state import State, Watermark
-from pipelines.engine.transform import ALIVE, count_fates, keep_column, read_fate
+from pipelines.engine.transform import keep_column
 from pipelines.engine.trigger import Transition
 from pipelines.engine.watermark import Stretch, advance, reached_us
 
@@ -101,26 +102,51 @@ def run_batch(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
 
 
 def _rows(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
-    source = plan.sources[batch.source]
-    result = _stateless(source, input_table(batch, source.delimiter, source.csv_fields, source.meta))
-    state, quarantined = _account(plan, state, batch, result)
-    accepted = result.filter(pc.equal(result["_fate"], ALIVE)) if _any_dead(result) else result
-    state, output = _evaluate(plan, state, batch, accepted)
+    records = plan.records[batch.source].read(batch)
+    if not records.count:
+        return state, Output()
+    origin = Origin(batch, records.line)
+    rows = _row_table(batch, records)
+    for stage in plan.stages:
+        state, rows = stage(state, rows)
+    state, quarantined = _account(plan, state, origin, records.reasons, rows)
+    accepted = rows.filter(pc.equal(rows["_fate"], ALIVE)) if _any_dead(rows) else rows
+    state, output = _evaluate(plan, state, origin, accepted)
     return state, (Output(quarantine=quarantined) + output).in_row_order()
 
 
-def _stateless(source: SourcePlan, table: pa.Table) -> pa.Table:
-    """The stateless statement over the batch. A record on which the engine itself fails is undecodable, alone."""
-    try:
-        return source.stateless(table)
-    except duckdb.Error as error:
-        if table.num_rows == 1:
-            if table["_bad"].null_count == 0:
-                raise
-            bad = pa.array([f"the engine fails on it: {str(error).splitlines()[0][:200]}"])
-            return _stateless(source, table.set_column(table.schema.get_field_index("_bad"), "_bad", bad))
-    middle = table.num_rows // 2
-    return pa.concat_tables([_stateless(source, table.slice(0, middle)), _stateless(source, table.slice(middle))])
+@dataclass(frozen=True)
+class Origin:
+    """Where the rows of a batch came from: row i is line i, or line `line[i]`."""
+
+    batch: Batch
+    line: pa.Array | None
+
+    def offsets(self, rows: pa.Array) -> pa.Array:
+        return self._lines.offsets.take(self._of(rows))
+
+    def raw(self, rows: pa.Array) -> pa.Array:
+        return self._lines.text.take(self._of(rows))
+
+    @property
+    def _lines(self) -> Lines:
+        assert self.batch.lines is not None, "rows have lines"
+        return self.batch.lines
+
+    def _of(self, rows: pa.Array) -> pa.Array:
+        return rows if self.line is None else self.line.take(rows)
+
+
+def _row_table(batch: Batch, records: Records) -> pa.Table:
+    """The row table: `_row`, `_fate`, then `_meta_*` and the fields."""
+    n = records.count
+    fate = records.fate if records.fate is not None else pa.repeat(pa.scalar(ALIVE, pa.int16()), n)
+    columns = {name: _naive(values) for name, values in records.columns.items()}
+    return pa.table({"_row": pa.array(range(n), pa.int32()), "_fate": fate, **columns})
+
+
+def _naive(values: pa.Array) -> pa.Array:
+    return values.cast(pa.timestamp("us")) if pa.types.is_timestamp(values.type) else values
 
 
 def finish(plan: Plan, state: State) -> tuple[State, Output]:
@@ -168,10 +194,12 @@ def acknowledge(
 def dry_run(plan: Plan) -> None:
     """Run every statement of the plan over no rows, so that what cannot run is found before it ships."""
     none = pa.array([], pa.int64())
-    for name, source in plan.sources.items():
+    for name, records in plan.records.items():
         batch = Batch(name, 0, 0, Lines(pa.array([], pa.string()), none))
-        rows = source.stateless(input_table(batch, source.delimiter, source.csv_fields, source.meta))
-        rows = _timed(rows, none, none, none)
+        rows, state = _row_table(batch, records.read(batch)), State("")
+        for stage in plan.stages:
+            state, rows = stage(state, rows)
+        rows = _timed(rows.append_column("_et", none), none, none)
         for window in plan.windows.values():
             window.grouping(rows)
             window.late_rows(rows)
@@ -183,62 +211,73 @@ def dry_run(plan: Plan) -> None:
 # -- the steps of a batch
 
 
-_ET = 4  # where `_et` stands among the columns of the stateless statement
+def _any_dead(rows: pa.Table) -> bool:
+    return bool(pc.any(pc.not_equal(rows["_fate"], ALIVE)).as_py())
 
 
-def _any_dead(result: pa.Table) -> bool:
-    return bool(pc.any(pc.not_equal(result["_fate"], ALIVE)).as_py())
-
-
-def _account(plan: Plan, state: State, batch: Batch, result: pa.Table) -> tuple[State, list[pa.Table]]:
+def _account(
+    plan: Plan, state: State, origin: Origin, reasons: Mapping[int, Sequence[str]], rows: pa.Table
+) -> tuple[State, list[pa.Table]]:
     """The source ledger of the batch (I4), and its quarantined records."""
-    counts = {"read": result.num_rows, "undecodable": 0, "made": 0, "quarantined": 0, "dropped_invalid": 0, "accepted": 0}
+    counts = {"read": rows.num_rows, "undecodable": 0, "made": 0, "quarantined": 0, "dropped_invalid": 0, "accepted": 0}
     drop = plan.spec.on_invalid == "drop"
-    for code, n in count_fates(result).items():
-        what, step = read_fate(code)
-        if what == "undecodable":
+    for code, n in _count_fates(rows).items():
+        fate = plan.fates[code]
+        if fate.kind == "undecodable":
             counts["undecodable"] += n
-        elif what == "alive":
+        elif fate.kind == "alive":
             counts["accepted"] += n
-        elif what in ("invalid", "failed"):
+        elif fate.kind in QUARANTINED_KINDS:
             counts["dropped_invalid" if drop else "quarantined"] += n
         else:
-            counts[f"{what}.{step}"] = n
+            counts[f"{fate.kind}.{fate.step}"] = counts.get(f"{fate.kind}.{fate.step}", 0) + n
     counts["made"] = counts["read"] - counts["undecodable"]
-    state = state.with_counts("sources", batch.source, counts)
+    state = state.with_counts("sources", origin.batch.source, counts)
     if drop or counts["undecodable"] + counts["quarantined"] == 0:
         return state, []
-    table = _quarantine(plan, batch, result.filter(pc.is_valid(result["_raw"])))
+    table = _quarantine(plan, origin, reasons, rows)
     return offer(state, QUARANTINE_STREAM, table.num_rows, table.num_rows), [table]
 
 
-def _quarantine(plan: Plan, batch: Batch, rejected: pa.Table) -> pa.Table:
-    assert batch.lines is not None
-    n = rejected.num_rows
-    steps = [f"steps[{step}]" if step >= 0 else what for what, step in map(read_fate, rejected["_fate"].to_pylist())]
+def _count_fates(rows: pa.Table) -> dict[int, int]:
+    return {pair["values"]: pair["counts"] for pair in pc.value_counts(rows["_fate"]).to_pylist()}
+
+
+def _quarantine(plan: Plan, origin: Origin, reasons: Mapping[int, Sequence[str]], rows: pa.Table) -> pa.Table:
+    rejected = rows.filter(pc.is_in(rows["_fate"], pa.array(plan.fates.codes(QUARANTINED_KINDS), pa.int16())))
+    at = rejected["_row"].combine_chunks()
+    fates = [plan.fates[code] for code in rejected["_fate"].to_pylist()]
+    steps = [f"steps[{fate.step}]" if fate.step >= 0 else fate.kind for fate in fates]
+    why = [[f.reason] if f.step >= 0 else list(reasons[row]) for f, row in zip(fates, at.to_pylist(), strict=True)]
+    return _quarantine_table(plan, origin, at, steps, why)
+
+
+def _quarantine_table(
+    plan: Plan, origin: Origin, rows: pa.Array, steps: Sequence[str], reasons: Sequence[Sequence[str]]
+) -> pa.Table:
+    n, batch = len(rows), origin.batch
     return pa.table(
         {
             "_event_time": pa.repeat(pa.scalar(batch.received_at_us, TIMESTAMP), n),
             "pipeline": pa.repeat(plan.spec.pipeline, n),
             "source": pa.repeat(batch.source, n),
             "file": pa.repeat(batch.file, n),
-            "offset": batch.lines.offsets.take(rejected["_row"].combine_chunks()),
+            "offset": origin.offsets(rows),
             "step": pa.array(steps, pa.string()),
-            "reasons": rejected["_reasons"],
-            "raw": rejected["_raw"],
+            "reasons": pa.array(reasons, pa.list_(pa.string())),
+            "raw": origin.raw(rows),
         },
         schema=QUARANTINE_SCHEMA,
     )
 
 
-def _evaluate(plan: Plan, state: State, batch: Batch, accepted: pa.Table) -> tuple[State, Output]:
+def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> tuple[State, Output]:
     """Accepted rows through watermark, triggers, windows and sinks."""
     if not accepted.num_rows:
         return state, Output()
-    times = accepted["_et"].combine_chunks()
-    if plan.spec.event_time is None:
-        times = pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), accepted.num_rows)
-    state, output = _to_sinks(plan, state, accepted.set_column(_ET, "_et", times), None)
+    batch, times = origin.batch, _event_times(plan, accepted, origin.batch)
+    accepted = accepted.append_column("_et", times)
+    state, output = _to_sinks(plan, state, accepted, None)
     if not plan.windows and not plan.triggers:
         return state, output
     others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
@@ -248,57 +287,47 @@ def _evaluate(plan: Plan, state: State, batch: Batch, accepted: pa.Table) -> tup
         if stretch.stepped_back:
             state, made = _new_time_line(plan, state)
             output += made
-        state, made = _stretch(plan, state, batch, accepted, times, stretch, _least_reached(plan, others, batch.arrival_us))
+        state, made = _stretch(plan, state, origin, accepted, stretch, _least_reached(plan, others, batch.arrival_us))
         output += made
     return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
 
 
+def _event_times(plan: Plan, rows: pa.Table, batch: Batch) -> pa.Array:
+    """Microseconds since 1970: the field that stamps the row, or its arrival."""
+    if plan.spec.event_time is None:
+        return pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), rows.num_rows)
+    return rows[plan.spec.event_time].combine_chunks().cast(pa.int64())
+
+
 def _stretch(
-    plan: Plan, state: State, batch: Batch, accepted: pa.Table, times: pa.Array, stretch: Stretch, others_us: int | None
+    plan: Plan, state: State, origin: Origin, accepted: pa.Table, stretch: Stretch, others_us: int | None
 ) -> tuple[State, Output]:
     length = stretch.stop - stretch.start
     before, at = stretch.before_us, stretch.at_us
     if others_us is not None:
         before = pc.min_element_wise(before, pa.scalar(others_us, pa.int64()))
-    rows = _timed(accepted.slice(stretch.start, length), times.slice(stretch.start, length), before, at)
+    rows = _timed(accepted.slice(stretch.start, length), before, at)
     output = Output()
     for trigger in plan.triggers.values():
-        state, transitions = triggers.watch(trigger, state, rows, batch.arrival_us)
+        state, transitions = triggers.watch(trigger, state, rows, origin.batch.arrival_us)
         output += Output(transitions=transitions)
     for window in plan.windows.values():
         state, late = windows.contribute(window, state, rows)
         if late:
-            state, made = _too_late(plan, state, batch, window.name, late)
-            output += made
+            n = len(late)
+            table = _quarantine_table(
+                plan, origin, pa.array(late, pa.int32()), [f"windows.{window.name}"] * n, [["too_late"]] * n
+            )
+            state = offer(state, QUARANTINE_STREAM, n, n)
+            output += Output(quarantine=[table])
     reached = at[-1].as_py() if others_us is None else min(at[-1].as_py(), others_us)
     state, made = _close_windows(plan, state, reached)
     return state, output + made
 
 
-def _timed(rows: pa.Table, times: pa.Array, before: pa.Array, at: pa.Array) -> pa.Table:
-    """Rows with `_et` their event time, `_before` the watermark they met, `_at` their source's watermark after them."""
-    rows = rows.set_column(_ET, "_et", times)
+def _timed(rows: pa.Table, before: pa.Array, at: pa.Array) -> pa.Table:
+    """Rows with `_before` the watermark they met, `_at` their source's watermark after them."""
     return rows.append_column("_before", before).append_column("_at", at)
-
-
-def _too_late(plan: Plan, state: State, batch: Batch, window: str, late: Sequence[int]) -> tuple[State, Output]:
-    assert batch.lines is not None
-    indices = pa.array(late, pa.int32())
-    n = len(late)
-    table = pa.table(
-        {
-            "_event_time": pa.repeat(pa.scalar(batch.received_at_us, TIMESTAMP), n),
-            "pipeline": pa.repeat(plan.spec.pipeline, n),
-            "source": pa.repeat(batch.source, n),
-            "file": pa.repeat(batch.file, n),
-            "offset": batch.lines.offsets.take(indices),
-            "step": pa.repeat(f"windows.{window}", n),
-            "reasons": pa.array([["too_late"]] * n, pa.list_(pa.string())),
-            "raw": batch.lines.text.take(indices),
-        },
-        schema=QUARANTINE_SCHEMA,
-    )
-    return offer(state, QUARANTINE_STREAM, n, n), Output(quarantine=[table])
 
 
 def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
@@ -354,11 +383,16 @@ def _to_sinks(plan: Plan, state: State, rows: pa.Table | None, window: str | Non
     for name, sink in plan.spec.sinks.items():
         if sink.from_ != window:
             continue
-        chosen = stream.filter(rows[keep_column(name)]) if sink.where else stream
+        chosen = stream.filter(rows[_keep_column(plan, name)]) if sink.where else stream
         state = offer(state, name, stream.num_rows, chosen.num_rows)
         if chosen.num_rows:
             taken[name] = [chosen]
     return state, Output(rows=taken)
+
+
+def _keep_column(plan: Plan, sink: str) -> str:
+    """The column that says whether a sink takes a row."""
+    return plan.row_wheres.get(sink) or keep_column(sink)
 
 
 def _row_stream(plan: Plan, accepted: pa.Table) -> pa.Table:

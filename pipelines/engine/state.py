@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,9 @@ from pipelines.engine.ipc import decode_rows, encode_rows
 
 Group = tuple[Any, ...]  # the values of `by`, in its order
 Counts = Mapping[str, int]
+Key = tuple[Any, ...]  # of JSON scalars
+Cells = Mapping[Key, Any]  # values: scalars, text, bytes, times, decimals, tuples and maps of them, or one Arrow table
+_NO_CELLS: Cells = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,20 @@ class State:
     )  # (window, definition) -> end of the last emitted, microseconds
     spans: Mapping[tuple[str, str], pa.Table] = field(default_factory=dict)  # (trigger, definition) -> rows it still sees
     alarms: Mapping[tuple[str, Group], Alarm] = field(default_factory=dict)
+    cells: Mapping[str, Cells] = field(default_factory=dict)  # by owner: all that a step, window or trigger keeps
     sources: Mapping[str, Counts] = field(default_factory=dict)  # source ledgers (I4)
     streams: Mapping[str, Counts] = field(default_factory=dict)  # stream ledgers (I4), windows as `windows.<name>`
+
+    def of(self, owner: str) -> Cells:
+        """What `owner` keeps. Never changed in place."""
+        return self.cells.get(owner, _NO_CELLS)
+
+    def put(self, owner: str, cells: Cells) -> State:
+        """The state with all that `owner` keeps replaced; an owner of nothing is forgotten."""
+        if cells is self.cells.get(owner):
+            return self
+        rest = {name: kept for name, kept in self.cells.items() if name != owner}
+        return replace(self, cells={**rest, owner: cells} if cells else rest)
 
     def ledger(self) -> dict[str, Any]:
         return {"sources": dict(self.sources), "streams": dict(self.streams)}
@@ -94,7 +110,76 @@ def entries(state: State, since: State | None) -> tuple[dict[str, bytes], list[s
     put = {key: _encode(value) for key, value in new.items() if old.get(key) is not value and old.get(key) != value}
     gone = [key for key in old if key not in new]
     chunks, gone_chunks = _chunk_changes(state, since)
-    return {**put, **chunks}, [*gone, *gone_chunks]
+    cells, gone_cells = _cell_changes(state, since)
+    return {**put, **chunks, **cells}, [*gone, *gone_chunks, *gone_cells]
+
+
+def _cell_changes(state: State, since: State | None) -> tuple[dict[str, bytes], list[str]]:
+    """Of the cells: only owners whose mapping is another are looked into."""
+    put: dict[str, bytes] = {}
+    gone: list[str] = []
+    old_owners = since.cells if since else {}
+    for owner in {**old_owners, **state.cells}:
+        old, new = old_owners.get(owner, _NO_CELLS), state.of(owner)
+        if old is new:
+            continue
+        put |= {
+            _key("cell", owner, *map(_pack, k)): _encode_cell(v) for k, v in new.items() if k not in old or _differs(old[k], v)
+        }
+        gone += [_key("cell", owner, *map(_pack, k)) for k in old if k not in new]
+    return put, gone
+
+
+def _differs(a: Any, b: Any) -> bool:
+    return a is not b and (isinstance(a, pa.Table) or type(a) is not type(b) or bool(a != b))
+
+
+_TABLE, _JSON = b"T", b"J"
+
+
+def _encode_cell(value: Any) -> bytes:
+    if isinstance(value, pa.Table):
+        return _TABLE + encode_rows(value)
+    return _JSON + json.dumps(_pack(value), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _decode_cell(data: bytes) -> Any:
+    return decode_rows(data[1:]) if data[:1] == _TABLE else _unpack(json.loads(data[1:]))
+
+
+def _pack(value: Any) -> Any:
+    """JSON of a cell: tuples as lists, what JSON has no word for as {"kind": text}, maps as {"map": pairs}."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_pack(item) for item in value]
+    if isinstance(value, datetime):
+        return {"at": round((value.replace(tzinfo=None) - _EPOCH) / timedelta(microseconds=1)), "utc": value.tzinfo is not None}
+    if isinstance(value, Decimal):
+        return {"decimal": str(value)}
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    assert isinstance(value, Mapping), f"a cell of type {type(value)} has no stored form"
+    return {"map": [[_pack(k), _pack(v)] for k, v in value.items()]}
+
+
+def _unpack(value: Any) -> Any:
+    """The inverse of `_pack`; sequences become tuples."""
+    if isinstance(value, list):
+        return tuple(_unpack(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "at" in value:
+        at = _EPOCH + timedelta(microseconds=value["at"])
+        return at.replace(tzinfo=UTC) if value["utc"] else at
+    if "decimal" in value:
+        return Decimal(value["decimal"])
+    if "hex" in value:
+        return bytes.fromhex(value["hex"])
+    return {_unpack(k): _unpack(v) for k, v in value["map"]}
+
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the naive UTC of DuckDB's timestamps
 
 
 def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[str, Any], epoch: int) -> State:
@@ -104,8 +189,13 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
     closed: dict[tuple[str, str], int] = {}
     alarms: dict[tuple[str, Group], Alarm] = {}
     chunks: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
+    cells: dict[str, dict[Key, Any]] = {}
     for key, data in stored:
         kind, *rest = json.loads(key)
+        if kind == "cell":
+            owner, *words = rest
+            cells.setdefault(owner, {})[_unpack(words)] = _decode_cell(data)
+            continue
         if kind == "span":
             trigger, definition, chunk = rest
             chunks.setdefault((trigger, definition), []).append((chunk, decode_rows(data)))
@@ -122,7 +212,7 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
             alarms[rest[0], tuple(rest[1])] = Alarm(**value)
     spans = {key: pa.concat_tables([table for _, table in sorted(found, key=lambda c: c[0])]) for key, found in chunks.items()}
     ledgers = dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
-    return State(lineage, epoch, watermarks, windows, closed, spans, alarms, *ledgers)
+    return State(lineage, epoch, watermarks, windows, closed, spans, alarms, cells, *ledgers)
 
 
 def _parts(state: State) -> dict[str, Any]:

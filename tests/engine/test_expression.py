@@ -75,7 +75,7 @@ def when(expression: str) -> str:
         ("k.x", 'column "k.x" is not in the schema'),
         ("meta.tpic", "there is no meta.tpic"),
         ("sqrt(k, 1)", "sqrt"),
-        ("[v]", "has no column type"),
+        ("to_days(1)", "has no column type"),
     ],
 )
 def test_a_row_expression_is_refused(expression: str, says: str) -> None:
