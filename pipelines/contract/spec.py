@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from pipelines.contract import yaml_reader
+from pipelines.contract import interpolate, yaml_reader
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json
 from pipelines.contract.language.base import Column, Model, PipelineName, Word
 from pipelines.contract.language.params import Param
 from pipelines.contract.language.schema import FieldSpec
-from pipelines.contract.language.sinks import Sink
+from pipelines.contract.language.sinks import Quarantine, Sink
 from pipelines.contract.language.sources import Source
 from pipelines.contract.language.steps import Step
 from pipelines.contract.language.triggers import Trigger
@@ -36,6 +36,7 @@ class PipelineSpec(Model):
     sources: dict[Word, Source] = Field(min_length=1)
     schema_: dict[Column, FieldSpec] = Field(alias="schema", min_length=1)
     on_invalid: Literal["quarantine", "drop"] = "quarantine"
+    quarantine: Quarantine = Quarantine()
     steps: list[Step] = []
     windows: dict[Word, Window] = {}
     triggers: dict[Word, Trigger] = {}
@@ -47,6 +48,11 @@ class PipelineSpec(Model):
     def event_time(self) -> str | None:
         """The field that stamps a row, or None: rows are stamped with node time on arrival."""
         return next((name for name, spec in self.schema_.items() if spec.event_time), None)
+
+    @property
+    def raw_policy(self) -> Literal["upload", "local", "drop"]:
+        """What becomes of the raw bytes of rejected records: with a sensitive field they stay on the node."""
+        return self.quarantine.raw or ("local" if _sensitive(self) else "upload")
 
     def defaults(self) -> dict[str, Scalar]:
         return {name: param.default for name, param in self.params.items()}
@@ -81,14 +87,22 @@ def load_spec(text: str, file: str = "") -> PipelineSpec:
         problems = [source.locate(problem) for problem in explain(error, PipelineSpec)]
         raise SpecError(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
     spec._source = source
-    misfits = [source.locate(problem) for problem in _misfits(spec)]
+    problems = [*_misfits(spec), *interpolate.check(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))]
+    misfits = [source.locate(problem) for problem in problems]
     if misfits:
         raise SpecError(misfits)
     return spec
 
 
+def _sensitive(spec: PipelineSpec) -> list[str]:
+    return [name for name, field in spec.schema_.items() if getattr(field, "sensitive", False)]
+
+
 def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
     """What each part may say, but not together."""
+    if spec.quarantine.raw == "upload" and (sensitive := _sensitive(spec)):
+        message = f'the raw bytes of rejected records hold "{sensitive[0]}", which is sensitive'
+        yield Problem(message, "quarantine.raw", "local keeps them on the node, drop forgets them")
     stamps = [name for name, f in spec.schema_.items() if f.event_time]
     if len(stamps) > 1:
         message = f"only one field can be the event_time, here are {' and '.join(stamps)}"
