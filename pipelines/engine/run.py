@@ -106,7 +106,7 @@ def _rows(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     if not records.count:
         return state, Output()
     origin = Origin(batch, records.line)
-    rows = _row_table(batch, records)
+    rows = _row_table(plan, batch, records)
     for stage in plan.stages:
         state, rows = stage(state, rows)
     state, quarantined = _account(plan, state, origin, records.reasons, rows)
@@ -137,12 +137,15 @@ class Origin:
         return rows if self.line is None else self.line.take(rows)
 
 
-def _row_table(batch: Batch, records: Records) -> pa.Table:
-    """The row table: `_row`, `_fate`, then `_meta_*` and the fields."""
+def _row_table(plan: Plan, batch: Batch, records: Records) -> pa.Table:
+    """The row table: `_row`, `_fate`, `_et` (microseconds since 1970: the field that stamps the row, or its arrival; NULL in rows
+    without one, which are dead), then the fields and `_meta_*`."""
     n = records.count
     fate = records.fate if records.fate is not None else pa.repeat(pa.scalar(ALIVE, pa.int16()), n)
     columns = {name: _naive(values) for name, values in records.columns.items()}
-    return pa.table({"_row": pa.array(range(n), pa.int32()), "_fate": fate, **columns})
+    stamp = plan.spec.event_time
+    times = columns[stamp].cast(pa.int64()) if stamp else pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), n)
+    return pa.table({"_row": pa.array(range(n), pa.int32()), "_fate": fate, "_et": times, **columns})
 
 
 def _naive(values: pa.Array) -> pa.Array:
@@ -196,10 +199,10 @@ def dry_run(plan: Plan) -> None:
     none = pa.array([], pa.int64())
     for name, records in plan.records.items():
         batch = Batch(name, 0, 0, Lines(pa.array([], pa.string()), none))
-        rows, state = _row_table(batch, records.read(batch)), State("")
+        rows, state = _row_table(plan, batch, records.read(batch)), State("")
         for stage in plan.stages:
             state, rows = stage(state, rows)
-        rows = _timed(rows.append_column("_et", none), none, none)
+        rows = _timed(rows, none, none)
         for window in plan.windows.values():
             window.grouping(rows)
             window.late_rows(rows)
@@ -275,8 +278,7 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
     """Accepted rows through watermark, triggers, windows and sinks."""
     if not accepted.num_rows:
         return state, Output()
-    batch, times = origin.batch, _event_times(plan, accepted, origin.batch)
-    accepted = accepted.append_column("_et", times)
+    batch, times = origin.batch, accepted["_et"].combine_chunks()
     state, output = _to_sinks(plan, state, accepted, None)
     if not plan.windows and not plan.triggers:
         return state, output
@@ -290,13 +292,6 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
         state, made = _stretch(plan, state, origin, accepted, stretch, _least_reached(plan, others, batch.arrival_us))
         output += made
     return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
-
-
-def _event_times(plan: Plan, rows: pa.Table, batch: Batch) -> pa.Array:
-    """Microseconds since 1970: the field that stamps the row, or its arrival."""
-    if plan.spec.event_time is None:
-        return pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), rows.num_rows)
-    return rows[plan.spec.event_time].combine_chunks().cast(pa.int64())
 
 
 def _stretch(
