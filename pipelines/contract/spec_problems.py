@@ -24,8 +24,8 @@ def _closest(word: str, known: Any) -> str:
     return next(iter(difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)), "")
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
-    """What is wrong, in the words of someone who wrote the file against `model`."""
+def explain(error: ValidationError, model: type[BaseModel], source: yaml_reader.Source | None = None) -> Iterator[Problem]:
+    """What is wrong, in the words of someone who wrote the file against `model`; with its place in `source`."""
     items = [(item, tuple(part for part in item["loc"] if part != "[key]")) for item in error.errors(include_url=False)]
     meant = {
         (*loc[:-1], word)
@@ -36,7 +36,31 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]
         if item["type"] == "missing" and loc in meant:
             continue  # it is there, misspelt
         message, hint = _EXPLAIN.get(item["type"], _as_it_says)(item, loc, model)
-        yield Problem(message, yaml_reader.format_path(loc), hint)
+        problem = Problem(message, yaml_reader.format_path(_shown(loc, source)), hint)
+        yield locate(problem, loc, source) if source else problem
+
+
+def _shown(loc: Loc, source: yaml_reader.Source | None) -> Loc:
+    """`loc` in the words of the file; what is missing in the file ends it."""
+    if source is None:
+        return loc
+    written = _written(loc, source.data)
+    return (*written, loc[-1]) if loc and (not written or written[-1] != loc[-1]) else written
+
+
+def locate(problem: Problem, loc: Loc, source: yaml_reader.Source) -> Problem:
+    """`problem` with the place of `loc`, whatever a short form or a validator put into it that the file does not have."""
+    return problem.at(*source.place(_written(loc, source.data)), file=source.file)
+
+
+def _written(loc: Loc, data: Any) -> yaml_reader.Path:
+    """The parts of `loc` that the file has."""
+    path: list[Any] = []
+    for part in loc:
+        if isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int) and part < len(data):
+            path.append(part)
+            data = data[part]
+    return tuple(path)
 
 
 _Explained = tuple[str, str]

@@ -1,0 +1,1 @@
+"""Tools for those who write pipelines: cases in virtual time, the canonical form, the editors' schema, explanations. Pure."""

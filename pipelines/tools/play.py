@@ -1,0 +1,525 @@
+"""Plays cases in virtual time through the engine, and says what came otherwise than expected.
+
+Node time and the wall clock both start at the case's `start`. Between instants time passes in timers, as on a node: one a second
+for ten minutes of silence, then fewer. What is checked at an `expect` is everything since the one before.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.contract.duration import US_PER, format_duration
+from pipelines.contract.errors import Problem, SpecError
+from pipelines.contract.spec import PipelineSpec
+from pipelines.contract.spec_problems import did_you_mean
+from pipelines.contract.yaml_reader import Path
+from pipelines.engine import run as engine
+from pipelines.engine.decode import Batch, frame_lines
+from pipelines.engine.plan import NodeFacts, Plan, compile_plan
+from pipelines.engine.run import Output, run_batch
+from pipelines.engine.state import State, entries, restore
+from pipelines.tools import records
+from pipelines.tools.cases import (
+    ActionTaken,
+    AlarmState,
+    Case,
+    CasesFile,
+    Expect,
+    IncidentStep,
+    Instant,
+    Quarantined,
+    Who,
+    instants,
+)
+from pipelines.tools.matching import Pair, align, fits, misfits
+
+S = US_PER["s"]
+# (silence up to, step): a case may span weeks, and most of its time nothing happens
+TICKS = ((600 * S, S), (7_200 * S, 10 * S), (86_400 * S, 60 * S), (None, 600 * S))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that came otherwise than expected: `when` the instant, `what` in words, and both lists beside each other."""
+
+    when: str
+    what: str
+    path: Path
+    line: int
+    column: int
+    pairs: Sequence[Pair] = ()
+    places: Sequence[tuple[int, int]] = ()  # line and column of each expected entry
+    start_us: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one case went."""
+
+    name: str
+    failures: Sequence[Failure]
+
+
+class Player:
+    """Plays the cases of one file. Plans are kept: cases that start from the same are compiled once."""
+
+    def __init__(self, spec: PipelineSpec, cases: CasesFile) -> None:
+        self.spec, self.cases = spec, cases
+        self._plans: dict[str, Plan] = {}
+
+    def play(self, index: int) -> Result:
+        """One case. Raises `SpecError` when what it says cannot be done at all."""
+        case = self.cases.cases[index]
+        story = _Story(self, case, index)
+        story.play()
+        return Result(case.name, story.failures)
+
+    def plan(self, case: Case, params: Mapping[str, Any], path: Path) -> Plan:
+        given = self.cases
+        values = {**self.spec.defaults(), **given.params, **params}
+        node = case.node or given.node
+        secrets, lookups = {**given.secrets, **case.secrets}, {**given.lookups, **case.lookups}
+        key = json.dumps([values, node.model_dump() if node else None, secrets, lookups], default=str, sort_keys=True)
+        if key not in self._plans:
+            self._check_params(params, path)
+            facts = NodeFacts(node.id, node.name, node.labels, node.facts) if node else NodeFacts("node-1", "node-1")
+            self._plans[key] = _compile(self.spec, values, facts, secrets, lookups)
+        return self._plans[key]
+
+    def _check_params(self, params: Mapping[str, Any], path: Path) -> None:
+        for name, value in params.items():
+            place = (*path, "params", name)
+            if name not in self.spec.params:
+                known = ", ".join(self.spec.params) or "none"
+                raise SpecError(
+                    [
+                        self.cases.problem(
+                            place, f'there is no parameter "{name}"{did_you_mean(name, self.spec.params)}', f"known: {known}"
+                        )
+                    ]
+                )
+            try:
+                self.spec.params[name].check(value)
+            except ValueError as error:
+                raise SpecError([self.cases.problem(place, str(error))]) from None
+
+
+def _compile(
+    spec: PipelineSpec, params: Mapping[str, Any], node: NodeFacts, secrets: Mapping[str, str], lookups: Mapping[str, Any]
+) -> Plan:
+    more: dict[str, Any] = {}
+    if "secrets" in inspect.signature(compile_plan).parameters:
+        more = {"secrets": secrets, "lookups": {name: pa.Table.from_pylist(rows) for name, rows in lookups.items()}}
+    return compile_plan(spec, params, node, **more)
+
+
+@dataclass
+class _Alarm:
+    """The newest incident of a trigger in a group, folded from its transitions."""
+
+    incident: str
+    group: Mapping[str, Any]
+    state: str = "active"
+    acked: bool = False
+    flags: tuple[str, ...] = ()
+
+
+@dataclass
+class _Seen:
+    """What the pipeline gave since some moment, as plain values."""
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    incidents: list[dict[str, Any]] = field(default_factory=list)
+    actions: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, output: Output, spec: PipelineSpec) -> None:
+        for sink, tables in output.rows.items():
+            self.rows.setdefault(sink, []).extend(row for table in tables for row in table.to_pylist())
+        self.quarantine += [row for table in output.quarantine for row in table.to_pylist()]
+        self.incidents += [_incident(transition) for transition in output.transitions]
+        self.actions += [_action(action) for action in output.actions]
+
+
+class _Story:
+    """One case under way."""
+
+    def __init__(self, player: Player, case: Case, index: int) -> None:
+        self.player, self.case, self.index = player, case, index
+        self.start_us = case.start_us
+        self.params = dict(case.params)
+        self.plan = player.plan(case, self.params, ("cases", index))
+        self.state = State(f"case-{index}")
+        self.now_us = self.last_act_us = self.start_us
+        self.running = True
+        self.recent, self.whole = _Seen(), _Seen()
+        self.alarms: dict[tuple[str, str], _Alarm] = {}
+        self.failures: list[Failure] = []
+        self.headers: dict[str, tuple[str, ...]] = {}
+
+    def play(self) -> None:
+        for instant in _repeated(instants(self.player.cases, self.index)):
+            self._pass_time(self.start_us + instant.at_us)
+            self._act(instant)
+        if self.case.finish and self.running:
+            self._take(*engine.finish(self.plan, self.state))
+        if self.case.expect:
+            self._check(self.case.expect, self.whole, "at the end", ("cases", self.index, "expect"))
+
+    # -- time and acts
+
+    def _pass_time(self, until_us: int) -> None:
+        """Timers after the last instant, and the one of this moment unless rows come with it: theirs is after them."""
+        while self.running and (next_us := _next_tick(self.last_act_us, self.now_us)) < until_us:
+            self._timer(next_us)
+        self.now_us = self.last_act_us = max(until_us, self.now_us)
+
+    def _timer(self, at_us: int) -> None:
+        self.now_us = at_us
+        self._take(*run_batch(self.plan, self.state, Batch("", at_us, at_us)))
+
+    def _act(self, instant: Instant) -> None:
+        act = instant.act
+        if act.params:
+            self.params |= act.params
+            self.plan = self.player.plan(self.case, self.params, instant.path)
+        if act.stop or act.restart:
+            self.running = act.restart
+            self.state = _restarted(self.plan, self.state, self.now_us)
+        if act.rows or act.lines:
+            self._feed(instant)
+        if self.running:
+            self._timer(self.now_us)
+        for verb in ("ack", "reset"):
+            who = getattr(act, verb)
+            if who is not None:
+                self._touch(verb, who, instant)
+        if act.expect is not None:
+            self._check(act.expect, self.recent, instant.key, (*instant.path, "expect"))
+            self.recent = _Seen()
+
+    def _feed(self, instant: Instant) -> None:
+        name = self._source_name(instant)
+        source, act = self.player.spec.sources[name], instant.act
+        try:
+            data, header = records.encode(self.player.spec, source, act, self.start_us, self.now_us)
+        except ValueError as error:
+            raise self._impossible((*instant.path, "rows"), str(error)) from None
+        if records.decoder(source) == "csv" and not header:
+            header, data = self._read_header(name, data, act.file)
+        self._take(*run_batch(self.plan, self.state, _batch(name, self.now_us, data, header, act.file, act.meta)))
+
+    def _read_header(self, name: str, data: bytes, file: str) -> tuple[tuple[str, ...], bytes]:
+        """The first line of a CSV file in a case names the columns, as on disk."""
+        from pipelines.engine.decode import parse_header
+
+        key = f"{name}/{file}"
+        if key not in self.headers:
+            line, _, data = data.partition(b"\n")
+            csv = self.player.spec.sources[name].decode.csv
+            self.headers[key] = parse_header(line, csv.delimiter if csv else ",")
+        return self.headers[key], data
+
+    def _source_name(self, instant: Instant) -> str:
+        names, name = list(self.player.spec.sources), instant.act.source
+        if name is None and len(names) == 1:
+            return names[0]
+        if name in names:
+            return str(name)
+        if name is None:
+            raise self._impossible(instant.path, "which source gives these?", f"add `source:` with one of {', '.join(names)}")
+        place = (*instant.path, "source")
+        raise self._impossible(place, f'there is no source "{name}"{did_you_mean(name, names)}', f"known: {', '.join(names)}")
+
+    def _touch(self, verb: str, who: Who, instant: Instant) -> None:
+        """Acknowledge or reset what a person would find open."""
+        self._check_trigger(who.trigger, (*instant.path, verb))
+        found = [
+            alarm
+            for (trigger, _), alarm in self.alarms.items()
+            if trigger == who.trigger and (who.group is None or not misfits(who.group, alarm.group, self.start_us))
+            if (alarm.state == "active" or alarm.flags if verb == "reset" else not alarm.acked)
+        ]
+        if not found:
+            text = f"there is no incident of {who.trigger} to {'acknowledge' if verb == 'ack' else 'reset'}"
+            self._fail(instant.key, text, (*instant.path, verb))
+        do = engine.acknowledge if verb == "ack" else getattr(engine, "reset", engine.acknowledge)
+        for alarm in found:
+            self._take(*do(self.plan, self.state, alarm.incident, who.by, who.reason, self.now_us, self.now_us))
+
+    def _take(self, state: State, output: Output) -> None:
+        self.state = state
+        self.recent.add(output, self.player.spec)
+        self.whole.add(output, self.player.spec)
+        for transition in output.transitions:
+            _fold(self.alarms, transition)
+
+    # -- expectations
+
+    def _check(self, expect: Expect, seen: _Seen, when: str, path: Path) -> None:
+        if expect.nothing:
+            self._check_nothing(seen, when, (*path, "nothing"))
+        for part in ("rows", "windows"):
+            for name, several in (getattr(expect, part) or {}).items():
+                sink = self._sink(part, name, (*path, part))
+                what = f"rows of sink {sink}" if part == "rows" else f"rows of window {name or sink}"
+                place = (*path, part, name) if name else (*path, part)
+                self._check_list(several, seen.rows.get(sink, []), what, when, place, self._row_misfits)
+        for part, differs in (
+            ("quarantine", self._quarantine_misfits),
+            ("incidents", self._incident_misfits),
+            ("actions", self._action_misfits),
+        ):
+            if (several := getattr(expect, part)) is not None:
+                self._check_list(several, getattr(seen, part), part, when, (*path, part), differs)
+        for trigger, states in expect.alarms.items():
+            self._check_trigger(trigger, (*path, "alarms", trigger))
+            for i, state in enumerate(states):
+                self._check_alarm(trigger, state, when, (*path, "alarms", trigger, i))
+        self._check_ledger(expect.ledger, when, (*path, "ledger"))
+
+    def _check_nothing(self, seen: _Seen, when: str, path: Path) -> None:
+        parts = {**{f"rows of sink {name}": rows for name, rows in seen.rows.items()}}
+        parts |= {"quarantine": seen.quarantine, "incidents": seen.incidents, "actions": seen.actions}
+        for what, got in parts.items():
+            if got:
+                pairs = [Pair("unexpected", got=one) for one in got]
+                self._fail(when, f"{what}: nothing was expected, {len(got)} came", path, pairs)
+
+    def _check_list(
+        self,
+        several: Any,
+        got: Sequence[Any],
+        what: str,
+        when: str,
+        path: Path,
+        differs: Callable[[Any, Any], Sequence[str]],
+    ) -> None:
+        if several.count is not None and several.count != len(got):
+            pairs = [Pair("unexpected", got=one) for one in got]
+            self._fail(when, f"{what}: {several.count} were expected, {len(got)} came", path, pairs)
+        wanted = several.expected()
+        if wanted is None:
+            return
+        mode, expected = wanted
+        fine, pairs = align(mode, expected, got, differs)
+        if fine:
+            return
+        if mode == "contains":
+            pairs = [pair for pair in pairs if pair.kind != "unexpected"] + [p for p in pairs if p.kind == "unexpected"][:5]
+        same = sum(pair.kind == "same" for pair in pairs)
+        self._fail(
+            when,
+            f"{what}: {same} of {len(expected)} as expected, {len(got)} came",
+            path,
+            pairs,
+            [self._place(path, mode, i) for i in range(len(expected))],
+        )
+
+    def _place(self, path: Path, mode: str, index: int) -> tuple[int, int]:
+        source = self.player.cases.source
+        for candidate in ((*path, mode, index), (*path, index)):
+            if candidate in source.places:
+                return source.places[candidate]
+        return source.place(path)
+
+    def _row_misfits(self, expected: Any, got: Any) -> Sequence[str]:
+        return misfits(expected, got, self.start_us)
+
+    def _quarantine_misfits(self, expected: Quarantined, got: Mapping[str, Any]) -> Sequence[str]:
+        wrong = [] if expected.reason is None or any(_says(expected.reason, r) for r in got["reasons"] or []) else ["reason"]
+        if expected.reasons is not None:
+            pairs = align("any_order", expected.reasons, got["reasons"] or [], lambda e, g: [] if _says(e, g) else ["reasons"])
+            wrong += [] if pairs[0] else ["reasons"]
+        for name in ("step", "raw", "source"):
+            wanted = getattr(expected, name)
+            wrong += [] if wanted is None or _says(wanted, str(got.get(name))) else [name]
+        return wrong
+
+    def _incident_misfits(self, expected: IncidentStep, got: Mapping[str, Any]) -> Sequence[str]:
+        return misfits(expected.model_dump(exclude_none=True), got, self.start_us)
+
+    def _action_misfits(self, expected: ActionTaken, got: Mapping[str, Any]) -> Sequence[str]:
+        wrong = misfits(expected.model_dump(exclude_none=True, include={"trigger", "transition"}), got, self.start_us)
+        if expected.like is not None and not any(_says(expected.like, text) for text in _texts([got["kind"], got["config"]])):
+            wrong.append("like")
+        for kind, config in expected.kinds.items():
+            if kind != got["kind"]:
+                wrong.append(kind)
+            else:
+                wrong += misfits(config or {}, got["config"], self.start_us, kind)
+        return wrong
+
+    def _check_alarm(self, trigger: str, expected: AlarmState, when: str, path: Path) -> None:
+        groups = [a for (name, _), a in self.alarms.items() if name == trigger]
+        if expected.group is not None:
+            groups = [a for a in groups if not misfits(expected.group, a.group, self.start_us)]
+        got = [{"group": a.group, "state": a.state, "acked": a.acked, "flags": list(a.flags)} for a in groups]
+        if not groups and expected.state != "none":
+            got = [{"group": {}, "state": "none", "acked": False, "flags": []}]
+        wanted = expected.model_dump(exclude_none=True)
+        wrong = [one for one in got if misfits(wanted, one, self.start_us)]
+        if wrong:
+            pairs = [Pair("changed", wanted, one, 0, tuple(misfits(wanted, one, self.start_us))) for one in wrong]
+            source = self.player.cases.source
+            self._fail(when, f"alarm {trigger} stands otherwise", path, pairs, [source.place(path)])
+
+    def _check_ledger(self, expected: Mapping[str, Any], when: str, path: Path) -> None:
+        if not expected:
+            return
+        ledgers = self.state.ledger()
+        sources = list(ledgers["sources"].values())
+        got: dict[str, Any] = {**ledgers["sources"], **ledgers["streams"]}
+        for name, wanted in expected.items():
+            if isinstance(wanted, Mapping):
+                self._check_figures(wanted, [got.get(name, {})], f"ledger of {name}", when, (*path, name))
+            else:
+                self._check_figures({name: wanted}, sources, "ledger", when, path)
+
+    def _check_figures(
+        self, wanted: Mapping[str, Any], ledgers: Sequence[Mapping[str, int]], what: str, when: str, path: Path
+    ) -> None:
+        for name, figure in wanted.items():
+            got = sum(n for counts in ledgers for key, n in counts.items() if key == name or key.startswith(f"{name}."))
+            if not fits(figure, got, self.start_us):
+                self._fail(when, f"{what}: {name} is {got}, expected {figure}", (*path, name))
+
+    # -- names, and what is wrong
+
+    def _sink(self, part: str, name: str, path: Path) -> str:
+        sinks = self.player.spec.sinks
+        if part == "windows":
+            known = {n: n for n, s in sinks.items() if s.from_} | {str(s.from_): n for n, s in sinks.items() if s.from_}
+        else:
+            known = {n: n for n in sinks}
+            known |= {"": n for n, s in sinks.items() if not s.from_}
+        if part == "windows" and not name and len({*known.values()}) == 1:
+            return next(iter(known.values()))
+        only = [n for n, s in sinks.items() if not s.from_]
+        if part == "rows" and not name and len(only) != 1:
+            text = f"which sink's rows? There are {len(only)} of rows"
+            raise self._impossible(path, text, f"write `{part}:` with a sink below it: {', '.join(sinks) or 'there is none'}")
+        if name not in known:
+            text = f'no sink takes the rows of "{name}"' if part == "windows" else f'there is no sink "{name}"'
+            names = [n for n in known if n]
+            raise self._impossible(
+                (*path, name), text + did_you_mean(name, names), f"known: {', '.join(names) or 'none: add it to `sinks:`'}"
+            )
+        return known[name]
+
+    def _check_trigger(self, name: str, path: Path) -> None:
+        known = self.player.spec.triggers
+        if name not in known:
+            raise self._impossible(
+                path, f'there is no trigger "{name}"{did_you_mean(name, known)}', f"known: {', '.join(known) or 'none'}"
+            )
+
+    def _impossible(self, path: Path, message: str, hint: str = "") -> SpecError:
+        problem: Problem = self.player.cases.problem(path, message, hint)
+        return SpecError([problem])
+
+    def _fail(
+        self,
+        when: str,
+        what: str,
+        path: Path,
+        pairs: Sequence[Pair] = (),
+        places: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        line, column = self.player.cases.source.place(path)
+        self.failures.append(Failure(when, what, path, line, column, pairs, places, self.start_us))
+
+
+# -- the engine's values as plain ones
+
+
+def _batch(source: str, now_us: int, data: bytes, header: tuple[str, ...], file: str, meta: Mapping[str, Any]) -> Batch:
+    more = {"meta": meta} if meta and "meta" in Batch.__dataclass_fields__ else {}
+    return Batch(source, now_us, now_us, frame_lines(data), file, header, **more)
+
+
+def _restarted(plan: Plan, state: State, now_us: int) -> State:
+    """The state as a new process finds it in the store (I1)."""
+    from pipelines.engine.trigger import resume
+
+    put, _ = entries(state, None)
+    return resume(restore(state.lineage, put.items(), state.ledger(), state.epoch + 1), now_us)
+
+
+def _incident(transition: Any) -> dict[str, Any]:
+    from pipelines.tools.matching import _EPOCH  # the one epoch of this package
+
+    at = _EPOCH.replace() + _us(transition.at_us)
+    got = {name: getattr(transition, name) for name in ("trigger", "transition", "severity", "message", "by", "reason")}
+    return {**got, "group": json.loads(transition.group), "value": json.loads(transition.value), "at": at}
+
+
+def _us(us: int) -> Any:
+    from datetime import timedelta
+
+    return timedelta(microseconds=us)
+
+
+def _action(action: Any) -> dict[str, Any]:
+    return {"kind": action.kind, "trigger": action.trigger, "transition": action.transition, "config": dict(action.config)}
+
+
+def _fold(alarms: dict[tuple[str, str], _Alarm], transition: Any) -> None:
+    key = (transition.trigger, transition.group)
+    what = transition.transition
+    if what == "raised" or key not in alarms:
+        alarms[key] = _Alarm(transition.incident, json.loads(transition.group))
+    alarm = alarms[key]
+    if what == "acknowledged":
+        alarms[key] = replace(alarm, acked=True)
+    elif what == "cleared":
+        alarms[key] = replace(alarm, state="cleared")
+
+
+def _says(expected: str, text: str) -> bool:
+    """Whether a text contains the expected one, or matches it as `/regex/`."""
+    return fits(expected, text, 0) if len(expected) > 2 and expected[0] == expected[-1] == "/" else expected in text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+    elif value is not None:
+        yield str(value)
+
+
+# -- time
+
+
+def _next_tick(since_us: int, now_us: int) -> int:
+    """When the next timer comes, `since_us` after which nothing but timers came."""
+    silent_us = now_us - since_us
+    step = next(step for until, step in TICKS if until is None or silent_us < until)
+    return now_us + step
+
+
+def _repeated(acts: Sequence[Instant]) -> list[Instant]:
+    """Acts with `repeat` as that many, `every` apart; what is expected is checked after the last."""
+    made: list[Instant] = []
+    for one in acts:
+        if one.act.repeat == 1:
+            made.append(one)
+            continue
+        once = one.act.model_copy(update={"repeat": 1})
+        quiet = once.model_copy(update={"expect": None, "ack": None, "reset": None})
+        made += [replace(one, at_us=one.at_us + i * one.act.every, act=quiet) for i in range(one.act.repeat - 1)]
+        made.append(replace(one, at_us=one.at_us + (one.act.repeat - 1) * one.act.every, act=once))
+    return sorted(made, key=lambda instant: instant.at_us)
+
+
+def at_text(us: int) -> str:
+    return f"at {format_duration(us)}"
