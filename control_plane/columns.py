@@ -45,6 +45,7 @@ SEGMENTS_SCHEMA = pa.schema(
         *_integers("format"),
         *_texts("verdict", "reason"),  # verdict: stored | void | refused
         ("received_at", _TIME),
+        *_texts("lookups"),
     ]
 )
 

@@ -289,7 +289,7 @@ def _segments_table(segments: Iterable[Segment], verdicts: Mapping[str, str], no
 def _segment_row(segment: Segment, reason: str, now_us: int) -> dict[str, object]:
     row = asdict(segment.header)
     row["table_name"] = row.pop("table")
-    row["positions"], row["ledgers"] = (json.dumps(row[name], ensure_ascii=False) for name in ("positions", "ledgers"))
+    row |= {name: json.dumps(row[name], ensure_ascii=False) for name in ("positions", "ledgers", "lookups")}
     verdict = REFUSED if reason else STORED
     return {**row, "digest": segment.digest, "verdict": verdict, "reason": reason, "received_at": now_us}
 

@@ -47,6 +47,7 @@ class Sealed:
     ledgers: Mapping[str, Any] = field(default_factory=dict)
     params: str = ""  # digest of the parameters in effect
     engine: str = ""  # the build that made the rows
+    lookups: Mapping[str, str] = field(default_factory=dict)  # digests of the lookup files in effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget
         node=origin.node, run=run_id, stream=sealed.stream, seq=seq, previous=previous, kind=sealed.kind, table=sealed.table,
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
-        clock=origin.clock, engine=sealed.engine, positions=sealed.positions,
+        clock=origin.clock, engine=sealed.engine, positions=sealed.positions, lookups=sealed.lookups,
         ledgers=_with_lost(db, origin.pipeline, sealed.stream, sealed.ledgers),
     )  # fmt: skip
     _append(db, key, stream_id, header, sealed.payload)

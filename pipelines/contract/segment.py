@@ -42,7 +42,8 @@ class SegmentHeader:
     """Lineage, ledgers and chain of one segment. `seq` counts from 1 without gaps within (node, run, stream).
 
     `ledgers` are cumulative counts at the seal (I4): `{"source": {source: {...}}, "stream": {...}}`.
-    `positions` say what went in: `{source: {"from": ..., "to": ...}}` in the source's own words.
+    `positions` say what went in: `{source: {"from": ..., "to": ...}}` in the source's own words; `lookups` which bytes of each
+    lookup file the rows were made with: `{table: digest}`.
     """
 
     node: str
@@ -64,6 +65,7 @@ class SegmentHeader:
     engine: str
     positions: Mapping[str, Any] = field(default_factory=dict)
     ledgers: Mapping[str, Any] = field(default_factory=dict)
+    lookups: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -122,7 +124,7 @@ def _is_storable(fields: dict[str, Any]) -> bool:
     except (ValueError, RecursionError):
         return False
     integers = (value for value in fields.values() if type(value) is int)
-    objects = (fields.get("positions", {}), fields.get("ledgers", {}))
+    objects = (fields.get("positions", {}), fields.get("ledgers", {}), fields.get("lookups", {}))
     return all(-(2**63) <= n < 2**63 for n in integers) and all(isinstance(value, dict) for value in objects)
 
 

@@ -25,6 +25,7 @@ HEADER = SegmentHeader(
     payload_digest=sha256(b"payload"), pipeline="press", version="sha256:v", number=3, params="sha256:p",
     sealed_at_us=1_700_000_000_000_000, node_time_us=12, clock="unsynced", engine="tidewire/0",
     positions={"sim": {"from": 1, "to": 2}}, ledgers={"source": {"sim": {"read": 2}}, "stream": {"offered": 1}},
+    lookups={"assets": "sha256:a"},
 )  # fmt: skip
 
 
