@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, TextIO
 
 _GAP = "  "
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidirectional marks), halves of characters, line separators
@@ -23,6 +21,9 @@ def print_json(value: object) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     texts = [[_text(value) for value in row] for row in rows]
     if sys.stdout.isatty():
+        from rich.console import Console  # 40 ms that a plain command does without
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(column, overflow="fold")
@@ -59,6 +60,13 @@ def _text(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
     return plain(str(value))
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether colours help: on a terminal that does not ask for none (https://no-color.org), or where they are forced."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def plain(text: str) -> str:

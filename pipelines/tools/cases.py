@@ -342,6 +342,8 @@ def _time_misfits(cases: CasesFile, index: int) -> Iterator[Problem]:
         if stopped and (instant.act.rows or instant.act.lines or instant.act.ack or instant.act.reset):
             yield cases.problem(instant.path, "the pipeline is stopped here", "start it again before this with `restart: true`")
         if instant.act.rows and instant.act.lines:
-            yield cases.problem(instant.path, "rows and lines at once", "write them as two entries of a list: the order is theirs")
+            yield cases.problem(
+                instant.path, "rows and lines at once", "write them as two entries of a list: the order is theirs"
+            )
     if not acts and not case.expect:
         yield cases.problem(("cases", index), "nothing happens in this case", "add `at 0s:` with `rows:` and `expect:`")

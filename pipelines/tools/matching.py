@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
@@ -38,7 +38,11 @@ def misfits(expected: Any, got: Any, start_us: int, path: str = "") -> list[str]
             wrong
             for key, value in expected.items()
             for wrong in (
-                misfits(value, got[key], start_us, _join(path, key)) if key in got else [] if value is None else [_join(path, key)]
+                misfits(value, got[key], start_us, _join(path, key))
+                if key in got
+                else []
+                if value is None
+                else [_join(path, key)]
             )
         ]
     if isinstance(expected, list):
@@ -89,6 +93,10 @@ def _time_fits(expected: str, got_us: int, start_us: int) -> bool:
 def instant_us(value: datetime) -> int:
     since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def time_of(us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=us)
 
 
 def show(value: Any, start_us: int | None = None) -> str:
@@ -172,8 +180,7 @@ def _nearest(left: range, right: range, expected: Sequence[Any], got: Sequence[A
     for i in left:
         scored = sorted((len(differs(expected[i], got[j])), n) for n, j in enumerate(free[:50]))
         if scored and scored[0][0] < max(2, _size(expected[i])):
-            for j in free[: scored[0][1]]:
-                pairs.append(Pair("unexpected", got=got[j]))
+            pairs += [Pair("unexpected", got=got[j]) for j in free[: scored[0][1]]]
             j = free[scored[0][1]]
             del free[: scored[0][1] + 1]
             pairs.append(Pair("changed", expected[i], got[j], i, tuple(differs(expected[i], got[j]))))

@@ -6,7 +6,6 @@ for ten minutes of silence, then fewer. What is checked at an `expect` is everyt
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,16 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contract.duration import US_PER, format_duration
+from pipelines.contract.duration import US_PER
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import Path
 from pipelines.engine import run as engine
-from pipelines.engine.decode import Batch, frame_lines
+from pipelines.engine.decode import Batch, frame_lines, parse_header
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.run import Output, run_batch
 from pipelines.engine.state import State, entries, restore
+from pipelines.engine.trigger import resume
 from pipelines.tools import records
 from pipelines.tools.cases import (
     ActionTaken,
@@ -37,7 +37,7 @@ from pipelines.tools.cases import (
     Who,
     instants,
 )
-from pipelines.tools.matching import Pair, align, fits, misfits
+from pipelines.tools.matching import Pair, align, fits, misfits, time_of
 
 S = US_PER["s"]
 # (silence up to, step): a case may span weeks, and most of its time nothing happens
@@ -89,7 +89,8 @@ class Player:
         if key not in self._plans:
             self._check_params(params, path)
             facts = NodeFacts(node.id, node.name, node.labels, node.facts) if node else NodeFacts("node-1", "node-1")
-            self._plans[key] = _compile(self.spec, values, facts, secrets, lookups)
+            tables = {name: pa.Table.from_pylist(rows) for name, rows in lookups.items()}
+            self._plans[key] = compile_plan(self.spec, values, facts, secrets=secrets, lookups=tables)
         return self._plans[key]
 
     def _check_params(self, params: Mapping[str, Any], path: Path) -> None:
@@ -108,15 +109,6 @@ class Player:
                 self.spec.params[name].check(value)
             except ValueError as error:
                 raise SpecError([self.cases.problem(place, str(error))]) from None
-
-
-def _compile(
-    spec: PipelineSpec, params: Mapping[str, Any], node: NodeFacts, secrets: Mapping[str, str], lookups: Mapping[str, Any]
-) -> Plan:
-    more: dict[str, Any] = {}
-    if "secrets" in inspect.signature(compile_plan).parameters:
-        more = {"secrets": secrets, "lookups": {name: pa.Table.from_pylist(rows) for name, rows in lookups.items()}}
-    return compile_plan(spec, params, node, **more)
 
 
 @dataclass
@@ -139,7 +131,7 @@ class _Seen:
     incidents: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, output: Output, spec: PipelineSpec) -> None:
+    def add(self, output: Output) -> None:
         for sink, tables in output.rows.items():
             self.rows.setdefault(sink, []).extend(row for table in tables for row in table.to_pylist())
         self.quarantine += [row for table in output.quarantine for row in table.to_pylist()]
@@ -217,8 +209,6 @@ class _Story:
 
     def _read_header(self, name: str, data: bytes, file: str) -> tuple[tuple[str, ...], bytes]:
         """The first line of a CSV file in a case names the columns, as on disk."""
-        from pipelines.engine.decode import parse_header
-
         key = f"{name}/{file}"
         if key not in self.headers:
             line, _, data = data.partition(b"\n")
@@ -255,8 +245,8 @@ class _Story:
 
     def _take(self, state: State, output: Output) -> None:
         self.state = state
-        self.recent.add(output, self.player.spec)
-        self.whole.add(output, self.player.spec)
+        self.recent.add(output)
+        self.whole.add(output)
         for transition in output.transitions:
             _fold(self.alarms, transition)
 
@@ -393,25 +383,21 @@ class _Story:
     # -- names, and what is wrong
 
     def _sink(self, part: str, name: str, path: Path) -> str:
+        """The sink whose rows are meant: by its name, by that of its window, or the only one of its kind."""
         sinks = self.player.spec.sinks
+        of_kind = [n for n, s in sinks.items() if bool(s.from_) == (part == "windows")]
+        if not name:
+            if len(of_kind) == 1:
+                return of_kind[0]
+            text = f"which sink's {part}? There are {len(of_kind)}"
+            raise self._impossible(path, text, f"write a name below `{part}:`, one of {', '.join(of_kind) or 'sinks: first'}")
+        known = {n: n for n in sinks}
         if part == "windows":
-            known = {n: n for n, s in sinks.items() if s.from_} | {str(s.from_): n for n, s in sinks.items() if s.from_}
-        else:
-            known = {n: n for n in sinks}
-            known |= {"": n for n, s in sinks.items() if not s.from_}
-        if part == "windows" and not name and len({*known.values()}) == 1:
-            return next(iter(known.values()))
-        only = [n for n, s in sinks.items() if not s.from_]
-        if part == "rows" and not name and len(only) != 1:
-            text = f"which sink's rows? There are {len(only)} of rows"
-            raise self._impossible(path, text, f"write `{part}:` with a sink below it: {', '.join(sinks) or 'there is none'}")
-        if name not in known:
-            text = f'no sink takes the rows of "{name}"' if part == "windows" else f'there is no sink "{name}"'
-            names = [n for n in known if n]
-            raise self._impossible(
-                (*path, name), text + did_you_mean(name, names), f"known: {', '.join(names) or 'none: add it to `sinks:`'}"
-            )
-        return known[name]
+            known = {str(sinks[n].from_): n for n in reversed(of_kind)} | {n: n for n in of_kind}
+        if name in known:
+            return known[name]
+        text = f'no sink takes the rows of "{name}"' if part == "windows" else f'there is no sink "{name}"'
+        raise self._impossible((*path, name), text + did_you_mean(name, known), f"known: {', '.join(known) or 'none'}")
 
     def _check_trigger(self, name: str, path: Path) -> None:
         known = self.player.spec.triggers
@@ -446,24 +432,14 @@ def _batch(source: str, now_us: int, data: bytes, header: tuple[str, ...], file:
 
 def _restarted(plan: Plan, state: State, now_us: int) -> State:
     """The state as a new process finds it in the store (I1)."""
-    from pipelines.engine.trigger import resume
-
     put, _ = entries(state, None)
     return resume(restore(state.lineage, put.items(), state.ledger(), state.epoch + 1), now_us)
 
 
 def _incident(transition: Any) -> dict[str, Any]:
-    from pipelines.tools.matching import _EPOCH  # the one epoch of this package
-
-    at = _EPOCH.replace() + _us(transition.at_us)
+    at = time_of(transition.at_us)
     got = {name: getattr(transition, name) for name in ("trigger", "transition", "severity", "message", "by", "reason")}
     return {**got, "group": json.loads(transition.group), "value": json.loads(transition.value), "at": at}
-
-
-def _us(us: int) -> Any:
-    from datetime import timedelta
-
-    return timedelta(microseconds=us)
 
 
 def _action(action: Any) -> dict[str, Any]:
@@ -519,7 +495,3 @@ def _repeated(acts: Sequence[Instant]) -> list[Instant]:
         made += [replace(one, at_us=one.at_us + i * one.act.every, act=quiet) for i in range(one.act.repeat - 1)]
         made.append(replace(one, at_us=one.at_us + (one.act.repeat - 1) * one.act.every, act=once))
     return sorted(made, key=lambda instant: instant.at_us)
-
-
-def at_text(us: int) -> str:
-    return f"at {format_duration(us)}"

@@ -1,0 +1,104 @@
+"""`tidewire apply`, `deploy`, `set`, `unset`, `pipelines`: what should run where, with which parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control_plane import output
+from control_plane.cli.common import DryRun, Json, Params, Reason, Select, client, pairs, read, who, write
+from pipelines.contract.errors import TidewireError
+
+app = typer.Typer()
+
+
+@app.command("apply")
+def apply_(
+    path: Annotated[Path, typer.Argument(help="A pipeline file, or a directory of *.yaml.")],
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Register new versions of pipelines: all of them, or none when one has a problem."""
+    files = sorted(f for f in path.glob("*.yaml") if not f.name.endswith(".cases.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise TidewireError("no *.yaml in it", op="apply", place=str(path), hint="name a pipeline file or a directory of them")
+    body = {"files": [{"name": str(file), "text": read(file)} for file in files], **who(reason, dry_run)}
+    done = client().post("/v1/versions", body)
+    if as_json:
+        output.print_json(done)
+        return
+    for row in done["versions"]:
+        what = f"version {row['number']}" if row["new"] else f"unchanged, it is version {row['number']}"
+        print(
+            f"{row['pipeline']}: {what} ({row['digest'][:19]})" + (" (not registered: dry run)" if dry_run and row["new"] else "")
+        )
+    if not dry_run and any(row["new"] for row in done["versions"]):
+        print(f"  next: tidewire deploy {done['versions'][0]['pipeline']} --select all")
+
+
+@app.command()
+def deploy(
+    reference: Annotated[str, typer.Argument(metavar="NAME[@N]", help="A pipeline; without @N its newest version.")],
+    select: Select,
+    param: Params = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take this target away instead.")] = False,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Have the selected nodes run a version; nodes that join later too."""
+    body = {"reference": reference, "select": select, "params": pairs(param or []), "remove": remove}
+    write("/v1/deployments", body, reason, dry_run, as_json)
+
+
+@app.command("set")
+def set_(
+    pipeline: Annotated[str, typer.Argument(help="A pipeline.")],
+    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Parameters.")],
+    select: Select,
+    force: Annotated[bool, typer.Option("--force", help="Beat on-site overrides made before this.")] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="Forbid on-site overrides.")] = False,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Set parameters on the selected nodes, without a new version; nodes that join later get them too."""
+    body = {"pipeline": pipeline, "params": pairs(values), "select": select, "force": force, "lock": lock}
+    write("/v1/params", body, reason, dry_run, as_json)
+
+
+@app.command()
+def unset(
+    pipeline: Annotated[str, typer.Argument(help="A pipeline.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Parameters.")],
+    select: Select,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Take back what `set` set for the same selector."""
+    body = {"pipeline": pipeline, "names": [name.partition("=")[0] for name in names], "select": select}
+    write("/v1/params/unset", body, reason, dry_run, as_json)
+
+
+@app.command()
+def pipelines(as_json: Json = False) -> None:
+    """The pipelines: newest version, where deployed, on how many nodes."""
+    found = client().get("/v1/pipelines")
+    if as_json:
+        output.print_json(found)
+        return
+    rows = [
+        (
+            row["pipeline"],
+            row["newest"],
+            "; ".join(f"{t['select']} -> {t['version']}" for t in row["targets"]) or "deployed nowhere",
+            ", ".join(f"{count} {phase}" for phase, count in row["nodes"].items()) or "0",
+            row["description"],
+        )
+        for row in found["pipelines"]
+    ]
+    output.print_table(("PIPELINE", "NEWEST", "TARGETS", "NODES", "DESCRIPTION"), rows)
