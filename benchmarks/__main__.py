@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from pipelines.contract.spec import load_spec
-from pipelines.engine.decode import Batch, frame_lines
+from pipelines.engine.decode import Batch
+from pipelines.engine.framing import frame_lines
 from pipelines.engine.plan import compile_plan
 from pipelines.engine.run import run_batch
 from pipelines.engine.state import State

@@ -22,8 +22,10 @@ import pyarrow as pa
 from edge_agent.sources import Block, SourceContext
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.decoders import Decode
+from pipelines.contract.language.sources import RECORD_BYTES_MAX
 from pipelines.contract.language.sources import FileSource as FileSpec
-from pipelines.engine.decode import RECORD_BYTES_KEPT, RECORD_BYTES_MAX, Lines, frame_lines, parse_header
+from pipelines.engine.decode import Lines, parse_header
+from pipelines.engine.framing import RECORD_BYTES_KEPT, frame_lines
 
 BLOCK_BYTES = 1024 * 1024
 HEAD_BYTES_MAX = 1024

@@ -1,4 +1,4 @@
-"""Framing and parsing: bytes to lines, lines to the Arrow table that the stateless statement reads.
+"""Parsing: lines to the Arrow table that the stateless statement reads.
 
 The table `_in` has `_row` (index in the batch), `_line` (text), `_bad` (why it does not decode, or null), for CSV one text column
 `_c<i>` per field of the schema, and the `_meta_*` columns that the pipeline uses.
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-RECORD_BYTES_MAX = 256 * 1024  # a longer record is undecodable; its first RECORD_BYTES_KEPT are quarantined
-RECORD_BYTES_KEPT = 4096
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -41,58 +39,6 @@ class Batch:
     lines: Lines | None = None
     file: str = ""
     header: tuple[str, ...] = ()
-
-
-def frame_lines(block: bytes, base: int = 0) -> Lines:
-    """Split whole lines; `base` is the position of the block's first byte. Blank lines and a byte order mark are no records."""
-    if base == 0 and block.startswith(_BYTE_ORDER_MARK):
-        block, base = block[len(_BYTE_ORDER_MARK) :], len(_BYTE_ORDER_MARK)
-    block = block.removesuffix(b"\n")
-    raw = pc.split_pattern(pa.array([block], pa.large_binary()), b"\n").values
-    starts = _starts(raw, base)
-    if b"\r" in block:
-        raw = _strip_cr(raw)
-    filled = pc.greater(pc.binary_length(raw), 0)
-    if not pc.all(filled).as_py():
-        raw, starts = raw.filter(filled), starts.filter(filled)
-    bad: dict[int, str] = {}
-    if raw.nbytes > RECORD_BYTES_MAX and (pc.max(pc.binary_length(raw)).as_py() or 0) > RECORD_BYTES_MAX:
-        raw = _cut_long(raw, bad)
-    try:
-        text = raw.cast(pa.string())
-    except pa.ArrowInvalid:
-        text = _mend_text(raw, bad)
-    return Lines(text, starts, bad)
-
-
-def _starts(raw: pa.LargeBinaryArray, base: int) -> pa.Int64Array:
-    """Positions of the lines of one split block: the value offsets plus one separator each."""
-    lengths = pc.add(pc.cast(pc.binary_length(raw), pa.int64()), 1)
-    return pc.add(pc.subtract(pc.cumulative_sum(lengths), lengths), base)
-
-
-def _strip_cr(raw: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
-    return pa.array([line.removesuffix(b"\r") for line in raw.to_pylist()], pa.large_binary())
-
-
-def _cut_long(raw: pa.LargeBinaryArray, bad: dict[int, str]) -> pa.LargeBinaryArray:
-    lines = raw.to_pylist()
-    for i, line in enumerate(lines):
-        if len(line) > RECORD_BYTES_MAX:
-            bad[i] = f"the record has {len(line)} bytes, more than {RECORD_BYTES_MAX}"
-            lines[i] = line[:RECORD_BYTES_KEPT].decode(errors="ignore").encode()
-    return pa.array(lines, pa.large_binary())
-
-
-def _mend_text(raw: pa.LargeBinaryArray, bad: dict[int, str]) -> pa.StringArray:
-    texts = []
-    for i, line in enumerate(raw.to_pylist()):
-        try:
-            texts.append(line.decode())
-        except UnicodeDecodeError as error:
-            bad.setdefault(i, f"not UTF-8 at byte {error.start}")
-            texts.append(line.decode(errors="replace"))
-    return pa.array(texts, pa.string())
 
 
 def input_table(batch: Batch, delimiter: str | None, csv_fields: Sequence[tuple[str, str]], meta: Sequence[str]) -> pa.Table:

@@ -13,8 +13,8 @@ import pytest
 from edge_agent.sources import Block, Source, SourceContext, file, open_source
 from edge_agent.sources.simulate import row
 from pipelines.contract.errors import TidewireError
+from pipelines.contract.language.sources import RECORD_BYTES_MAX
 from pipelines.contract.language.sources import Source as SourceSpec
-from pipelines.engine.decode import RECORD_BYTES_MAX
 
 
 @pytest.fixture(autouse=True)

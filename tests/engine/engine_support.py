@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contract.spec import load_spec
-from pipelines.engine.decode import Batch, frame_lines
+from pipelines.engine.decode import Batch
+from pipelines.engine.framing import frame_lines
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.run import Output, finish, run_batch
 from pipelines.engine.state import State

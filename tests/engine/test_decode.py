@@ -9,7 +9,9 @@ from engine_support import Run, batch, compiled, ledgers_balance, pipeline, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.engine.decode import RECORD_BYTES_MAX, Batch, frame_lines, parse_header
+from pipelines.contract.language.sources import RECORD_BYTES_MAX
+from pipelines.engine.decode import Batch, parse_header
+from pipelines.engine.framing import frame_lines
 
 CSV_SCHEMA = """
   a: {type: string, nullable: true}
@@ -28,37 +30,13 @@ def values(run: Run) -> list[tuple[object, ...]]:
     return [(r["a"], r["b"], r["c"]) for r in run.rows()]
 
 
-def test_lines_know_where_they_began() -> None:
-    block = b"one\n\ntwo\r\nthree"
-    lines = frame_lines(block, 7)
-    assert lines.text.to_pylist() == ["one", "two", "three"]
-    assert lines.offsets.to_pylist() == [7, 12, 17]
-
-
-def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only() -> None:
-    assert frame_lines(b"\xef\xbb\xbfone\n", 0).text.to_pylist() == ["one"]
-    assert frame_lines(b"\xef\xbb\xbfone\n", 0).offsets.to_pylist() == [3]
-    assert frame_lines(b"\xef\xbb\xbfone\n", 9).text.to_pylist() == ["\ufeffone"]
-
-
-@given(st.lists(st.binary(max_size=40).filter(lambda b: b"\n" not in b), max_size=20), st.booleans())
-def test_framing_loses_and_invents_nothing(records: list[bytes], ended: bool) -> None:
-    block = b"\n".join(records) + (b"\n" if ended else b"")
-    lines = frame_lines(block, 1000)
-    kept = [r.removesuffix(b"\r") for r in records]
-    assert len(lines) == sum(bool(k) for k in kept)
-    for text, offset in zip(lines.text.to_pylist(), lines.offsets.to_pylist(), strict=True):
-        raw = block[offset - 1000 :].split(b"\n")[0].removesuffix(b"\r")
-        assert text == raw.decode(errors="replace")
-
-
 def test_what_is_no_utf8_or_too_long_spoils_its_own_record_only() -> None:
     block = b"\n".join([row(0).encode(), b'{"k": "\xff"}', row(1).encode(), b"x" * (RECORD_BYTES_MAX + 1), row(2).encode()])
     run = Run(compiled(pipeline())).feed(Batch("s", 0, 0, frame_lines(block)))
     assert len(run.rows()) == 3
     assert run.reasons() == [
         ["not UTF-8 at byte 7"],
-        [f"the record has {RECORD_BYTES_MAX + 1} bytes, more than {RECORD_BYTES_MAX}"],
+        [f"the record has more than {RECORD_BYTES_MAX} bytes"],
     ]
     assert run.quarantine()[0]["step"] == "undecodable"
     assert len(run.quarantine()[1]["raw"]) == 4096

@@ -2,19 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.contract.duration import Duration
 from pipelines.contract.language.base import Model, Texts, exactly_one
 from pipelines.contract.language.decoders import Decode, decode_short_form
+from pipelines.contract.size import Size, format_size
+
+RECORD_BYTES_LIMIT = 4 * 1024 * 1024  # of `max`: what a runner holds of one source is four times this at most
+
+
+def _record_size(size: int) -> int:
+    if not 16 <= size <= RECORD_BYTES_LIMIT:
+        raise ValueError(f"{format_size(size)}: the longest record is from 16B to {format_size(RECORD_BYTES_LIMIT)}")
+    return size
+
+
+def _mark(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 16:
+        raise ValueError("a delimiter has 1 to 16 bytes")
+    return text
+
+
+RecordSize = Annotated[Size, AfterValidator(_record_size)]
+RECORD_BYTES_MAX = 256 * 1024
+
+
+class LineFraming(Model):
+    """Records end with a line end: LF or CR LF."""
+
+    max: RecordSize = RECORD_BYTES_MAX
+
+
+class DelimiterFraming(Model):
+    """Records end with a text. Line ends around a record are no part of it."""
+
+    text: Annotated[str, AfterValidator(_mark)]
+    max: RecordSize = RECORD_BYTES_MAX
+
+
+class LengthFraming(Model):
+    """Records follow their length, an unsigned binary number of so many `bytes`."""
+
+    bytes: Literal[1, 2, 4]
+    order: Literal["big", "little"] = "big"
+    includes_itself: bool = False
+    max: RecordSize = RECORD_BYTES_MAX
+
+
+class MultilineFraming(Model):
+    """Lines that belong together. Exactly one of: the pattern of lines that begin a record, of lines that continue one.
+    The last record of a growing file is handed on when nothing came for `flush_after`."""
+
+    starts_with: str | None = Field(None, min_length=1, max_length=8192)
+    continues_with: str | None = Field(None, min_length=1, max_length=8192)
+    max: RecordSize = RECORD_BYTES_MAX
+    flush_after: Duration = 1_000_000
+
+    @model_validator(mode="after")
+    def _one_pattern(self) -> Self:
+        exactly_one(self, "multiline framing", ("starts_with", "continues_with"))
+        return self
+
+
+def _framing_short_form(value: Any) -> Any:
+    return {value: {}} if isinstance(value, str) else value
+
+
+def _delimiter_short_form(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+class Framing(Model):
+    """How a stream of bytes is cut into records: exactly one kind; `delimiter: ";"` is short for `delimiter: {text: ";"}`."""
+
+    lines: LineFraming | None = None
+    delimiter: Annotated[DelimiterFraming, BeforeValidator(_delimiter_short_form)] | None = None
+    length: LengthFraming | None = None
+    multiline: MultilineFraming | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        exactly_one(self, "framing", ("lines", "delimiter", "length", "multiline"))
+        return self
 
 
 class FileSource(Model):
-    """Lines of the files that match; follows growing and new files, resumes where the last commit stood."""
+    """Records of the files that match; follows growing and new files, resumes where the last commit stood."""
 
     path: Texts
+    compression: Literal["auto", "none"] = "auto"  # auto: gzip, zstd, bzip2 and xz are known by their first bytes
 
 
 class SimulatedValue(Model):
@@ -50,10 +129,12 @@ class SimulateSource(Model):
 
 
 class Source(Model):
-    """Where rows come from: exactly one kind, and how its bytes are decoded."""
+    """Where rows come from: exactly one kind; how its bytes are cut into records, and how a record is decoded."""
 
     file: FileSource | None = None
     simulate: SimulateSource | None = None
+    framing: Annotated[Framing, BeforeValidator(_framing_short_form)] | None = None  # None: lines
+    encoding: Literal["utf-8", "latin-1", "cp1252", "utf-16"] = "utf-8"
     decode: Annotated[Decode, BeforeValidator(decode_short_form)] = Decode.model_validate({"json": {}})
 
     @model_validator(mode="after")
@@ -61,4 +142,6 @@ class Source(Model):
         exactly_one(self, "source", ("file", "simulate"))
         if self.simulate and not self.decode.json_:
             raise ValueError("a simulate source gives JSON lines: remove `decode` or write `decode: json`")
+        if self.simulate and (self.framing or self.encoding != "utf-8"):
+            raise ValueError("a simulate source gives JSON lines: remove `framing` and `encoding`")
         return self

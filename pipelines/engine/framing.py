@@ -1,0 +1,256 @@
+"""Framing: bytes to records. Where a record begins and ends depends on the bytes, not on how they were cut into blocks (I14).
+
+A framer is fed with the bytes that follow the last record it gave; what it does not consume comes again with more behind it. A
+record over the limit is passed over however long it is, and leaves one undecodable record with its first bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
+from pipelines.engine.decode import Lines
+
+RECORD_BYTES_KEPT = 4096  # of a record that is too long
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_IN_LINE = 2  # `skipping` of a multi-line record: in the middle of a line
+
+
+@dataclass(frozen=True)
+class Framed:
+    """`lines`: the records that are whole. `consumed`: bytes that need not come again. `skipping`: to be given back with the next
+    bytes; not 0 while the middle of a record that is too long is being passed over."""
+
+    lines: Lines | None
+    consumed: int
+    skipping: int = 0
+
+
+class Framer(Protocol):
+    @property
+    def max_bytes(self) -> int:
+        """The longest record; twice this much at once is enough for any progress."""
+
+    def frame(self, data: bytes, base: int, skipping: int = 0, *, is_last: bool = False) -> Framed:
+        """`base` is the position of the first byte of `data`; `is_last` says that no more bytes belong to its last record."""
+
+
+def open_framer(spec: Framing | None) -> Framer:
+    if spec is None or spec.lines:
+        return Marked(b"\n", "\r", spec.lines.max if spec and spec.lines else RECORD_BYTES_MAX)
+    if spec.delimiter:
+        return Marked(spec.delimiter.text.encode(), "\r\n", spec.delimiter.max)
+    if spec.length:
+        return Counted(spec.length.bytes, spec.length.order, spec.length.includes_itself, spec.length.max)
+    assert spec.multiline is not None
+    pattern = spec.multiline.starts_with or spec.multiline.continues_with
+    assert pattern is not None
+    return MultiLine(f"^(?:{pattern})", spec.multiline.starts_with is not None, spec.multiline.max)
+
+
+def frame_lines(block: bytes, base: int = 0) -> Lines:
+    """The lines of a block, the last one with or without its line end. Blank lines and a byte order mark are no records."""
+    lines = Marked(b"\n", "\r", RECORD_BYTES_MAX).frame(block, base, is_last=True).lines
+    assert lines is not None
+    return lines
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Records that end with `mark`. Characters of `trim` around a record are no part of it."""
+
+    mark: bytes
+    trim: str
+    max_bytes: int
+
+    def frame(self, data: bytes, base: int, skipping: int = 0, *, is_last: bool = False) -> Framed:
+        start = _after_byte_order_mark(data, base)
+        if skipping:
+            start = data.find(self.mark) + len(self.mark)
+            if start < len(self.mark):
+                return Framed(None, len(data) if is_last else max(0, len(data) - len(self.mark) + 1), 1)
+        raw = pc.split_pattern(_one(data, start, len(data)), self.mark).values
+        starts = _positions(raw, len(self.mark), start)
+        end = len(data)
+        if not is_last:
+            end = starts[-1].as_py()
+            raw, starts = raw[:-1], starts[:-1]
+            if end == start and len(data) - start > self.max_bytes:
+                return Framed(_too_long(data, start, base, self.max_bytes), max(start, len(data) - len(self.mark) + 1), 1)
+        trim = self.trim if any(character in data for character in self.trim.encode()) else ""
+        return Framed(_lines(raw, pc.add(starts, base), trim, self.max_bytes), end)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Records behind their length, an unsigned number of `head` bytes."""
+
+    head: int
+    order: Literal["big", "little"]
+    includes_itself: bool
+    max_bytes: int
+
+    def frame(self, data: bytes, base: int, skipping: int = 0, *, is_last: bool = False) -> Framed:
+        at = min(skipping, len(data))
+        skipping -= at
+        records: list[bytes] = []
+        starts: list[int] = []
+        bad: dict[int, str] = {}
+        while not skipping and at + self.head <= len(data):
+            begin = at + self.head
+            length = int.from_bytes(data[at:begin], self.order) - (self.head if self.includes_itself else 0)
+            needed = length if length <= self.max_bytes else _kept(self.max_bytes)
+            if begin + needed > len(data) and not is_last:
+                break
+            if why := self._wrong(length, len(data) - begin):
+                bad[len(records)] = why
+            starts.append(base + at)
+            records.append(data[begin : begin + max(0, needed)])
+            at = min(begin + max(0, length), len(data))
+            skipping = 0 if is_last else max(0, begin + length - len(data))
+        if is_last and at < len(data):
+            bad[len(records)] = "the input ends within the length of a record"
+            starts.append(base + at)
+            records.append(data[at:])
+            at = len(data)
+        return Framed(_listed(records, starts, bad), at, skipping)
+
+    def _wrong(self, length: int, available: int) -> str:
+        if length < 0:
+            return f"a length of {length + self.head} is less than its own {self.head} bytes"
+        if length > self.max_bytes:
+            return _longer_than(self.max_bytes)
+        return f"the input ends {length - available} bytes before the record does" if length > available else ""
+
+
+@dataclass(frozen=True)
+class MultiLine:
+    """Lines put together: `pattern` tells the lines that begin a record (`matches_first`), or those that continue one."""
+
+    pattern: str
+    matches_first: bool
+    max_bytes: int
+
+    def frame(self, data: bytes, base: int, skipping: int = 0, *, is_last: bool = False) -> Framed:
+        start = _after_byte_order_mark(data, base)
+        if skipping == _IN_LINE:
+            start = data.find(b"\n") + 1
+            if not start:
+                return Framed(None, len(data), _IN_LINE)
+        end = data.rfind(b"\n") + 1
+        if is_last or len(data) - end > self.max_bytes:
+            end = len(data)  # a line that does not end tells by its beginning what it is
+        if end <= start:
+            return Framed(None, start, 1 if skipping else 0)
+        starts = self._starts(data, start, end, must_begin=not skipping)
+        if not len(starts):
+            return Framed(None, end, 1 if data[end - 1 : end] == b"\n" else _IN_LINE)
+        if not is_last:
+            last = starts[-1].as_py()
+            if len(starts) == 1 and end - last > self.max_bytes:
+                skip = 1 if data[end - 1 : end] == b"\n" else _IN_LINE
+                return Framed(_too_long(data, last, base, self.max_bytes), end, skip)
+            end, starts = last, starts[:-1]
+        return Framed(self._records(data, starts, end, base), end)
+
+    def _starts(self, data: bytes, start: int, end: int, *, must_begin: bool) -> pa.Int64Array:
+        """Where records begin; the first line begins one even where it does not look so, unless one is being passed over."""
+        raw = pc.split_pattern(_one(data, start, end), b"\n").values
+        starts = _positions(raw, 1, start)
+        if data[end - 1 : end] == b"\n":
+            raw, starts = raw[:-1], starts[:-1]
+        begins = pc.match_substring_regex(_unchecked(raw), self.pattern)
+        begins = begins if self.matches_first else pc.invert(begins)
+        if must_begin and not begins[0].as_py():
+            begins = pa.concat_arrays([pa.array([True]), begins[1:]])
+        return starts.filter(begins)
+
+    def _records(self, data: bytes, starts: pa.Int64Array, end: int, base: int) -> Lines:
+        """Records lie one behind the other, so that they are the block itself, with offsets."""
+        offsets = pa.concat_arrays([starts, pa.array([end], pa.int64())]).cast(pa.int32())
+        raw = pa.Array.from_buffers(pa.binary(), len(starts), [None, offsets.buffers()[1], pa.py_buffer(data)])
+        lines = _lines(raw, pc.add(starts, base), "\r\n", self.max_bytes)
+        if b"\r" not in data:
+            return lines
+        return Lines(pc.replace_substring(lines.text, "\r\n", "\n"), lines.offsets, lines.bad)
+
+
+def _after_byte_order_mark(data: bytes, base: int) -> int:
+    return len(_BYTE_ORDER_MARK) if base == 0 and data.startswith(_BYTE_ORDER_MARK) else 0
+
+
+def _one(data: bytes, start: int, end: int) -> pa.BinaryArray:
+    """A part of the bytes as an array of one value, nothing copied."""
+    offsets = pa.array([start, end], pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
+
+
+def _positions(raw: pa.BinaryArray, mark_bytes: int, start: int) -> pa.Int64Array:
+    """Where the values of one split lay: their offsets, plus the marks that were taken out between them."""
+    offsets = pa.Array.from_buffers(pa.int32(), len(raw), [None, raw.buffers()[1]])
+    return pc.add(offsets, pa.arange(start, start + len(raw) * mark_bytes, mark_bytes))
+
+
+def _unchecked(raw: pa.BinaryArray) -> pa.StringArray:
+    """As text without a look at whether it is UTF-8: for kernels that work on bytes."""
+    return raw.view(pa.string())
+
+
+def _lines(raw: pa.BinaryArray, starts: pa.Int64Array, trim: str, max_bytes: int) -> Lines:
+    too_long: pa.BooleanArray | None = None
+    if (pc.max(pc.binary_length(raw)).as_py() or 0) > max_bytes:
+        too_long = pc.greater(pc.binary_length(raw), max_bytes)
+        raw = pa.array([value[: _kept(max_bytes)] if len(value) > max_bytes else value for value in raw.to_pylist()], pa.binary())
+    text = _unchecked(raw)
+    if trim:
+        text = pc.ascii_trim(text, trim) if "\n" in trim else pc.ascii_rtrim(text, trim)
+    if pc.min(pc.binary_length(text)).as_py() == 0:
+        is_record = pc.greater(pc.binary_length(text), 0)
+        text, starts = text.filter(is_record), starts.filter(is_record)
+        too_long = too_long.filter(is_record) if too_long is not None else None
+    bad = {i: _longer_than(max_bytes) for i in pc.indices_nonzero(too_long).to_pylist()} if too_long is not None else {}
+    return Lines(_valid_text(text.view(pa.binary()), bad), starts, bad)
+
+
+def _valid_text(raw: pa.BinaryArray, bad: dict[int, str]) -> pa.StringArray:
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([_mended(i, value, bad) for i, value in enumerate(raw.to_pylist())], pa.string())
+
+
+def _mended(i: int, value: bytes, bad: dict[int, str]) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        if i not in bad:
+            bad[i] = f"not UTF-8 at byte {error.start}"
+        return value.decode(errors="replace" if "UTF-8" in bad[i] else "ignore")  # a text cut short may end within a character
+
+
+def _listed(records: list[bytes], starts: list[int], bad: Mapping[int, str]) -> Lines | None:
+    """Records of a framer that goes from one to the next; empty ones are none, unless something is wrong with them."""
+    kept = [i for i, record in enumerate(records) if record or i in bad]
+    if not kept:
+        return None
+    why = {n: bad[i] for n, i in enumerate(kept) if i in bad}
+    text = _valid_text(pa.array([records[i] for i in kept], pa.binary()), why)
+    return Lines(text, pa.array([starts[i] for i in kept], pa.int64()), why)
+
+
+def _too_long(data: bytes, start: int, base: int, max_bytes: int) -> Lines:
+    text = data[start : start + _kept(max_bytes)].decode(errors="ignore")
+    return Lines(pa.array([text], pa.string()), pa.array([base + start], pa.int64()), {0: _longer_than(max_bytes)})
+
+
+def _kept(max_bytes: int) -> int:
+    return min(RECORD_BYTES_KEPT, max_bytes)
+
+
+def _longer_than(max_bytes: int) -> str:
+    return f"the record has more than {max_bytes} bytes"
