@@ -57,7 +57,7 @@ def _written(loc: Loc, data: Any) -> yaml_reader.Path:
     """The parts of `loc` that the file has."""
     path: list[Any] = []
     for part in loc:
-        if isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int) and part < len(data):
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             path.append(part)
             data = data[part]
     return tuple(path)

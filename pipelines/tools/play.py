@@ -19,13 +19,14 @@ from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import Path
 from pipelines.engine import run as engine
-from pipelines.engine.decode import Batch, frame_lines, parse_header
+from pipelines.engine.decode import Batch, Lines, parse_header
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.run import Output, run_batch
 from pipelines.engine.state import State, entries, restore
 from pipelines.engine.trigger import resume
 from pipelines.tools import records
 from pipelines.tools.cases import (
+    Act,
     ActionTaken,
     AlarmState,
     Case,
@@ -200,21 +201,24 @@ class _Story:
         name = self._source_name(instant)
         source, act = self.player.spec.sources[name], instant.act
         try:
-            data, header = records.encode(self.player.spec, source, act, self.start_us, self.now_us)
+            lines, header = records.encode(self.player.spec, source, act, self.start_us, self.now_us)
         except ValueError as error:
             raise self._impossible((*instant.path, "rows"), str(error)) from None
-        if records.decoder(source) == "csv" and not header:
-            header, data = self._read_header(name, data, act.file)
-        self._take(*run_batch(self.plan, self.state, _batch(name, self.now_us, data, header, act.file, act.meta)))
+        if lines is not None and source.decode.csv and not header:
+            header, lines = self._header(name, lines, act.file)
+        self._take(*run_batch(self.plan, self.state, _batch(name, self.now_us, lines, header, act)))
 
-    def _read_header(self, name: str, data: bytes, file: str) -> tuple[tuple[str, ...], bytes]:
-        """The first line of a CSV file in a case names the columns, as on disk."""
-        key = f"{name}/{file}"
+    def _header(self, name: str, lines: Lines, file: str) -> tuple[tuple[str, ...], Lines]:
+        """The column names of a CSV file: declared, or its first line, which then is no record."""
+        csv, key = self.player.spec.sources[name].decode.csv, f"{name}/{file}"
+        assert csv is not None
+        if csv.columns:
+            return tuple(csv.columns), lines
         if key not in self.headers:
-            line, _, data = data.partition(b"\n")
-            csv = self.player.spec.sources[name].decode.csv
-            self.headers[key] = parse_header(line, csv.delimiter if csv else ",")
-        return self.headers[key], data
+            self.headers[key] = parse_header(lines.text[0].as_py().encode(), csv.delimiter)
+            bad = {i - 1: why for i, why in lines.bad.items() if i}
+            lines = Lines(lines.text[1:], lines.offsets[1:], bad)
+        return self.headers[key], lines
 
     def _source_name(self, instant: Instant) -> str:
         names, name = list(self.player.spec.sources), instant.act.source
@@ -425,9 +429,9 @@ class _Story:
 # -- the engine's values as plain ones
 
 
-def _batch(source: str, now_us: int, data: bytes, header: tuple[str, ...], file: str, meta: Mapping[str, Any]) -> Batch:
-    more = {"meta": meta} if meta and "meta" in Batch.__dataclass_fields__ else {}
-    return Batch(source, now_us, now_us, frame_lines(data), file, header, **more)
+def _batch(source: str, now_us: int, lines: Lines | None, header: tuple[str, ...], act: Act) -> Batch:
+    more: dict[str, Any] = {"meta": act.meta} if act.meta and "meta" in Batch.__dataclass_fields__ else {}
+    return Batch(source, now_us, now_us, lines, act.file, header, **more)
 
 
 def _restarted(plan: Plan, state: State, now_us: int) -> State:

@@ -7,31 +7,46 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any
 from zoneinfo import ZoneInfo
+
+import pyarrow as pa
 
 from pipelines.contract.duration import US_PER, parse_duration
 from pipelines.contract.language.schema import FieldSpec
 from pipelines.contract.language.sources import Source
 from pipelines.contract.spec import PipelineSpec
+from pipelines.engine.decode import Lines
+from pipelines.engine.framing import open_framer
 from pipelines.tools.cases import Act
 
 _OFFSET = re.compile(r"([+-])(\S+)\Z")
 
 
-def encode(spec: PipelineSpec, source: Source, act: Act, start_us: int, now_us: int) -> tuple[bytes, tuple[str, ...]]:
-    """The lines of an act, and the column names where the decoder needs them. Raises ValueError with what to write instead."""
+def encode(spec: PipelineSpec, source: Source, act: Act, start_us: int, now_us: int) -> tuple[Lines | None, tuple[str, ...]]:
+    """The records of an act, and the column names where rows are CSV. Raises ValueError with what to write instead."""
     kind = decoder(source)
     if act.lines:
-        return "".join(f"{line}\n" for line in act.lines).encode(), _header(source, ())
+        text = "".join(f"{line}\n" for line in act.lines).encode(_CODECS.get(source.encoding, source.encoding))
+        return open_framer(source.framing).frame(text, 0, is_last=True).lines, ()
     rows = [stamped(spec, row, start_us, now_us) for row in act.rows]
     if kind == "json":
-        return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode(), ()
+        return _records([json.dumps(row, ensure_ascii=False) for row in rows]), ()
     if kind == "csv":
         header = _header(source, rows)
         delimiter = source.decode.csv.delimiter if source.decode.csv else ","
-        return "".join(_csv_line([row.get(name) for name in header], delimiter) for row in rows).encode(), header
+        return _records([_csv_line([row.get(name) for name in header], delimiter) for row in rows]), header
     raise ValueError(f"rows are for JSON and CSV sources, this one is decoded as {kind}: write its text as `lines: |`")
+
+
+_CODECS = {"utf-16": "utf-16-le"}
+
+
+def _records(texts: Sequence[str]) -> Lines:
+    """Texts as records that lie one behind the other."""
+    ends = list(accumulate(len(text.encode()) + 1 for text in texts))
+    return Lines(pa.array(texts, pa.string()), pa.array([0, *ends[:-1]], pa.int64()))
 
 
 def decoder(source: Source) -> str:
@@ -99,7 +114,7 @@ def _header(source: Source, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...
 def _csv_line(values: Sequence[Any], delimiter: str) -> str:
     texts = ["" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
     lines: list[str] = []
-    csv.writer(_Into(lines), delimiter=delimiter, lineterminator="\n").writerow(texts)
+    csv.writer(_Into(lines), delimiter=delimiter, lineterminator="").writerow(texts)
     return lines[0]
 
 

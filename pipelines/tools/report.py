@@ -118,7 +118,8 @@ def _flat(value: Any) -> dict[str, Any]:
     if isinstance(value, IncidentStep):
         return value.model_dump(exclude_none=True)
     if isinstance(value, ActionTaken):
-        return {"kind": value.like, **value.model_dump(exclude_none=True, exclude={"like", "kinds"}), **value.kinds}
+        like = {"kind": value.like} if value.like is not None else {}
+        return {**like, **value.model_dump(exclude_none=True, exclude={"like", "kinds"}), **value.kinds}
     return dict(value) if isinstance(value, Mapping) else {"value": value}
 
 
