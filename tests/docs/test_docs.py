@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from edge_agent.policy import Policy
+from pipelines.contract import yaml_reader
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import check_spec
+from pipelines.tools.cases import load_cases
+from pipelines.tools.play import Player
 from tests.docs.blocks import Block, blocks
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +25,20 @@ YAML_BLOCKS = [(path, block) for path in DOCS for block in blocks(path) if block
 
 @pytest.mark.parametrize(("path", "block"), YAML_BLOCKS, ids=lambda x: x.name if isinstance(x, Path) else x.heading)
 def test_every_yaml_block_is_what_it_says(path: Path, block: Block) -> None:
-    if block.info == "yaml policy":
+    """`yaml`: a whole pipeline. `yaml fragment`: some of one. `yaml cases=NAME`: cases that pass, of the page's pipeline NAME."""
+    kind, _, name = block.info.removeprefix("yaml").strip().partition("=")
+    if kind == "policy":
         Policy.model_validate(yaml.safe_load(block.text))
+    elif kind == "fragment":
+        yaml_reader.read(block.text, path.name)
+    elif kind == "cases":
+        specs = {spec.pipeline: spec for other in blocks(path) if other.info == "yaml" for spec in [load_spec(other.text)]}
+        cases = load_cases(block.text, path.name)
+        player = Player(specs[name], cases)
+        results = [player.play(i) for i in range(len(cases.cases))]
+        assert not [(result.name, failure.what) for result in results for failure in result.failures]
     else:
+        assert not kind, f"what is ```{block.info}?"
         check_spec(load_spec(block.text, path.name))
 
 
