@@ -59,7 +59,7 @@ PipelineName = Annotated[str, AfterValidator(_pipeline_name)]
 Word = Annotated[str, AfterValidator(_word)]
 Column = Annotated[str, AfterValidator(_column)]
 Table = Annotated[str, AfterValidator(_table)]
-Expression = Annotated[str, Field(min_length=1, max_length=8192)]
+Expression = Annotated[str, Field(min_length=1, max_length=8192, json_schema_extra={"format": "sql"})]
 Texts = Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
 Type = Literal["boolean", "integer", "double", "string", "timestamp"]
 
