@@ -12,6 +12,7 @@ from pipelines.contract import interpolate, yaml_reader
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json
 from pipelines.contract.language.base import Column, Model, PipelineName, Word
+from pipelines.contract.language.lookups import LookupTable
 from pipelines.contract.language.params import Param
 from pipelines.contract.language.schema import FieldSpec
 from pipelines.contract.language.sinks import Quarantine, Sink
@@ -37,6 +38,7 @@ class PipelineSpec(Model):
     schema_: dict[Column, FieldSpec] = Field(alias="schema", min_length=1)
     on_invalid: Literal["quarantine", "drop"] = "quarantine"
     quarantine: Quarantine = Quarantine()
+    lookups: dict[Word, LookupTable] = {}
     steps: list[Step] = []
     windows: dict[Word, Window] = {}
     triggers: dict[Word, Trigger] = {}
