@@ -26,6 +26,7 @@ from edge_agent.link import Link, LinkDown, Login, NatsLink
 from edge_agent.node_record import NodeRecord
 from edge_agent.policy import Policy
 from edge_agent.reconcile import Action, FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
+from edge_agent.secret_store import SecretStore
 from edge_agent.state_sync import AGENT, StateSync
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
@@ -55,7 +56,8 @@ class Agent:
     ) -> None:
         self.config, self.identity, self.store, self.link = config, identity, store, link
         self.policy = policy if policy is not None else Policy.load(config.data_dir)
-        self.actions = Actions(store, self.policy)
+        self.secrets = SecretStore(config.data_dir)
+        self.actions = Actions(store, self.policy, self.secrets)
         self.record = NodeRecord(store, identity)
         self.sync = StateSync(config, identity, store, self.record, link)
         self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s)
@@ -141,9 +143,11 @@ class Agent:
         self._obstacles = {name: status for name, status in self._obstacles.items() if name in assignments}
         stored = await self._load_versions(assignments)
         stopping = {name for name, keeper in self.keepers.items() if not keeper.wanted_digest}  # their end wakes us
-        running = {n: Running(k.wanted_digest, k.params, k.labels) for n, k in self.keepers.items() if n not in stopping}
+        kept = {name: keeper for name, keeper in self.keepers.items() if name not in stopping}
+        running = {name: Running(k.wanted_digest, k.params, k.labels, k.secrets) for name, k in kept.items()}
         startable = {name: assignment for name, assignment in assignments.items() if name not in stopping}
-        for action in reconcile(startable, self._fold(startable), running, stored, self.record.manifest.labels):
+        labels, secrets = self.record.manifest.labels, self._secret_digests(startable)
+        for action in reconcile(startable, self._fold(startable), running, stored, labels, secrets):
             await self._perform(action)
         await self._hand_over_acknowledgements()
         await self._report()
@@ -160,6 +164,10 @@ class Agent:
                 continue
             self._versions[assignment.digest] = PipelineVersion(found[0].data, assignment.number)
         return {assignment.digest for assignment in assignments.values()} & self._versions.keys()
+
+    def _secret_digests(self, assignments: Mapping[str, Assignment]) -> dict[str, str]:
+        services, versions = self._services(), self._versions
+        return {n: services.secrets_digest(versions[a.digest]) for n, a in assignments.items() if a.digest in versions}
 
     def _fold(self, assignments: Mapping[str, Assignment]) -> dict[str, Params]:
         """The parameters of every pipeline that can run; why another cannot goes to its status."""
@@ -219,7 +227,7 @@ class Agent:
     def _services(self) -> Services:
         labels = dict(self.record.manifest.labels)
         node = NodeInfo(self.identity.node, self.identity.name, labels, facts())
-        return Services(self.store, self._supervisor, self.actions, self.policy, node, self.config.data_dir)
+        return Services(self.store, self._supervisor, self.actions, self.policy, node, self.config.data_dir, self.secrets)
 
     def _start_fetching(self, pipeline: str, digest: str) -> None:
         if digest in self._fetching:
@@ -324,7 +332,7 @@ def facts() -> dict[str, object]:
 
 async def run_managed(config: AgentConfig, identity: Identity) -> None:
     """The agent of a node that joined, until SIGTERM or SIGINT."""
-    store = Store.open(config.data_dir, identity.node, identity.key, config.buffer_bytes)
+    store = Store.open(config.data_dir, identity.node, identity.key, config.buffer_bytes, config.quarantine_bytes)
     inbox = subjects.inbox(identity.node)
     login = Login(identity.url, inbox, identity.user_jwt, identity.seed, identity.ca, identity.name)
     try:

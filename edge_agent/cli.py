@@ -14,6 +14,7 @@ import typer
 
 from edge_agent import logs, status_view
 from edge_agent.config import AgentConfig, Identity
+from edge_agent.secret_store import VALUE_BYTES_MAX, SecretStore
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
 
 app = typer.Typer(
@@ -90,6 +91,8 @@ def join(
 def run(
     file: Annotated[Path | None, typer.Argument(help="A pipeline to run stand-alone; without it: the managed agent.")] = None,
     until_eof: Annotated[bool, typer.Option("--until-eof", help="With FILE: end when its sources do.")] = False,
+    params: Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="With FILE: a parameter.")] = None,
+    labels: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="With FILE: a node label.")] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -97,9 +100,11 @@ def run(
     if file is not None:
         from edge_agent.standalone import run_file  # a managed agent does without it
 
-        raise typer.Exit(run_file(file, data_dir, until_eof, as_json))
-    if until_eof or as_json:
-        raise WrongUsage("--until-eof and --json go with a FILE", op="run", hint="tidewire-agent run FILE --until-eof")
+        given = {"params": _pairs("--param", params or []), "labels": _pairs("--label", labels or [])}
+        raise typer.Exit(run_file(file, data_dir, until_eof=until_eof, json_output=as_json, **given))
+    if until_eof or as_json or params or labels:
+        hint = "tidewire-agent run FILE --until-eof"
+        raise WrongUsage("--until-eof, --param, --label and --json go with a FILE", op="run", hint=hint)
     config = AgentConfig.load(data_dir)
     identity = Identity.load(config.data_dir)
     if identity is None:
@@ -129,11 +134,7 @@ def set_(
     data_dir: DataDir = None,
 ) -> None:
     """Override parameters of a pipeline on this node, until `unset`. Works with nobody in reach."""
-    pairs = [value.partition("=") for value in values]
-    for name, equals, _ in pairs:
-        if not equals or not name:
-            raise WrongUsage(f"{name!r} is not NAME=VALUE", op="set", hint="for example: tidewire-agent set ovens limit_c=90")
-    _change(data_dir, "/set", {"pipeline": pipeline, "values": {n: v for n, _, v in pairs}}, reason, dry_run)
+    _change(data_dir, "/set", {"pipeline": pipeline, "values": _pairs("set", values)}, reason, dry_run)
 
 
 @app.command()
@@ -157,6 +158,83 @@ def ack(
 ) -> None:
     """Acknowledge an open incident: this one, never the next."""
     _change(data_dir, "/ack", {"incident": incident}, reason, dry_run)
+
+
+@app.command()
+def quarantine(
+    pipeline: Annotated[str, typer.Argument(help="Of this pipeline only.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 20,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Rejected records whose raw bytes stay on this node (`quarantine: {raw: local}`), newest first."""
+    from edge_agent.quarantine import read
+
+    rows = read(AgentConfig.load(data_dir).data_dir, pipeline, limit)
+    print(json.dumps(rows, indent=1)) if as_json else status_view.show_quarantine(rows)
+
+
+secret = typer.Typer(
+    help="Values that pipelines name as ${secret:NAME} and only this node knows.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(secret, name="secret")
+
+
+@secret.command("set")
+def secret_set(name: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
+    """Set a secret from standard input (or ask for it). Pipelines that need it start anew."""
+    value = getpass.getpass(f"value of {name}: ") if sys.stdin.isatty() else _text_from_stdin()
+    _secrets(data_dir).put(name, value)
+    print(f"{name} is set; {_tell_agent(data_dir)}")
+
+
+@secret.command("list")
+def secret_list(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Names, when they were set, and the start of each digest: equal on two nodes when the values are."""
+    rows = [{"name": name, "since": found.since, "digest": found.digest} for name, found in _secrets(data_dir).all().items()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']}  since {row['since']}  digest {row['digest']}")
+    if not rows:
+        print("no secrets")
+
+
+@secret.command("remove")
+def secret_remove(name: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
+    """Forget a secret. Pipelines that need it fail from their next start on, and say so."""
+    _secrets(data_dir).remove(name)
+    print(f"{name} is removed; {_tell_agent(data_dir)}")
+
+
+def _secrets(data_dir: Path | None) -> SecretStore:
+    return SecretStore(AgentConfig.load(data_dir).data_dir)
+
+
+def _text_from_stdin() -> str:
+    """Without the line end that `echo` adds."""
+    try:
+        text = sys.stdin.buffer.read(VALUE_BYTES_MAX + 2).decode()
+    except UnicodeDecodeError:
+        raise Refused("the value is not UTF-8 text", op="secret set", hint="encode it, say as base64") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _tell_agent(data_dir: Path | None) -> str:
+    try:
+        _call(data_dir, "POST", "/look", {})
+    except OutOfReach:
+        return "no managed agent runs here, the next start reads it"
+    return "the agent looks at it now"
+
+
+def _pairs(option: str, words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals or not name:
+            raise WrongUsage(f"{name!r} is not NAME=VALUE", op=option, hint="for example: limit_c=90")
+    return {name: value for name, _, value in pairs}
 
 
 def _at(data_dir: Path | None) -> str:

@@ -26,6 +26,7 @@ class AgentConfig(BaseModel):
     exchange_s: float = Field(30.0, gt=0)  # longest time a change goes unnoticed when every hint is lost (I7)
     request_timeout_s: float = Field(10.0, gt=0)  # two in a row and the connection is rebuilt
     buffer_bytes: int = Field(2 * GIB, ge=MIB)  # about 10 days offline at 2.5 kB/s
+    quarantine_bytes: int = Field(64 * MIB, ge=MIB)  # raw bytes of rejected records that stay on the node; the oldest go
     runner_memory_bytes: int = Field(2 * GIB, ge=256 * MIB)  # address space of one runner process
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

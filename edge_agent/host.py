@@ -12,6 +12,7 @@ For others (see `Services` for what they need first):
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,13 +25,20 @@ import structlog
 from edge_agent.actions import Actions
 from edge_agent.outbox import Sealed
 from edge_agent.policy import Policy
+from edge_agent.quarantine import Chunk
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Checkpoint, Commit, Store
 from edge_agent.supervisor import RunnerProcess, Supervisor
-from pipelines.contract.errors import Refused
+from pipelines.contract import interpolate
+from pipelines.contract.errors import Refused, TidewireError
+from pipelines.contract.frames import canonical_json, sha256
+from pipelines.contract.interpolate import SECRET, Values
 from pipelines.contract.node_state import Scalar, params_digest
 from pipelines.contract.version import PipelineVersion
 
 STOP_S = 20.0  # a runner that was asked to stop and did not is killed after this
+HUNG_LOOKS = 12  # a runner says something each second; one that was silent at so many looks in a row hangs: a minute
+LOOK_S = 5.0
 _NOTES_KEPT = 20
 
 
@@ -54,6 +62,19 @@ class Services:
     policy: Policy
     node: NodeInfo
     data_dir: Path
+    secrets: SecretStore
+
+    def secrets_digest(self, version: PipelineVersion) -> str:
+        """Changes when a runner of `version` should start anew: another secret for its steps, one that was missing."""
+        if b"${secret:" not in version.canonical:
+            return ""
+        pipeline = json.loads(version.canonical)
+        try:
+            given = self.secrets.values(interpolate.secrets_of_steps(pipeline))
+            missing = {r.name for r in interpolate.needs(pipeline) if r.kind == SECRET} - self.secrets.all().keys()
+        except TidewireError:
+            return "unreadable"  # the start says so
+        return sha256(canonical_json([given, sorted(missing)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +113,7 @@ class PipelineHost:
         self._storing: set[asyncio.Task[None]] = set()
         self._ready_at = 0.0
         self._stopping = False
+        self._silent_looks = 0
         self.stats: dict[str, Any] = {}
         self.notes: deque[dict[str, Any]] = deque(maxlen=_NOTES_KEPT)
         self._log = structlog.get_logger("runner").bind(pipeline=version.pipeline, version=version.number)
@@ -107,23 +129,27 @@ class PipelineHost:
     async def run(self) -> Outcome:
         try:
             return await self._run()
+        except TidewireError as error:
+            return Outcome("failed", str(error), error.hint, self._ran_s())
         except Exception as error:  # noqa: BLE001 - whatever it is, only this pipeline fails
             self._log.exception("this pipeline cannot be hosted")  # its siblings go on (I11)
             return Outcome("failed", str(error) or repr(error), ran_s=self._ran_s())
 
     async def _run(self) -> Outcome:
-        checkpoint = await self._services.store.checkpoint(self.version.pipeline)
+        start = self._start(await self._services.store.checkpoint(self.version.pipeline))
         try:
             self._runner = await self._services.supervisor.start(self.version.pipeline)
         except (OSError, EOFError) as error:  # the fork server itself was killed; the next start brings up another
             return Outcome("died", f"no runner could be started: {error}")
         answering = asyncio.create_task(self._answer_commits())
+        watching = asyncio.create_task(self._kill_when_hung())
         try:
-            await self._send(*self._start(checkpoint))
+            await self._send(*start)
             if self._stopping:
                 await self.stop()
             await self._listen(self._runner)
         finally:
+            watching.cancel()
             self._runner.kill()
             await self._finish_commits(answering)
             status = await self._runner.wait()
@@ -149,6 +175,15 @@ class PipelineHost:
     async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
         await self._send({"type": "acknowledge", "incident": incident, "by": by, "reason": reason, "at": at})
 
+    def _secrets(self) -> dict[str, str]:
+        """Those that the runner takes, once everything that the pipeline refers to is set. Raises `interpolate.Unset`."""
+        pipeline, secrets = json.loads(self.version.canonical), self._services.secrets
+        if self._mode != "drain":  # it reads no source and no row
+            wanted = interpolate.needs(pipeline)
+            known = secrets.values(found.name for found in wanted if found.kind == SECRET)
+            interpolate.check_set(wanted, Values(self.params, self._services.node.labels, known))
+        return secrets.values(interpolate.secrets_of_steps(pipeline))
+
     def _start(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes]]:
         services = self._services
         header = {
@@ -172,6 +207,7 @@ class PipelineHost:
             "state_keys": list(checkpoint.state),
             "policy": {"files": list(services.policy.files)},
             "private": str(services.data_dir),
+            "secrets": self._secrets(),
         }
         successor = self._successor.canonical if self._successor else b""
         return header, [self.version.canonical, successor, *checkpoint.state.values()]
@@ -196,6 +232,7 @@ class PipelineHost:
         while self._outcome is None:
             try:
                 header, blobs = await runner.channel.receive()
+                self._silent_looks = 0
                 kind = header.get("type", "")
                 if kind == "stopped":
                     self._outcome = Outcome("stopped", ran_s=self._ran_s())
@@ -214,10 +251,17 @@ class PipelineHost:
 
     def _on_act(self, header: dict[str, Any], blobs: list[bytes]) -> None:
         for action in header["actions"]:
-            self._services.actions.offer(self.version.pipeline, action)
+            self._services.actions.offer(self.version.pipeline, self._with_values(action, header.get("params_digest", "")))
+
+    def _with_values(self, action: dict[str, Any], params: str) -> dict[str, Any]:
+        """With the parameters and labels that its settings refer to; secrets are looked up when it is performed."""
+        values = Values(self._given.get(params, self.params), self._services.node.labels)
+        return {**action, "values": interpolate.taken(action.get("config", {}), values)}
 
     def _on_commit(self, header: dict[str, Any], blobs: list[bytes]) -> None:
-        commit = replace(_to_commit(header, blobs), params=self._given.get(header["params_digest"]))
+        params = header["params_digest"]
+        actions = [self._with_values(action, params) for action in header["actions"]]
+        commit = replace(_to_commit(header, blobs), params=self._given.get(params), actions=actions)
         storing = self._services.store.commit(self.version.pipeline, self.version.digest, self.version.number, commit)
         task = asyncio.create_task(storing)
         self._storing.add(task)
@@ -234,6 +278,15 @@ class PipelineHost:
         if source := header.get("source", ""):
             self._troubles[source] = f"source {source}: {header.get('text', '')}" if level == "warning" else ""
             self._on_trouble("; ".join(text for text in self._troubles.values() if text))
+
+    async def _kill_when_hung(self) -> None:
+        """Counts looks, not time: after a pause of the agent what the runner said meanwhile is heard before the next look."""
+        while self._silent_looks < HUNG_LOOKS:
+            await asyncio.sleep(LOOK_S)
+            self._silent_looks += self.is_ready
+        said = f"the runner gave no sign of life for {HUNG_LOOKS * LOOK_S:g} s and was killed"
+        self._outcome = Outcome("failed", said, "does an expression or a pattern take for ever on some row?", self._ran_s())
+        self.kill()
 
     async def _answer_commits(self) -> None:
         """`committed` in order, each only when its commit is on disk."""
@@ -260,8 +313,8 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def _to_commit(header: dict[str, Any], blobs: list[bytes]) -> Commit:
-    keys = header["state_set"]
-    payloads = blobs[len(keys) :]
+    keys, kept = header["state_set"], header.get("quarantined", [])
+    payloads = blobs[len(keys) : len(blobs) - len(kept)]
     return Commit(
         positions=header["positions"],
         ledger=header["ledger"],
@@ -273,6 +326,7 @@ def _to_commit(header: dict[str, Any], blobs: list[bytes]) -> Commit:
         ],
         transitions=header["transitions"],
         actions=header["actions"],
+        quarantined=[Chunk(rows, data) for rows, data in zip(kept, blobs[len(blobs) - len(kept) :], strict=True)],
     )
 
 

@@ -40,6 +40,7 @@ class Keeper:
 
     def __init__(self, services: Services, version: PipelineVersion, params: Params, on_change: Callable[[], None]) -> None:
         self._services, self.version, self.params, self._on_change = services, version, dict(params), on_change
+        self.secrets = services.secrets_digest(version)  # as last given
         self.host: PipelineHost | None = None
         self.status = Status("pending", since=clock.wall_text())
         self.deaths = 0  # quick ones in a row
@@ -73,7 +74,7 @@ class Keeper:
         return self._services.node.labels
 
     async def replace(self, version: PipelineVersion, params: Params, services: Services) -> None:
-        self._services = services
+        self._services, self.secrets = services, services.secrets_digest(version)
         self._wanted, self.params, self.deaths, self._lost = version, dict(params), 0, ""
         await self._interrupt()
 

@@ -54,8 +54,12 @@ def application(agent: Agent) -> Starlette:
         body = await _body(request)
         return {"done": await onsite.acknowledge(agent, body["incident"], **_who(body))}
 
+    async def post_look(request: Request) -> object:
+        agent.wake()
+        return {"done": []}
+
     reads = {"/status": get_status, "/incidents": get_incidents}
-    writes = {"/set": post_set, "/unset": post_unset, "/ack": post_ack}
+    writes = {"/set": post_set, "/unset": post_unset, "/ack": post_ack, "/look": post_look}
     routes = [Route(path, _answering(handler)) for path, handler in reads.items()]
     routes += [Route(path, _answering(handler), methods=["POST"]) for path, handler in writes.items()]
     return Starlette(routes=routes)

@@ -13,11 +13,12 @@ Params = Mapping[str, Scalar]
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A pipeline that is kept running (it may be between two tries), with the parameters and node labels it was last given."""
+    """A pipeline that is kept running (it may be between two tries), with the parameters, labels, secrets it was last given."""
 
     digest: str
     params: Params
     labels: Mapping[str, str] = field(default_factory=dict)
+    secrets: str = ""  # a digest of those it was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +63,27 @@ def reconcile(
     running: Mapping[str, Running],
     stored: Collection[str],
     labels: Mapping[str, str] = MappingProxyType({}),
+    secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Action]:
     """The actions that lead from `running` to `assignments`, stops first.
 
     `effective` are the folded parameters of the assigned pipelines; one that is missing there (its version cannot be read, or a
     value does not fit) is left as it is. `stored` are the digests of the artifacts on the node. A runner knows the node's
-    `labels` from its start on, so other ones replace it, by the same version if need be.
+    `labels` and its `secrets` (pipeline -> digest) from its start on, so other ones replace it, by the same version if need be.
     """
     actions: list[Action] = [Stop(name) for name in sorted(running.keys() - assignments.keys())]
     for name, assignment in sorted(assignments.items()):
         if assignment.digest not in stored:
             actions.append(FetchArtifact(name, assignment.digest))
         elif name in effective:
-            actions += _bring_to(name, assignment.digest, effective[name], labels, running.get(name))
+            given = Running(assignment.digest, effective[name], labels, secrets.get(name, ""))
+            actions += _bring_to(name, given, running.get(name))
     return actions
 
 
-def _bring_to(name: str, digest: str, params: Params, labels: Mapping[str, str], now: Running | None) -> list[Action]:
+def _bring_to(name: str, wanted: Running, now: Running | None) -> list[Action]:
     if now is None:
-        return [Start(name, digest, params)]
-    if now.digest != digest or dict(now.labels) != dict(labels):
-        return [Replace(name, digest, params)]
-    return [UpdateParams(name, params)] if dict(now.params) != dict(params) else []
+        return [Start(name, wanted.digest, wanted.params)]
+    if (now.digest, dict(now.labels), now.secrets) != (wanted.digest, dict(wanted.labels), wanted.secrets):
+        return [Replace(name, wanted.digest, wanted.params)]
+    return [UpdateParams(name, wanted.params)] if dict(now.params) != dict(wanted.params) else []

@@ -21,9 +21,10 @@ from pipelines.contract.errors import TidewireError
 
 if TYPE_CHECKING:
     from edge_agent.sources import SourceContext
+    from pipelines.contract.language.sources import Source
     from pipelines.engine.plan import Plan
 
-TICK_S = 1.0  # how often time alone is looked at: windows that end, conditions that have held
+TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows that end; conditions that have held
 POLL_BUSY_S, POLL_IDLE_S = 0.005, 0.02  # between looks at the sources, after rows and after a second without
 COMMIT_S = 1.0
 STATS_S = 1.0
@@ -65,11 +66,14 @@ class _Runner:
 
         self.channel, self.mode = channel, start["mode"]
         self.node_offset_us = int(start["node_time_offset_us"])
+        self.secrets = dict(start.get("secrets", {}))
         self.spec = load_spec(blobs[0].decode())
+        self.tick_s = TICK_ALARMS_S if self.spec.triggers else TICK_S
         self.successor = load_spec(blobs[1].decode()) if self.mode == "drain" and blobs[1] else None
         node = start["node"]
         self.node = NodeFacts(node["id"], node["name"], node.get("labels", {}), node.get("facts", {}))
         self.params_digest = start["params_digest"]
+        self.context = self._context(start)
         self.plan = self._compile(start["params"])
         ledger = start["ledger"] or {}
         epoch = int(ledger.get("epoch", 0)) + 1
@@ -77,13 +81,9 @@ class _Runner:
         self.begun_us = max((mark.arrival_us for mark in self.state.watermarks.values()), default=self.node_time_us())
         if self.mode == "follow":
             self.state = resume(self.state, self.node_time_us())
-        context = self._context(start)
         positions = start["positions"] or {}
-        self.sources = (
-            {}
-            if self.mode == "drain"
-            else {n: open_source(s, positions.get(n, {}), context) for n, s in self.spec.sources.items()}
-        )
+        self.settings = {} if self.mode == "drain" else self._settings(start["params"])
+        self.sources = {n: open_source(s, positions.get(n, {}), self.context) for n, s in self.settings.items()}
         self.uncommitted = Uncommitted(self.spec, dict(positions), self.state)
         self.in_flight = self.sent = 0
         self.stopping = False
@@ -109,7 +109,7 @@ class _Runner:
             self._listen(0 if had_rows else self._pause_s())
         self._commit(final=True)
         while self.in_flight:
-            self._listen(None)
+            self._wait()
         self._send_stats()
         self.channel.send({"type": "stopped"})
 
@@ -141,7 +141,8 @@ class _Runner:
         if output.actions:
             now_us = self.node_time_us()
             output = replace(output, actions=[replace(action, at_us=now_us) for action in output.actions])
-            self.channel.send({"type": "act", "actions": [vars(action) for action in output.actions]})
+            actions = [vars(action) for action in output.actions]
+            self.channel.send({"type": "act", "actions": actions, "params_digest": self.params_digest})
         self.state = self.uncommitted.add(state, output, self.params_digest)
         if output.transitions:
             self._commit()
@@ -150,7 +151,7 @@ class _Runner:
         from pipelines.engine.decode import Batch
 
         now_s = time.monotonic()
-        if self.mode != "until_eof" and now_s - self.last_tick_s >= TICK_S:
+        if self.mode != "until_eof" and now_s - self.last_tick_s >= self.tick_s:
             self.last_tick_s = now_s
             self._evaluate(Batch("", self.node_time_us(), _wall_us()))
 
@@ -164,7 +165,8 @@ class _Runner:
         from pipelines.engine.plan import compile_plan, example_params
         from pipelines.engine.run import drain
 
-        successor = compile_plan(self.successor, example_params(self.successor), self.node) if self.successor else None
+        after = self.successor
+        successor = compile_plan(after, example_params(after), self.node) if after else None
         self._take(*drain(self.plan, self.state, successor, self.node_time_us()))
         self.stopping = True
 
@@ -185,7 +187,7 @@ class _Runner:
     def _commit(self, *, final: bool = False) -> None:
         """Send what there is. With the agent's disk full (I15) nothing is sent and evaluation goes on; see Uncommitted."""
         while final and self.in_flight >= IN_FLIGHT_MAX:
-            self._listen(None)
+            self._wait()
         if self.in_flight >= IN_FLIGHT_MAX:
             return
         positions = {name: source.position for name, source in self.sources.items()} or self.uncommitted.positions
@@ -201,6 +203,11 @@ class _Runner:
 
     # -- the agent's words
 
+    def _wait(self) -> None:
+        """For the agent, which should see meanwhile that this runner is well."""
+        self._send_stats()
+        self._listen(STATS_S)
+
     def _listen(self, timeout_s: float | None) -> None:
         message = self.channel.receive(timeout_s)
         while message is not None:
@@ -215,7 +222,7 @@ class _Runner:
         elif kind == "stop":
             self.stopping = True
         elif kind == "params":
-            self.plan, self.params_digest = self._compile(header["params"]), header["params_digest"]
+            self._set_params(header["params"], header["params_digest"])
         elif kind == "acknowledge":
             from pipelines.engine.run import acknowledge
 
@@ -227,7 +234,24 @@ class _Runner:
     def _compile(self, params: dict[str, Any]) -> Plan:
         from pipelines.engine.plan import compile_plan
 
-        return compile_plan(self.spec, params, self.node)
+        return compile_plan(self.spec, params, self.node, secrets=self.secrets)
+
+    def _set_params(self, params: dict[str, Any], digest: str) -> None:
+        """From the next batch on. A source whose settings they change is opened anew where it stands."""
+        from edge_agent.sources import open_source
+
+        self.plan, self.params_digest = self._compile(params), digest
+        for name, settings in self._settings(params).items():
+            if settings != self.settings[name]:
+                self.sources[name] = open_source(settings, self.sources[name].position, self.context)
+                self.settings[name] = settings
+
+    def _settings(self, params: dict[str, Any]) -> dict[str, Source]:
+        """The sources' settings as they are on this node. Raises `interpolate.Unset`."""
+        from pipelines.contract.interpolate import Values, resolved_source
+
+        values = Values(params, self.node.labels)
+        return {name: resolved_source(source, values) for name, source in self.spec.sources.items()}
 
     def _context(self, start: dict[str, Any]) -> SourceContext:
         from edge_agent.sources import SourceContext

@@ -64,15 +64,24 @@ CREATE TABLE artifacts (
 """
 
 
+# Raw bytes of rejected records that stay here: zlib of JSON, some rows a chunk.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS quarantine (
+    id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL
+);
+"""
+
+
 def prepare(db: sqlite3.Connection) -> None:
     """Create the tables in a new file; raise `TidewireError` on a file that a newer agent wrote."""
     known = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
     if not known:
-        db.executescript("BEGIN IMMEDIATE;" + _TABLES + f"INSERT INTO meta VALUES ('format', {FORMAT}); COMMIT;")
+        db.executescript("BEGIN IMMEDIATE;" + _TABLES + _ADDED + f"INSERT INTO meta VALUES ('format', {FORMAT}); COMMIT;")
         return
     found = get_meta(db, "format")
     if found != FORMAT:
         raise TidewireError(f"its format is {found}, this agent reads {FORMAT}", op="open the store", hint="upgrade the agent")
+    db.executescript("BEGIN IMMEDIATE;" + _ADDED + "COMMIT;")
 
 
 def get_meta(db: sqlite3.Connection, key: str) -> object:

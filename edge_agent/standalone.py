@@ -33,12 +33,15 @@ from edge_agent.host import NodeInfo, Outcome, PipelineHost, Services
 from edge_agent.keeper import Keeper
 from edge_agent.outbox import Mark, Pending
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
-from pipelines.contract.errors import TidewireError
+from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.keys import Key
-from pipelines.contract.spec import load_spec
+from pipelines.contract.node_state import Scalar
+from pipelines.contract.spec import PipelineSpec, load_spec
+from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.version import PipelineVersion
 from pipelines.engine.ipc import decode_rows
 from pipelines.engine.plan import check_spec, compile_plan
@@ -49,7 +52,26 @@ REASONS_SHOWN = 5
 _FILE = re.compile(r"(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet\Z")
 
 
-def run_file(path: Path, data_dir: Path | None, until_eof: bool, json_output: bool) -> int:
+@dataclass(frozen=True)
+class _Job:
+    """What to run, on what it is told of this node."""
+
+    version: PipelineVersion
+    params: Mapping[str, Scalar]
+    labels: Mapping[str, str]
+    until_eof: bool
+    json_output: bool
+
+
+def run_file(
+    path: Path,
+    data_dir: Path | None,
+    *,
+    params: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    until_eof: bool = False,
+    json_output: bool = False,
+) -> int:
     """Run the pipeline in `path`. Exit status 0 when its input ended or it was interrupted, 1 when it failed."""
     try:
         text = path.read_text()
@@ -60,46 +82,66 @@ def run_file(path: Path, data_dir: Path | None, until_eof: bool, json_output: bo
         ) from None
     spec = load_spec(text, str(path))
     check_spec(spec)
-    compile_plan(spec)  # parameters without a default have no value here
-    config = AgentConfig.load(data_dir)
-    return asyncio.run(_run(config, PipelineVersion.of(spec), until_eof=until_eof, json_output=json_output))
+    values = _param_values(spec, params or {})
+    compile_plan(spec, values)
+    job = _Job(PipelineVersion.of(spec), values, labels or {}, until_eof, json_output)
+    return asyncio.run(_run(AgentConfig.load(data_dir), job))
 
 
-async def _run(config: AgentConfig, version: PipelineVersion, *, until_eof: bool, json_output: bool) -> int:
-    key = _local_key(config.data_dir)
-    store = Store.open(config.data_dir, NODE, key, config.buffer_bytes)
-    actions = Actions(store, Policy.load(config.data_dir))
+def _param_values(spec: PipelineSpec, words: Mapping[str, str]) -> dict[str, Scalar]:
+    """The defaults and what is given instead. Raises `Refused`."""
+    values = spec.defaults()
+    for name, word in words.items():
+        if name not in spec.params:
+            hint = f"its parameters: {', '.join(spec.params) or 'none'}"
+            raise Refused(f'there is no parameter "{name}"{did_you_mean(name, spec.params)}', op="--param", hint=hint)
+        try:
+            values[name] = spec.params[name].parse(word)
+        except ValueError as error:
+            raise Refused(str(error), op="--param", place=name, hint="give a value that fits its declaration") from None
+    for name, value in values.items():
+        if value is None:
+            raise Refused(f"parameter {name} has no value", op=f"run {spec.pipeline}", hint=f"add --param {name}=...")
+    return values
+
+
+async def _run(config: AgentConfig, job: _Job) -> int:
+    version, key = job.version, _local_key(config.data_dir)
+    store = Store.open(config.data_dir, NODE, key, config.buffer_bytes, config.quarantine_bytes)
+    secrets = SecretStore(config.data_dir)
+    actions = Actions(store, Policy.load(config.data_dir), secrets)
     try:
         services = Services(
             store,
             Supervisor(config.runner_memory_bytes),
             actions,
             Policy.load(config.data_dir),
-            NodeInfo(NODE, os.uname().nodename),
+            NodeInfo(NODE, os.uname().nodename, job.labels),
             config.data_dir,
+            secrets,
         )
         await actions.resume()
-        outcome = await _run_host(services, version, config.data_dir / "lake", key, until_eof=until_eof, quiet=json_output)
+        outcome = await _run_host(services, job, config.data_dir / "lake", key)
         await actions.idle()
         if outcome.kind != "stopped":
             raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
-        await _report(store, version, config.data_dir / "lake", json_output=json_output)
+        await _report(store, version, config.data_dir / "lake", json_output=job.json_output)
     finally:
         await actions.close()
         store.close()
     return 0
 
 
-async def _run_host(
-    services: Services, version: PipelineVersion, lake: Path, key: Key, *, until_eof: bool, quiet: bool
-) -> Outcome:
+async def _run_host(services: Services, job: _Job, lake: Path, key: Key) -> Outcome:
+    version = job.version
     await services.store.put_artifact(Artifact.sign(PIPELINE_VERSION, version.canonical, key), 0)
-    await Keeper(services, version, version.spec.defaults(), lambda: None).drain_other_version()
-    host = PipelineHost(services, version, version.spec.defaults(), mode="until_eof" if until_eof else "follow")
+    await Keeper(services, version, job.params, lambda: None).drain_other_version()
+    host = PipelineHost(services, version, job.params, mode="until_eof" if job.until_eof else "follow")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: asyncio.ensure_future(host.stop()))
-    watching = asyncio.create_task(_watch(host)) if not until_eof and not quiet and sys.stdout.isatty() else None
+    is_watched = not job.until_eof and not job.json_output and sys.stdout.isatty()
+    watching = asyncio.create_task(_watch(host)) if is_watched else None
     async with _draining(services.store, lake):
         outcome = await host.run()
     if watching is not None:

@@ -30,6 +30,18 @@ def show(facts: dict[str, Any]) -> None:
         console.print(Text(f"action {action['kind']} {action['id']}: {action['status']} {action['outcome']}"))
 
 
+def show_quarantine(rows: list[dict[str, Any]]) -> None:
+    console = Console(highlight=False)
+    for row in rows:
+        place = f"{row['file']}:{row['offset']}" if row["file"] else row["offset"]
+        console.print(Text(f"{row['at']}  {row['pipeline']}/{row['source']}  {place}  {row['step']}"), soft_wrap=True)
+        for reason in row["reasons"]:
+            console.print(Text(f"  {reason}"), soft_wrap=True)
+        console.print(Text(f"  {row['raw']}", "dim"), soft_wrap=True)
+    if not rows:
+        console.print("no rejected records are kept on this node")
+
+
 def _link(link: dict[str, Any]) -> Text:
     if link["up"]:
         text = f"link: up since {link.get('since', '?')} to {link['url']}, last exchange {link['last_exchange'] or 'none yet'}"

@@ -17,7 +17,7 @@ from typing import Any, Self
 import structlog
 
 from edge_agent import clock as clocks
-from edge_agent import outbox, schema
+from edge_agent import outbox, quarantine, schema
 from edge_agent.clock import ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
 from edge_agent.database import Database, T, Work, connect
@@ -64,6 +64,7 @@ class Commit:
     transitions: Sequence[Mapping[str, Any]] = ()
     actions: Sequence[Mapping[str, Any]] = ()
     params: Mapping[str, Scalar] | None = None  # in effect; None leaves what is stored
+    quarantined: Sequence[quarantine.Chunk] = ()  # what stays on the node
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +86,26 @@ class Store:
     One transaction per call, several calls per fsync. Opening does not depend on the backlog.
     """
 
-    def __init__(self, database: Database, lock: int, node: str, key: Key, budget_bytes: int, clock: NodeClock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lock: int,
+        node: str,
+        key: Key,
+        budget_bytes: int,
+        clock: NodeClock,
+        quarantine_bytes: int = quarantine.BYTES_MAX,
+    ) -> None:
         self._db, self._lock = database, lock
-        self._node, self._key, self._budget = node, key, budget_bytes
+        self._node, self._key, self._budget, self._quarantine_bytes = node, key, budget_bytes, quarantine_bytes
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
         self.clock = clock
 
     @classmethod
-    def open(cls, data_dir: Path, node: str, key: Key, buffer_bytes: int = 2 * GIB) -> Self:
+    def open(
+        cls, data_dir: Path, node: str, key: Key, buffer_bytes: int = 2 * GIB, quarantine_bytes: int = quarantine.BYTES_MAX
+    ) -> Self:
         """Raises `TidewireError` when another agent has it open or a newer one wrote it."""
         make_private_dir(data_dir)
         lock = _lock(data_dir)
@@ -104,7 +116,7 @@ class Store:
             os.close(lock)
             raise
         database = Database(path, lambda db: schema.put_meta(db, "clock", json.dumps(asdict(clock.mark()))))
-        return cls(database, lock, node, key, buffer_bytes, clock)
+        return cls(database, lock, node, key, buffer_bytes, clock, quarantine_bytes)
 
     def close(self) -> None:
         self._db.close()
@@ -166,6 +178,8 @@ class Store:
             outbox.put(db, self._key, origin, sealed, self._budget)
         if commit.sealed and (evicted := outbox.evict(db, self._budget)):
             _log.warning("the buffer is full: the oldest segments lost their rows", segments=evicted)
+        if commit.quarantined:
+            quarantine.put(db, pipeline, commit.quarantined, self._quarantine_bytes)
         for transition in commit.transitions:
             _apply_transition(db, pipeline, transition)
         for action in commit.actions:

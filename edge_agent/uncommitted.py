@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from edge_agent import quarantine
 from pipelines.contract import segment
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine import run
@@ -24,17 +25,22 @@ LEDGER_EVERY = 10  # commits that seal nothing else carry the ledgers up this of
 
 @dataclass
 class _Part:
-    """What was made under one set of parameters."""
+    """What was made under one set of parameters and with the same lookup tables."""
 
     params: str
+    lookups: Mapping[str, str]
     output: run.Output
 
 
 class Uncommitted:
-    """Rows, transitions and actions since the last commit. `positions` are those of the last commit."""
+    """Rows, transitions and actions since the last commit. `positions` are those of the last commit; `lookups` the digests of
+    the tables in effect."""
 
-    def __init__(self, spec: PipelineSpec, positions: dict[str, Any], state: State) -> None:
-        self._tables = spec.lake_tables()
+    def __init__(
+        self, spec: PipelineSpec, positions: dict[str, Any], state: State, lookups: Mapping[str, str] | None = None
+    ) -> None:
+        self._tables, self._raw = spec.lake_tables(), spec.raw_policy
+        self.lookups = lookups or {}
         self.positions = positions
         self._committed = state
         self._parts: list[_Part] = []
@@ -50,8 +56,8 @@ class Uncommitted:
 
     def add(self, state: State, output: run.Output, params: str) -> State:
         """Take what a batch gave under `params` (a digest); returns the state with the ledger entries of what was given up."""
-        if not self._parts or self._parts[-1].params != params:
-            self._parts.append(_Part(params, run.Output()))
+        if not self._parts or (self._parts[-1].params, self._parts[-1].lookups) != (params, self.lookups):
+            self._parts.append(_Part(params, self.lookups, run.Output()))
         part = self._parts[-1]
         part.output += output
         if output.transitions:
@@ -69,6 +75,7 @@ class Uncommitted:
         if not put and not delete and self.bytes == 0 and unmoved:
             return None, [], state
         sealed, payloads = self._segments(state, positions, params, final=final)
+        kept = [] if self._raw != "local" else list(_kept_here(t for part in self._parts for t in part.output.quarantine))
         header = {
             "positions": dict(positions),
             "ledger": {**state.ledger(), "epoch": state.epoch},
@@ -78,10 +85,12 @@ class Uncommitted:
             "sealed": sealed,
             "transitions": [asdict(t) for part in self._parts for t in part.output.transitions],
             "actions": [vars(action) for part in self._parts for action in part.output.actions],
+            "quarantined": [chunk.rows for chunk in kept],
         }
         self._committed, self.positions = state, dict(positions)
         self._parts, self.bytes = [], 0
-        return header, [*put.values(), *payloads], replace(state, epoch=state.epoch + 1)
+        blobs = [*put.values(), *payloads, *(chunk.data for chunk in kept)]
+        return header, blobs, replace(state, epoch=state.epoch + 1)
 
     def stats(self, state: State) -> dict[str, Any]:
         """Moving figures for `status`."""
@@ -108,7 +117,8 @@ class Uncommitted:
         for part in self._parts:
             for stream, kind, table, tables in self._streams(part.output):
                 ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(stream, {}))}
-                head = {"stream": stream, "kind": kind, "table": table, "ledgers": ledgers, "params": part.params, **base}
+                made_with = {"params": part.params, "lookups": dict(part.lookups)}
+                head = {"stream": stream, "kind": kind, "table": table, "ledgers": ledgers, **made_with, **base}
                 for rows, payload in fit(pa.concat_tables(tables)):
                     sealed.append({**head, "rows": rows})
                     payloads.append(payload)
@@ -127,7 +137,8 @@ class Uncommitted:
         for sink, tables in output.rows.items():
             yield sink, segment.ROWS, self._tables[sink], tables
         if output.quarantine:
-            yield run.QUARANTINE_STREAM, segment.QUARANTINE, "quarantine", output.quarantine
+            rows = output.quarantine if self._raw == "upload" else [_without_raw(table) for table in output.quarantine]
+            yield run.QUARANTINE_STREAM, segment.QUARANTINE, "quarantine", rows
         if output.transitions:
             yield run.INCIDENT_STREAM, segment.INCIDENTS, "incidents", [run.incident_rows(output.transitions)]
 
@@ -154,6 +165,28 @@ class Uncommitted:
                 part.output = replace(part.output, transitions=kept, actions=part.output.actions[-TRANSITIONS_MAX:])
         self._parts = [part for part in self._parts if part.output != run.Output()] or self._parts[-1:]
         return state
+
+
+def _without_raw(rejected: pa.Table) -> pa.Table:
+    field = rejected.schema.field("raw")
+    return rejected.set_column(rejected.schema.get_field_index("raw"), field, pa.nulls(rejected.num_rows, field.type))
+
+
+def _kept_here(tables: Iterable[pa.Table]) -> Iterator[quarantine.Chunk]:
+    """Rejected records as the node keeps them."""
+    chunk: list[dict[str, Any]] = []
+    size = 0
+    for table in tables:
+        for row in table.drop_columns(["pipeline"]).to_pylist():
+            raw, at = row["raw"], row.pop("_event_time")
+            row["raw"] = raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw
+            chunk.append({"at": at.isoformat(), **row})
+            size += len(row["raw"] or "") + 100
+            if len(chunk) >= quarantine.CHUNK_ROWS_MAX or size >= quarantine.CHUNK_BYTES_MAX:
+                yield quarantine.pack(chunk)
+                chunk, size = [], 0
+    if chunk:
+        yield quarantine.pack(chunk)
 
 
 def fit(table: pa.Table) -> list[tuple[int, bytes]]:

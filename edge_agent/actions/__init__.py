@@ -1,9 +1,13 @@
-"""Local actions: performed the moment an incident changes, retried, expired in the open, never twice at a time."""
+"""Local actions: performed the moment an incident changes, retried, expired in the open, never twice at a time.
+
+Actions are stored with the references of their settings (`${secret:x}`); these are resolved for each try, in memory only.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,14 +16,18 @@ import structlog
 from edge_agent.actions import exec as exec_action
 from edge_agent.actions import log as log_action
 from edge_agent.actions import webhook as webhook_action
-from edge_agent.actions.outcome import Done, Failed, Outcome, Refusal
+from edge_agent.actions.outcome import Failed, Outcome, Refusal, Retry
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
+from pipelines.contract.errors import TidewireError
+from pipelines.contract.interpolate import Values, masked, resolve, secrets_in
 from pipelines.contract.spec import PipelineSpec
 
 Perform = Callable[[Mapping[str, Any], Policy], Awaitable[Outcome]]
 KINDS: dict[str, Perform] = {"log": log_action.perform, "webhook": webhook_action.perform, "exec": exec_action.perform}
 
+PROGRAMS_AT_ONCE = 4  # more incidents wait their turn, so that a storm of them does not exhaust the machine
 TRIES = 5  # without a valid_for; with one, tries go on until it is over
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 300.0  # 1, 2, 4 .. 300 s
 _FINISHED_IDS_KEPT = 1000
@@ -32,8 +40,9 @@ class Actions:
     Actions on one target for one incident keep their order. What a commit made durable survives a restart (`resume`).
     """
 
-    def __init__(self, store: Store, policy: Policy) -> None:
-        self._store, self._policy = store, policy
+    def __init__(self, store: Store, policy: Policy, secrets: SecretStore | None = None) -> None:
+        self._store, self._policy, self._secrets = store, policy, secrets
+        self._programs = asyncio.Semaphore(PROGRAMS_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._finished: dict[str, None] = {}
         self._targets: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -84,15 +93,31 @@ class Actions:
             await self._finish(action, outcome, tries)
 
     async def _try(self, action: Mapping[str, Any]) -> Outcome:
-        if self._left_s(action) <= 0:
-            return Outcome("expired", "its valid_for was over")
-        perform = KINDS.get(str(action.get("kind")))
+        """One try, once there is room for it: the wait counts against its `valid_for`."""
+        kind = str(action.get("kind"))
+        perform = KINDS.get(kind)
         if perform is None:
-            return Refusal(f"this agent has no action {action.get('kind')!r}")
+            return Refusal(f"this agent has no action {kind!r}")
+        async with self._room_for(kind):
+            if self._left_s(action) <= 0:
+                return Outcome("expired", "its valid_for was over")
+            return await self._perform(perform, action)
+
+    def _room_for(self, kind: str) -> AbstractAsyncContextManager[None]:
+        return self._programs if kind == "exec" else nullcontext()
+
+    async def _perform(self, perform: Perform, action: Mapping[str, Any]) -> Outcome:
+        config = action.get("config", {})
         try:
-            return await perform(action, self._policy)
+            secrets = self._secrets.values(secrets_in(config)) if self._secrets else {}
+            resolved = resolve(config, Values(**action.get("values", {}), secrets=secrets))
+        except TidewireError as error:  # it may be set before it is too late
+            return Retry(f"{error} ({error.hint})")
+        try:
+            outcome = await perform({**action, "config": resolved}, self._policy)
         except Exception as error:  # noqa: BLE001 - an action must harm neither the agent nor another action (I11)
-            return Failed(f"{type(error).__name__}: {error}")
+            outcome = Failed(f"{type(error).__name__}: {error}")
+        return Outcome(outcome.status, masked(outcome.text, secrets))
 
     async def _pause(self, action: Mapping[str, Any], tries: int) -> None:
         pause_s = min(BACKOFF_FIRST_S * 2 ** min(tries - 1, 16), BACKOFF_MAX_S)
@@ -106,7 +131,7 @@ class Actions:
         return float(action["at_us"] + valid_for_us - self._store.clock.now_us()) / 1e6
 
     async def _finish(self, action: Mapping[str, Any], outcome: Outcome, tries: int) -> None:
-        log = _log.info if isinstance(outcome, Done) else _log.warning
+        log = _log.info if outcome.status == "done" else _log.warning
         log(
             "action " + outcome.status,
             id=action["id"],

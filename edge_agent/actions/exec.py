@@ -10,24 +10,20 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from edge_agent.actions.outcome import Done, Failed, Outcome, Refusal, Retry
 from edge_agent.parent_death import die_with_parent
 from edge_agent.policy import Policy
 
 TIMEOUT_S = 10.0
-AT_ONCE = 4  # programs; more incidents wait their turn, so that a storm of them does not exhaust the machine
 _VARIABLE_BYTES_MAX = 4096  # the kernel bounds the environment; the whole context is on stdin
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 async def perform(action: Mapping[str, Any], policy: Policy) -> Outcome:
     program = str(action.get("config", {}).get("program", ""))
     if reason := policy.refuses_program(program):
         return Refusal(reason)
-    async with _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)):
-        return await _run(program, action)
+    return await _run(program, action)
 
 
 async def _run(program: str, action: Mapping[str, Any]) -> Outcome:

@@ -6,16 +6,20 @@ parameter cannot name a secret. `$${` is a plain `${`. A value that is not set, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.contract.errors import Problem, TidewireError
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import format_path
 
 PARAM, LABEL, SECRET = "param", "label", "secret"
+if TYPE_CHECKING:
+    from pipelines.contract.language.sources import Source
+
 KINDS = (PARAM, LABEL, SECRET)
 MASK = "***"
 SECRET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}\Z")
@@ -94,8 +98,12 @@ def needs(pipeline: Mapping[str, Any]) -> list[Reference]:
 
 def secrets_of_steps(pipeline: Mapping[str, Any]) -> set[str]:
     """The secrets that evaluating rows takes: all that a runner is given. Those of actions stay with the agent."""
-    texts = (text for path, text in settings(pipeline) if path[0] == "steps")
-    return {found.name for text in texts for found in references(text) if found.kind == SECRET}
+    return secrets_in([text for path, text in settings(pipeline) if path[0] == "steps"])
+
+
+def secrets_in(value: Any) -> set[str]:
+    """The secrets that settings refer to."""
+    return {found.name for _, text in _texts(value, ()) for found in references(text) if found.kind == SECRET}
 
 
 def check(pipeline: Mapping[str, Any]) -> Iterator[Problem]:
@@ -177,6 +185,12 @@ def resolve(value: Any, values: Values) -> Any:
     return _replaced(value, lambda m: "${" if m["plain"] else values.text(Reference(m["kind"], m["name"])))
 
 
+def resolved_source(source: Source, values: Values) -> Source:
+    """`source` with its settings resolved; how it is decoded has none."""
+    data = source.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return type(source).model_validate({key: item if key == "decode" else resolve(item, values) for key, item in data.items()})
+
+
 def taken(value: Any, values: Values) -> dict[str, dict[str, Any]]:
     """Of `values`, the parameters and labels that `value` refers to: what to keep beside settings that are resolved later."""
     found = {reference for _, text in _texts(value, ()) for reference in references(text)}
@@ -195,8 +209,13 @@ def _replaced(value: Any, replacement: Any) -> Any:
 
 
 def masked(text: str, secrets: Mapping[str, str]) -> str:
-    """`text` without the value of any secret, longest first."""
-    for value in sorted(secrets.values(), key=len, reverse=True):
-        if value:
-            text = text.replace(value, MASK)
+    """`text` without the value of any secret, however an error message may spell it: as it is, quoted, or as part of a URL."""
+    spellings = {form for v in secrets.values() if v for form in (v, repr(v)[1:-1], json.dumps(v)[1:-1], _in_url(v))}
+    for form in sorted(spellings, key=len, reverse=True):
+        text = text.replace(form, MASK)
     return text
+
+
+def _in_url(value: str) -> str:
+    plain = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+    return "".join(chr(byte) if byte in plain else f"%{byte:02X}" for byte in value.encode(errors="replace"))

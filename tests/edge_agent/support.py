@@ -14,6 +14,7 @@ from typing import Any
 from edge_agent.actions import Actions
 from edge_agent.host import NodeInfo, Services
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.frames import canonical_json
@@ -44,7 +45,9 @@ def open_store(data_dir: Path, key: Key | None = None, **options: Any) -> Iterat
 def services_for(store: Store, data_dir: Path, policy: Policy | None = None) -> Services:
     policy = policy or Policy()
     supervisor = Supervisor(entry="fake_runner:main", preload=[])
-    return Services(store, supervisor, Actions(store, policy), policy, NodeInfo(NODE, "node-one"), data_dir)
+    return Services(
+        store, supervisor, Actions(store, policy), policy, NodeInfo(NODE, "node-one"), data_dir, SecretStore(data_dir)
+    )
 
 
 async def until(condition: Callable[[], Any], what: str = "", timeout_s: float = 20) -> Any:

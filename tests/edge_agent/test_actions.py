@@ -239,7 +239,7 @@ def test_exec_runs_few_programs_at_once(tmp_path: Path) -> None:
         for n in range(12):
             assert (await ended(store, f"a{n}"))["status"] == "done"
         counts = [int(line) for line in (tmp_path / "seen").read_text().split()]
-        assert (len(counts), max(counts) <= exec_action.AT_ONCE) == (12, True)
+        assert (len(counts), max(counts) <= actions_module.PROGRAMS_AT_ONCE) == (12, True)
 
     with_actions(tmp_path, work, Policy(exec=(str(program),)))
 
