@@ -100,6 +100,22 @@ def _sensitive(spec: PipelineSpec) -> list[str]:
     return [name for name, field in spec.schema_.items() if getattr(field, "sensitive", False)]
 
 
+def _stream_misfits(spec: PipelineSpec) -> Iterator[Problem]:
+    """Streams that a sink can take: those of windows, and those that triggers capture."""
+    streams = set(spec.windows)
+    for name, trigger in spec.triggers.items():
+        if trigger.capture is None:
+            continue
+        if trigger.capture.to in streams:
+            message = f'"{trigger.capture.to}" is the name of another stream'
+            yield Problem(message, f"triggers.{name}.capture.to", "windows and captures share their names: choose another")
+        streams.add(trigger.capture.to)
+    for name, sink in spec.sinks.items():
+        if sink.from_ is not None and sink.from_ not in streams:
+            message = f'there is no window or capture "{sink.from_}"{did_you_mean(sink.from_, streams)}'
+            yield Problem(message, f"sinks.{name}.from", "without `from:` a sink takes the accepted rows")
+
+
 def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
     """What each part may say, but not together."""
     if spec.quarantine.raw == "upload" and (sensitive := _sensitive(spec)):
@@ -116,11 +132,9 @@ def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
                 "two fields differ only in upper and lower case", f"schema.{name}", "SQL does not tell them apart: rename one"
             )
         seen.add(name.lower())
+    yield from _stream_misfits(spec)
     tables: set[str] = set()
     for name, sink in spec.sinks.items():
-        if sink.from_ is not None and sink.from_ not in spec.windows:
-            message = f'there is no window "{sink.from_}"{did_you_mean(sink.from_, spec.windows)}'
-            yield Problem(message, f"sinks.{name}.from", "without `from:` a sink takes the accepted rows")
         if sink.lake.table in tables:
             yield Problem("two sinks write to the same table", f"sinks.{name}.lake.table", "give each its own")
         tables.add(sink.lake.table)

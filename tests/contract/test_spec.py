@@ -195,7 +195,7 @@ def test_a_refusal_names_place_path_and_fix(
         ("triggers:\n  t:\n    over: 1s\n    when: x\n    severity: bad", 13, "triggers.t.severity", "\"bad\" is not 'critical', 'warning' or 'info'"),
         ("triggers:\n  t:\n    over: 1s\n    when: x\n    actions:\n      on_raise: [{mqtt: {}}]", 14, "triggers.t.actions.on_raise[0].mqtt", 'unknown key "mqtt"'),
         ("triggers:\n  t:\n    over: 1s\n    when: x\n    actions:\n      on_raise: [{exec: {program: horn}}]", 14, "triggers.t.actions.on_raise[0].exec.program", ""),
-        ("sinks:\n  a: {lake: {table: t}, from: w}", 10, "sinks.a.from", 'there is no window "w"'),
+        ("sinks:\n  a: {lake: {table: t}, from: w}", 10, "sinks.a.from", 'there is no window or capture "w"'),
         ("sinks:\n  a: {lake: {table: t}}\n  b: {lake: {table: T}}", 11, "sinks.b.lake.table", "two sinks write to the same table"),
         ("sinks:\n  a: {lake: {table: incidents}}", 10, "sinks.a.lake.table", "one of Tidewire's own tables"),
         ("sinks:\n  a: {lake: {table: 'x;y'}}", 10, "sinks.a.lake.table", "a name has letters"),

@@ -48,7 +48,7 @@ class LogAction(Model):
 class WebhookAction(Model):
     """POST of the incident as JSON, with the action's id as `Idempotency-Key`."""
 
-    url: str = Field(pattern=r"^https?://")
+    url: str = Field(pattern=r"^(https?://|\$\{)")
     headers: dict[str, str] = {}
     timeout: Duration = 5_000_000
 
