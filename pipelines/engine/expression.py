@@ -18,7 +18,7 @@ import duckdb
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.connection import literal
-from pipelines.engine.functions import AGGREGATES, ROW_FUNCTIONS, SPAN_AGGREGATES, WORDS_INSTEAD
+from pipelines.engine.functions import ALL_AGGREGATES, ROW_FUNCTIONS, WINDOW_AGGREGATES, WORDS_INSTEAD
 
 _PREFIX = "SELECT "
 _ALLOWED = frozenset(
@@ -36,7 +36,11 @@ _CAST_TYPES = frozenset(
 
 
 _TOKEN = re.compile(r"""\b[eExX]'|'(?:[^']|'')*'|"(?:[^"]|"")*"|--|/\*|;|\$\w*\$|[()]""")
+_DISTINCT = re.compile(r"\A\s*distinct\b", re.IGNORECASE)
+_DISTINCT_CALL = re.compile(r"(count\s*\(\s*)?\bdistinct(?=\s*\()", re.IGNORECASE)  # on its own a keyword to DuckDB
+_DISTINCT_NAME = "_tw_dist"  # as long, so that places stay
 _FILTER = re.compile(r"\s*filter\s*\(\s*(?:where\s)?(.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
+_SEPARATOR = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()\[\],]""")
 _REFUSED_TOKENS = {
     "--": "YAML comments start with #",
     "/*": "YAML comments start with #",
@@ -59,7 +63,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Call:
-    """An aggregate call: `name(argument)rest`, where `rest` is its FILTER clause or nothing; `label` is the author's text."""
+    """An aggregate call: `name(argument)rest`, where `rest` is its FILTER clause or nothing; `label` is the author's text.
+    `arguments` and `condition` are the same in pieces, as the author wrote them."""
 
     label: str
     name: str
@@ -67,6 +72,8 @@ class Call:
     argument: str
     rest: str
     distinct: bool
+    arguments: tuple[str, ...] = ()
+    condition: str = ""
 
     @property
     def text(self) -> str:
@@ -93,7 +100,7 @@ class Expression:
 
     def aggregates(self, replacements: Mapping[Span, str] | None = None) -> list[Call]:
         """The aggregate calls in text order, with spans inside them replaced. None stands within another."""
-        found = [n for n in _walk(self.tree) if n.get("class") == "FUNCTION" and n["function_name"] in SPAN_AGGREGATES]
+        found = [n for n in _walk(self.tree) if n.get("class") == "FUNCTION" and n["function_name"] in ALL_AGGREGATES]
         return sorted((self._call(node, replacements or {}) for node in found), key=lambda call: call.span.start)
 
     def columns_outside_aggregates(self) -> set[str]:
@@ -124,12 +131,14 @@ class Expression:
         inner = {Span(s.start - span.start, s.end - span.start): text for s, text in replacements.items() if s in span}
         text = Expression(self._cut(span), self.path, {}).replace(inner)
         argument, rest = _split_call(text)
+        arguments, condition = tuple(_split_arguments(_DISTINCT.sub("", argument))), ""
         distinct = bool(node["distinct"])
         if len(node["arguments"]) == 1 and not distinct and argument.strip() != "*":
             argument = f"TRY({argument})"  # an error on a row counts as NULL there, and never fails the batch
         if found := _FILTER.match(rest):
-            rest = f" FILTER (WHERE TRY({found[1]}))"
-        return Call(self._cut(span), node["function_name"], span, argument, rest, distinct)
+            condition = found[1]
+            rest = f" FILTER (WHERE TRY({condition}))"
+        return Call(self._cut(span), node["function_name"], span, argument, rest, distinct, arguments, condition)
 
 
 def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: frozenset[str] = frozenset()) -> Expression:
@@ -138,8 +147,9 @@ def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: f
         if token.strip().lower() in _REFUSED_TOKENS or token.startswith("$"):
             hint = _REFUSED_TOKENS.get(token.strip().lower(), "write text in 'single quotes'")
             raise SpecError([Problem(f"{token.strip()} is not allowed in an expression", path, hint)])
-    ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [_PREFIX + text]).fetchall()
-    parsed = json.loads(raw)
+    readable = _DISTINCT_CALL.sub(lambda found: found[0] if found[1] else _DISTINCT_NAME, text)
+    ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [_PREFIX + readable]).fetchall()
+    parsed = json.loads(raw.replace(_DISTINCT_NAME, "distinct"))
     if parsed["error"]:
         raise SpecError([Problem(_parser_message(parsed["error_message"]), path, _parser_hint(text))])
     node = parsed["statements"][0]["node"] if len(parsed["statements"]) == 1 else {}
@@ -182,7 +192,7 @@ def _check(expression: Expression, aggregates: frozenset[str]) -> Iterator[Probl
         elif kind == "FUNCTION":
             yield from _check_function(expression, node, aggregates)
             nested += node["function_name"] in aggregates and any(
-                n.get("class") == "FUNCTION" and n["function_name"] in SPAN_AGGREGATES for n in _walk(node) if n is not node
+                n.get("class") == "FUNCTION" and n["function_name"] in ALL_AGGREGATES for n in _walk(node) if n is not node
             )
         elif kind == "CAST" and node["type_expr"].get("type_name") not in _CAST_TYPES:
             yield expression.problem(
@@ -197,13 +207,15 @@ def _check_function(expression: Expression, node: Mapping[str, Any], aggregates:
     if name in aggregates:
         if node["order_bys"]["orders"]:
             yield expression.problem(f"ORDER BY within {name}() is not allowed")
-        if node["distinct"] and aggregates is AGGREGATES:
-            yield expression.problem("DISTINCT is not allowed in a window: it cannot be kept small")
+        if aggregates is WINDOW_AGGREGATES:
+            if node["distinct"] and name != "count":
+                yield expression.problem(f"DISTINCT is not allowed within {name}()", "count(distinct x) is")
+            return
         arguments = [argument["expression"] for argument in node["arguments"]]
         plain = all(a.get("class") in ("COLUMN_REF", "CONSTANT", "PARAMETER") for a in arguments)
         if (node["distinct"] or len(arguments) > 1) and not plain:
             yield expression.problem(f"here {name}() takes plain columns", "derive the value in a step before")
-    elif name in SPAN_AGGREGATES:
+    elif name in ALL_AGGREGATES:
         hint = (
             f"here: {', '.join(sorted(aggregates - {'count_star', 'mean'}))}"
             if aggregates
@@ -241,6 +253,20 @@ def _split_call(text: str) -> tuple[str, str]:
             if depth == 0:
                 return text[start : token.start()], text[token.end() :]
     return text[start:], ""
+
+
+def _split_arguments(text: str) -> Iterator[str]:
+    """The parts between commas that stand in no brackets and no quotes."""
+    depth = start = 0
+    for token in _SEPARATOR.finditer(text):
+        if token[0] in "([":
+            depth += 1
+        elif token[0] in ")]":
+            depth -= 1
+        elif token[0] == "," and not depth:
+            yield text[start : token.start()].strip()
+            start = token.end()
+    yield text[start:].strip()
 
 
 def _span(node: Mapping[str, Any]) -> Span:

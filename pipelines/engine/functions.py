@@ -33,11 +33,13 @@ ROW_FUNCTIONS = (OPERATORS | MATH | TEXT | TIME | LOGIC) - {"error_if_null"}
 
 # What a window keeps of its rows, by aggregate: the mergeable parts. See window.py.
 AGGREGATES = frozenset({"count", "count_star", "sum", "avg", "mean", "min", "max", "first", "last", "stddev"})
+WINDOW_AGGREGATES = AGGREGATES | _words("distinct time_avg quantile histogram")  # the last four are ours, not DuckDB's
 # A trigger sees every row of its span again, so it may use more.
 SPAN_AGGREGATES = AGGREGATES | _words(
     "median quantile_cont quantile_disc stddev_samp stddev_pop var_samp var_pop variance arg_min arg_max min_by max_by "
     "bool_and bool_or any_value count_if approx_count_distinct"
 )
+ALL_AGGREGATES = SPAN_AGGREGATES | WINDOW_AGGREGATES
 
 WORDS_INSTEAD = {
     "lag": "it would see only this batch, silently",

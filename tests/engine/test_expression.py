@@ -97,7 +97,7 @@ def test_refusals_come_with_what_to_write_instead() -> None:
     ("expression", "says"),
     [
         ("median(v)", "the aggregate median() is not allowed here"),
-        ("count(distinct k)", "DISTINCT is not allowed in a window"),
+        ("sum(distinct v)", "DISTINCT is not allowed within sum()"),
         ("sum(max(v))", "an aggregate within an aggregate"),
         ("v", "a window's column is an aggregate"),
         ("max(v) + n", '"n" stands outside an aggregate'),
