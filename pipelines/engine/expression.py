@@ -19,6 +19,7 @@ from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.connection import literal
 from pipelines.engine.functions import ALL_AGGREGATES, ROW_FUNCTIONS, WINDOW_AGGREGATES, WORDS_INSTEAD
+from pipelines.engine.growth import unbounded
 
 _PREFIX = "SELECT "
 _ALLOWED = frozenset(
@@ -32,6 +33,8 @@ _REFUSED = {
 }
 _CAST_TYPES = frozenset(
     {"BOOLEAN", "BIGINT", "INTEGER", "DOUBLE", "VARCHAR", "TIMESTAMP", "SMALLINT", "TINYINT", "FLOAT", "DECIMAL"}
+    | {"BOOL", "INT", "HUGEINT", "REAL", "NUMERIC", "TEXT", "STRING", "DATE", "TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE"}
+    | {"BLOB", "INTERVAL"}
 )
 
 
@@ -194,10 +197,12 @@ def _check(expression: Expression, aggregates: frozenset[str]) -> Iterator[Probl
             nested += node["function_name"] in aggregates and any(
                 n.get("class") == "FUNCTION" and n["function_name"] in ALL_AGGREGATES for n in _walk(node) if n is not node
             )
-        elif kind == "CAST" and node["type_expr"].get("type_name") not in _CAST_TYPES:
+        elif kind == "CAST" and str(node["type_expr"].get("type_name")).upper() not in _CAST_TYPES:
             yield expression.problem(
                 f"a cast to {node['type_expr'].get('type_name')} is not allowed", f"cast to {', '.join(sorted(_CAST_TYPES))}"
             )
+    if why := unbounded(expression.tree):
+        yield expression.problem(why, "shorten the text before, or do it where the data is read")
     if nested:
         yield expression.problem("an aggregate within an aggregate is not allowed")
 
