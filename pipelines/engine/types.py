@@ -10,11 +10,14 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipelines.contract.language.schema import FieldSpec
+from pipelines.contract.language.schema import Element, FieldSpec, precision_of, scale_of
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
-_PLAIN = {"boolean": "BOOLEAN", "integer": "BIGINT", "double": "DOUBLE", "string": "VARCHAR", "timestamp": "TIMESTAMP"}
+_PLAIN = {
+    **{"boolean": "BOOLEAN", "integer": "BIGINT", "double": "DOUBLE", "string": "VARCHAR", "timestamp": "TIMESTAMP"},
+    "binary": "BLOB",
+}
 _ARROW = {
     "BOOLEAN": pa.bool_(),
     "BIGINT": pa.int64(),
@@ -33,8 +36,14 @@ _STORED = {
 _DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)\Z")
 
 
-def of_field(spec: FieldSpec) -> str:
+def of_field(spec: FieldSpec | Element) -> str:
     """The SQL type of a field of the schema."""
+    if spec.of is not None:
+        return f"{of_field(spec.of)}[]"
+    if spec.fields is not None:
+        return "STRUCT(" + ", ".join(f'"{name}" {of_field(element)}' for name, element in spec.fields.items()) + ")"
+    if spec.type == "decimal":
+        return f"DECIMAL({precision_of(spec)},{scale_of(spec)})"
     return _PLAIN[spec.type]
 
 
