@@ -106,7 +106,7 @@ class PipelineHost:
         self._given = {params_digest(params): self.params}  # every set of parameters the runner got, by digest
         self._mode, self._successor = mode, successor
         self._on_ready, self._on_trouble = on_ready, on_trouble
-        self._troubles: dict[str, str] = {}  # source -> what keeps it from giving rows
+        self._troubles: dict[str, str] = {}  # `source x` or `lookup y` -> what keeps it from giving rows
         self._runner: RunnerProcess | None = None
         self._outcome: Outcome | None = None
         self._commits: asyncio.Queue[tuple[int, asyncio.Task[None]]] = asyncio.Queue()
@@ -275,8 +275,8 @@ class PipelineHost:
         self.notes.append({name: value for name, value in header.items() if name != "type"})
         level = header.get("level", "info")
         self._log.log(_LEVELS.get(level, 20), header.get("text", ""))
-        if source := header.get("source", ""):
-            self._troubles[source] = f"source {source}: {header.get('text', '')}" if level == "warning" else ""
+        if about := header.get("about", ""):
+            self._troubles[about] = f"{about}: {header.get('text', '')}" if level == "warning" else ""
             self._on_trouble("; ".join(text for text in self._troubles.values() if text))
 
     async def _kill_when_hung(self) -> None:

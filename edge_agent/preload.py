@@ -17,6 +17,7 @@ for _module in (
     "pipelines.engine.plan",
     "pipelines.engine.run",
     "edge_agent.runner",
+    "edge_agent.lookups",
     "edge_agent.sources",
     "edge_agent.uncommitted",
 ):

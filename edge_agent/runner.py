@@ -21,6 +21,7 @@ from pipelines.contract.errors import TidewireError
 
 if TYPE_CHECKING:
     from edge_agent.sources import SourceContext
+    from pipelines.contract.interpolate import Values
     from pipelines.contract.language.sources import Source
     from pipelines.engine.plan import Plan
 
@@ -46,8 +47,8 @@ def main(sock: socket.socket) -> None:
     except TidewireError as error:
         _fail(channel, str(error), error.hint)
     except Exception as error:  # noqa: BLE001 - the last line: the agent reports it as state (I11)
-        traceback.print_exc(file=sys.stderr)
-        _fail(channel, f"{type(error).__name__}: {error}", "this is a defect: please report it")
+        traceback.print_tb(error.__traceback__, file=sys.stderr)  # not its message: it may quote SQL, keys and all
+        _fail(channel, f"{type(error).__name__}: {_one_line(error)}", "this is a defect: please report it")
 
 
 def _fail(channel: Channel, reason: str, hint: str) -> None:
@@ -57,6 +58,7 @@ def _fail(channel: Channel, reason: str, hint: str) -> None:
 
 class _Runner:
     def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes]) -> None:
+        from edge_agent.lookups import LookupFiles
         from edge_agent.sources import open_source
         from edge_agent.uncommitted import Uncommitted
         from pipelines.contract.spec import load_spec
@@ -74,6 +76,7 @@ class _Runner:
         self.node = NodeFacts(node["id"], node["name"], node.get("labels", {}), node.get("facts", {}))
         self.params_digest = start["params_digest"]
         self.context = self._context(start)
+        self.lookups = LookupFiles(self._lookup_paths(start["params"]), self.context.may_read)
         self.plan = self._compile(start["params"])
         ledger = start["ledger"] or {}
         epoch = int(ledger.get("epoch", 0)) + 1
@@ -84,7 +87,7 @@ class _Runner:
         positions = start["positions"] or {}
         self.settings = {} if self.mode == "drain" else self._settings(start["params"])
         self.sources = {n: open_source(s, positions.get(n, {}), self.context) for n, s in self.settings.items()}
-        self.uncommitted = Uncommitted(self.spec, dict(positions), self.state)
+        self.uncommitted = Uncommitted(self.spec, dict(positions), self.state, self.lookups.digests)
         self.in_flight = self.sent = 0
         self.stopping = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
@@ -104,6 +107,7 @@ class _Runner:
                 self._commit()
             if time.monotonic() - self.last_stats_s >= STATS_S:
                 self._send_stats()
+                self._look_at_lookups()
             if self.mode == "until_eof" and all(source.exhausted for source in self.sources.values()):
                 self._finish()
             self._listen(0 if had_rows else self._pause_s())
@@ -121,7 +125,7 @@ class _Runner:
         had_rows = False
         for name, source in self.sources.items():
             block = source.read()
-            self._note_trouble(name, source.trouble())
+            self._note_trouble(f"source {name}", source.trouble())
             if block is None:
                 continue
             had_rows = True
@@ -234,12 +238,36 @@ class _Runner:
     def _compile(self, params: dict[str, Any]) -> Plan:
         from pipelines.engine.plan import compile_plan
 
-        return compile_plan(self.spec, params, self.node, secrets=self.secrets)
+        self.params = params
+        tables = None if self.mode == "drain" else self.lookups.tables
+        return compile_plan(self.spec, params, self.node, secrets=self.secrets, lookups=tables)
+
+    def _look_at_lookups(self) -> None:
+        """Take over tables whose file changed. One that does not fit leaves the former in use, and is told."""
+        from pipelines.engine.plan import compile_plan
+
+        for name, found in self.lookups.look().items():
+            try:
+                if isinstance(found, TidewireError):
+                    raise found
+                tables = {**self.lookups.tables, name: found[0]}
+                plan = compile_plan(self.spec, self.params, self.node, secrets=self.secrets, lookups=tables)
+            except TidewireError as error:
+                self._note_trouble(f"lookup {name}", f"{_one_line(error)}; the former table stays in use")
+                continue
+            self.plan = plan
+            self.lookups.take(name, *found)
+            self.uncommitted.lookups = self.lookups.digests
+            self._note_trouble(f"lookup {name}", "")
 
     def _set_params(self, params: dict[str, Any], digest: str) -> None:
         """From the next batch on. A source whose settings they change is opened anew where it stands."""
+        from edge_agent.lookups import LookupFiles
         from edge_agent.sources import open_source
 
+        if (paths := self._lookup_paths(params)) != self.lookups.paths:
+            self.lookups = LookupFiles(paths, self.context.may_read)
+            self.uncommitted.lookups = self.lookups.digests
         self.plan, self.params_digest = self._compile(params), digest
         for name, settings in self._settings(params).items():
             if settings != self.settings[name]:
@@ -248,10 +276,21 @@ class _Runner:
 
     def _settings(self, params: dict[str, Any]) -> dict[str, Source]:
         """The sources' settings as they are on this node. Raises `interpolate.Unset`."""
-        from pipelines.contract.interpolate import Values, resolved_source
+        from pipelines.contract.interpolate import resolved_source
 
-        values = Values(params, self.node.labels)
-        return {name: resolved_source(source, values) for name, source in self.spec.sources.items()}
+        return {name: resolved_source(source, self._values(params)) for name, source in self.spec.sources.items()}
+
+    def _lookup_paths(self, params: dict[str, Any]) -> dict[str, str]:
+        from pipelines.contract.interpolate import resolve
+
+        files = {name: table.file for name, table in self.spec.lookups.items() if table.file and self.mode != "drain"}
+        paths: dict[str, str] = resolve(files, self._values(params))
+        return paths
+
+    def _values(self, params: dict[str, Any]) -> Values:
+        from pipelines.contract.interpolate import Values
+
+        return Values(params, self.node.labels)
 
     def _context(self, start: dict[str, Any]) -> SourceContext:
         from edge_agent.sources import SourceContext
@@ -275,16 +314,19 @@ class _Runner:
     def _pause_s(self) -> float:
         return POLL_BUSY_S if time.monotonic() - self.last_rows_s < 1.0 else POLL_IDLE_S
 
-    def _note_trouble(self, source: str, text: str) -> None:
-        if self.trouble.get(source, "") != text:
-            self.trouble[source] = text
-            self.channel.send(
-                {"type": "note", "level": "warning" if text else "info", "text": text or "reads again", "source": source}
-            )
+    def _note_trouble(self, about: str, text: str) -> None:
+        if self.trouble.get(about, "") != text:
+            self.trouble[about] = text
+            level, text = ("warning", text) if text else ("info", "reads again")
+            self.channel.send({"type": "note", "level": level, "text": text, "about": about})
 
     def _send_stats(self) -> None:
         self.last_stats_s = time.monotonic()
         self.channel.send({"type": "stats", **self.uncommitted.stats(self.state)})
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:500]
 
 
 def _wall_us() -> int:

@@ -369,7 +369,7 @@ def test_a_source_in_trouble_is_a_note_and_so_is_its_end(tmp_path: Path) -> None
     with running(log) as agent:
         agent.start()
         note = agent.until("note")
-        assert (note["level"], note["source"], note["text"]) == ("warning", "log", f"no file matches {log}")
+        assert (note["level"], note["about"], note["text"]) == ("warning", "source log", f"no file matches {log}")
         append(log, line(0, 1))
         assert agent.until("note")["text"] == "reads again"
 
