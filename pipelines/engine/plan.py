@@ -24,6 +24,7 @@ from pipelines.engine.aggregate import NUMERIC, over_span
 from pipelines.engine.bind import Binder, Column, Columns, NodeFacts, first_line
 from pipelines.engine.connection import literal
 from pipelines.engine.decode import META
+from pipelines.engine.exits import check_exits
 from pipelines.engine.expression import Call, Span
 from pipelines.engine.fate import Fates
 from pipelines.engine.functions import AGGREGATES, SPAN_AGGREGATES
@@ -114,10 +115,12 @@ class _Compiler:
         binder, fates = self.binder, Fates()
         binder.meta |= set(enforce.meta_words(list(self.spec.schema_.values()))) & set(META)
         stages = Stages(binder, fates)
-        fields = {name: Column(of_field(f)) for name, f in self.spec.schema_.items()}
+        fields = {name: Column(of_field(f), getattr(f, "sensitive", False)) for name, f in self.spec.schema_.items()}
         self.columns = stages.add(self.spec.steps, fields)
         windows = {name: bound for name, w in self.spec.windows.items() if (bound := self._window(name, w))}
         triggers = {name: alarm for name, t in self.spec.triggers.items() if (alarm := self._trigger(name, t))}
+        outputs = {name: getattr(window, "columns", {}) for name, window in windows.items()}
+        check_exits(binder, self.columns, outputs, (self.spec.event_time or "") if stages.time_is_sensitive else "")
         wheres = {
             n: binder.hidden(w, self.columns) for n, s in self.spec.sinks.items() if not s.from_ and (w := self._where(n, s))
         }

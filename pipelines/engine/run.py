@@ -19,6 +19,7 @@ from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
 from pipelines.engine.interim import Records
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
+from pipelines.engine.stage import owners
 from pipelines.engine.state import State, Watermark
 from pipelines.engine.transform import keep_column
 from pipelines.engine.trigger import Transition
@@ -179,6 +180,9 @@ def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> 
         windows={key: parts for key, parts in state.windows.items() if (key.window, key.definition) in kept_windows},
         closed={key: end_us for key, end_us in state.closed.items() if key in kept_windows},
     )
+    kept_steps = owners(successor.stages) if successor else set()
+    for owner in [name for name in state.cells if name.startswith("step.") and name not in kept_steps]:
+        state = state.put(owner, {})
     return state, output.with_actions(plan, arrival_us)
 
 

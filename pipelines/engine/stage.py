@@ -57,6 +57,8 @@ class Stages:
         self.binder, self.fates = binder, fates
         self.columns: dict[str, Column] = {}
         self.tables: Mapping[str, Table] = {}
+        self.time_place = ""  # of the field that stamps rows
+        self.time_is_sensitive = False
         self.step = -1
         self._places: dict[str, str] = {}  # column -> where it stands in the row table
         self._plan: list[_Draft | _Other] = []
@@ -71,6 +73,8 @@ class Stages:
         self.tables = load_tables(self.binder)
         self.columns = dict(columns)
         self._places = {name: name for name in columns}
+        self.time_place = self.binder.spec.event_time or ""
+        self.time_is_sensitive = self.time_place in columns and columns[self.time_place].sensitive
         for self.step, step in enumerate(steps):
             COMPILE[step.kind](self, getattr(step, step.kind), f"steps[{self.step}].{step.kind}")
         return self.columns
@@ -111,6 +115,11 @@ class Stages:
         reads = self._placed(bound.reads)
         place = self.place(name, Column(bound.type, bound.sensitive))
         self._draft().derive(bound.sql, reads, bound.type, place, failed, bounded=bounded)
+
+    def move_time(self, name: str) -> None:
+        """From here on rows are stamped by the timestamp `name`."""
+        self.time_place, self.time_is_sensitive = self._places[name], self.columns[name].sensitive
+        self._draft().move_time(self.time_place)
 
     def place(self, name: str, column: Column) -> str:
         """Where the new column `name` will stand; whoever asks has to fill it."""
@@ -196,6 +205,7 @@ class _Draft:
     made: dict[str, str] = field(default_factory=dict)  # place -> SQL type
     hidden: list[Extra] = field(default_factory=list)
     decides: bool = False  # some layer changes fates
+    moves_time: bool = False
 
     @property
     def needs(self) -> set[str]:
@@ -216,6 +226,11 @@ class _Draft:
         self._layer(f"CAST(({sql}) AS {type_})", reads, lambda exclude: f"SELECT * EXCLUDE ({exclude}) {head}")
         self.made[place] = type_
 
+    def move_time(self, place: str) -> None:
+        self.moves_time, self.inputs["_et"] = True, "_et"
+        time = f"CASE WHEN _fate = 0 THEN epoch_us({quote(place)}) ELSE _et END"
+        self.layers.append(f"SELECT * REPLACE ({time} AS _et) FROM _s{len(self.layers)}")
+
     def extras(self, extras: Sequence[Extra], columns: Columns, places: Mapping[str, str]) -> None:
         texts = " ".join(sql for _, sql, _ in extras)
         reads = {name: places[name] for name in columns if re.search(rf"(?i)\b{re.escape(name)}\b", texts)}
@@ -230,6 +245,7 @@ class _Draft:
         layers = [f"SELECT CAST(_fate AS INTEGER) AS _fate{first} FROM _in", *self.layers]
         with_ = ",\n".join(f"_s{i} AS ({sql})" for i, sql in enumerate(layers))
         out = [*(["CAST(_fate AS SMALLINT) AS _fate"] if self.decides else []), *map(quote, made)]
+        out += ["_et"] if self.moves_time else []
         out += [quote(name) for name, _, _ in self.hidden]
         sql = f"WITH {with_}\nSELECT {', '.join(out)} FROM _s{len(layers) - 1}" if out else ""
         types = {place: to_arrow(type_) for place, type_ in made.items()}
@@ -321,6 +337,11 @@ class _Names:
         own = [name for name in rows.column_names if name.startswith("_") and not re.fullmatch(r"_c[0-9]+", name)]
         arrays = [rows[name] for name in [*own, *self.places.values()]]
         return state, pa.Table.from_arrays(arrays, names=[*own, *self.places])
+
+
+def owners(stages: Iterable[Stage]) -> set[str]:
+    """Who of these stages keeps something between batches."""
+    return {stage.owner for stage in stages if hasattr(stage, "owner")}
 
 
 def any_alive(rows: pa.Table) -> bool:

@@ -9,13 +9,11 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.frames import sha256
 from pipelines.contract.language.lookups import LOOKUP_ROWS_MAX, LookupTable
 from pipelines.contract.language.steps import Lookup
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.bind import Binder, Column
 from pipelines.engine.fate import ALIVE
-from pipelines.engine.ipc import encode_rows
 from pipelines.engine.stage import Stages, attach
 from pipelines.engine.state import State
 from pipelines.engine.statement import Statement
@@ -26,16 +24,12 @@ _SQL_OF = {pa.bool_(): "BOOLEAN", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", 
 
 @dataclass(frozen=True)
 class Table:
-    """A lookup table on this node. `digest` says which one it was, for lineage."""
+    """A lookup table on this node."""
 
     name: str
     rows: pa.Table
     types: Mapping[str, str]  # column -> SQL type
     key: tuple[str, ...]
-
-    @cached_property
-    def digest(self) -> str:
-        return sha256(encode_rows(self.rows))
 
     @cached_property
     def at(self) -> Mapping[tuple[object, ...], int]:

@@ -45,7 +45,10 @@ def _redact(stages: Stages, name: str, redaction: Redaction, path: str) -> None:
         sql, made = _generalised(stages, redaction.generalise.to, value, type_, path), type_
     if sql:
         bound = Bound(sql, made, frozenset({name}))
+        stamps = stages.place_of(name) == stages.time_place
         stages.derive(name, bound, path, bounded=False, why=f"{path}: the value cannot be redacted", replaces=True)
+        if stamps and made == "TIMESTAMP":
+            stages.move_time(name)
 
 
 def hmac_sql(key: bytes, text: str) -> str:
