@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -11,10 +13,12 @@ from urllib.parse import quote
 import typer
 
 from control_plane import output
-from pipelines.contract.errors import TidewireError, WrongUsage
+from pipelines.contract.errors import Problem, TidewireError, WrongUsage
 
 if TYPE_CHECKING:
     from control_plane.client import Client
+
+CASES = ".cases.yaml"
 
 Select = Annotated[str, typer.Option("--select", "-s", help="Which nodes: site=lyon,line in (a,b),!spare or name=pi17 or all.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
@@ -69,8 +73,60 @@ def pairs(words: list[str]) -> dict[str, str]:
 
 
 def read(file: Path) -> str:
+    """The text of a file, or (`-`) of stdin."""
     try:
-        return file.read_bytes().decode()
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise TidewireError(cause or str(error), op="read", place=str(file), hint="name a pipeline file") from None
+
+
+def yaml_files(paths: list[Path], op: str) -> Iterator[Path]:
+    """The files, and those in the directories (not below hidden ones)."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = [f for f in sorted(path.rglob("*.yaml")) if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+        if not found:
+            raise TidewireError("no *.yaml in it", op=op, place=str(path), hint="name a pipeline file or a directory of them")
+        yield from found
+
+
+def problem_json(problem: Problem) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in problem.__slots__}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """All of it or nothing: a file is never left half written."""
+    target = file.resolve()
+    half = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        half.write_text(text, encoding="utf-8", newline="\n")
+        half.chmod(target.stat().st_mode)
+        half.replace(target)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise TidewireError(error.strerror or str(error), op="write", place=str(file)) from None
+
+
+# -- colours: what was expected is green, what came is red, as in a diff
+
+_ANSI = {"bold": "1", "dim": "2", "missing": "32", "unexpected": "31", "wrong_expected": "1;30;42", "wrong_got": "1;37;41"}
+
+
+def print_spans(spans: Iterable[tuple[str, str]]) -> None:
+    """A line of text in styles; plain where nobody looks."""
+    coloured = output.is_coloured(sys.stdout)
+    print("".join(_styled(style, output.plain(text), coloured) for style, text in spans).rstrip())
+
+
+def print_diff(lines: Iterable[str]) -> None:
+    for line in lines:
+        style = "missing" if line.startswith("+") else "unexpected" if line.startswith("-") else ""
+        print_spans([("bold" if line.startswith(("+++", "---")) else style, line)])
+
+
+def _styled(style: str, text: str, coloured: bool) -> str:
+    code = _ANSI.get(style)
+    return f"\x1b[{code}m{text}\x1b[0m" if code and text and coloured else text

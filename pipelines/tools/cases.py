@@ -218,20 +218,15 @@ class Node(Model):
     facts: dict[str, str] = {}
 
 
-class Given(Model):
-    """What a case starts from; in the head of the file, what all of its cases start from."""
-
-    params: dict[str, Scalar] = {}
-    node: Node | None = None
-    secrets: dict[str, str] = {}
-    lookups: dict[str, list[Record]] = {}
-
-
-class Case(Given):
+class Case(Model):
     """One story in virtual time."""
 
     name: str = Field(min_length=1)
     description: str = ""
+    params: dict[str, Scalar] = {}
+    node: Node | None = None
+    secrets: dict[str, str] = {}
+    lookups: dict[str, list[Record]] = {}
     start: str = START
     finish: bool = False  # the input ends after the last instant: open windows are emitted
     instants: dict[str, list[Act]] = Field({}, alias="at")
@@ -250,10 +245,15 @@ class Case(Given):
         return to_us(self.start)
 
 
-class CasesFile(Given):
-    """Cases of one pipeline: of `pipeline`, a path beside this file, or of the file with the same name."""
+class CasesFile(Model):
+    """Cases of one pipeline: of `pipeline`, a path beside this file, or of the file with the same name; and what all of them
+    start from."""
 
     pipeline: str = ""
+    params: dict[str, Scalar] = {}
+    node: Node | None = None
+    secrets: dict[str, str] = {}
+    lookups: dict[str, list[Record]] = {}
     cases: list[Case] = Field(min_length=1)
 
     _source: yaml_reader.Source = PrivateAttr(default_factory=lambda: yaml_reader.Source(None))
