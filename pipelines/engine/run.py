@@ -107,13 +107,19 @@ def _rows(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     if not records.count:
         return state, Output()
     origin = Origin(batch, records.line)
-    rows = _row_table(plan, batch, records)
-    for stage in plan.stages:
-        state, rows = stage(state, rows)
+    state, rows = run_steps(plan, state, batch, records)
     state, quarantined = _account(plan, state, origin, records.reasons, rows)
     accepted = rows.filter(pc.equal(rows["_fate"], ALIVE)) if _any_dead(rows) else rows
     state, output = _evaluate(plan, state, origin, accepted)
     return state, (Output(quarantine=quarantined) + output).in_row_order()
+
+
+def run_steps(plan: Plan, state: State, batch: Batch, records: Records) -> tuple[State, pa.Table]:
+    """The row table after all steps, dead rows and all."""
+    rows = _row_table(plan, batch, records)
+    for stage in plan.stages:
+        state, rows = stage(state, rows)
+    return state, rows
 
 
 @dataclass(frozen=True)
