@@ -123,6 +123,7 @@ class Api:
             ("GET", "/v1/incidents", self.incidents),
             ("GET", "/v1/incidents/{id:path}", self.incident),
             ("POST", "/v1/incidents/{id:path}/acknowledge", self.acknowledge),
+            ("POST", "/v1/incidents/{id:path}/reset", self.reset),
             ("POST", "/v1/query", self.query),
             ("POST", "/v1/join-tokens", self.create_token),
             ("GET", "/v1/audit", self.audit),
@@ -189,6 +190,11 @@ class Api:
         body = _Write.model_validate_json(await _body(request))
         rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
         return await self._done(self._backend.commands.acknowledge, request.path_params["id"], rows, body.who)
+
+    async def reset(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
+        return await self._done(self._backend.commands.reset, request.path_params["id"], rows, body.who)
 
     async def query(self, request: Request) -> Any:
         body = Query.model_validate_json(await _body(request))

@@ -1,4 +1,7 @@
-"""Incidents as they stand: the transitions that reached the lake and the acknowledgements of both sides, folded (pure)."""
+"""Incidents as they stand: the transitions that reached the lake and the notes of both sides, folded (pure).
+
+A transition says which state it leads to; a word that this build does not know is shown and changes nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,34 @@ from typing import Any
 
 from pipelines.contract.node_state import CONTROL, Note
 
-_COLUMNS = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "at", "by", "reason", "value"]
 ROWS_MAX = 50_000  # older transitions stay in the lake, out of this view
 SQL = f"""
-    select {", ".join(f'"{name}"' for name in _COLUMNS)}, _node as node, _received_at as received_at from incidents
-    order by _received_at desc limit {ROWS_MAX}
+    select *, _node as node, _received_at as received_at from incidents
+    order by _received_at desc, _seq desc, _row desc limit {ROWS_MAX}
 """
+_RAISES = ("raised", "raised_again")
+_OVER = ("cleared", "reset", "retired")  # of transitions that say no state
+_NOTED = {"acknowledge": "acknowledged", "reset": "reset"}  # kind of note -> transition
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing that happened to an incident. `known_on` are the sides that know it: node, control."""
 
-    transition: str  # raised | acknowledged | cleared
+    transition: str  # as the node's engine names it
     at: str
     by: str = ""
     reason: str = ""
     known_on: tuple[str, ...] = ()
     received_at: str = ""
+    state: str = ""  # active | cleared | closed; "" when the transition does not say
+    flags: str = ""
 
 
 @dataclass(slots=True)
 class Incident:
+    """`steps` in the order in which they came."""
+
     id: str
     node: str
     pipeline: str = ""
@@ -41,54 +50,70 @@ class Incident:
 
     @property
     def is_active(self) -> bool:
-        return not self._has("cleared")
+        for step in reversed(self.steps):
+            if step.received_at and (step.state or step.transition in (*_RAISES, *_OVER)):  # a note alone changes no state
+                return step.state == "active" if step.state else step.transition in _RAISES
+        return True
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is left to do about it, as its node says."""
+        return next((step.state for step in reversed(self.steps) if step.state), "") == "closed"
 
     @property
     def is_acknowledged(self) -> bool:
-        return self._has("acknowledged")
+        since_raise = [step.transition for step in self.steps]
+        last = max((i for i, what in enumerate(since_raise) if what in _RAISES), default=0)
+        return "acknowledged" in since_raise[last:]
+
+    @property
+    def flags(self) -> str:
+        """latched, suppressed, unreliable, chattering: those that hold."""
+        return next((step.flags for step in reversed(self.steps) if step.state), "")
 
     @property
     def state(self) -> str:
-        return f"{'active' if self.is_active else 'cleared'}, {'acknowledged' if self.is_acknowledged else 'unacknowledged'}"
+        words = "active" if self.is_active else "cleared", "acknowledged" if self.is_acknowledged else "unacknowledged"
+        return ", ".join([*words, *filter(None, self.flags.split(","))])
 
     @property
     def needs_somebody(self) -> bool:
-        return self.is_active or not self.is_acknowledged
+        return not self.is_closed and (self.is_active or not self.is_acknowledged)
 
     @property
     def raised_at(self) -> str:
         return next((step.at for step in self.steps if step.transition == "raised"), "")
 
-    def _has(self, transition: str) -> bool:
-        return any(step.transition == transition for step in self.steps)
-
-
-_ORDER = {"raised": 0, "acknowledged": 1, "cleared": 2}
-
 
 def fold(rows: Iterable[Mapping[str, Any]], notes: Mapping[str, Iterable[Note]], synced: Mapping[str, bool]) -> list[Incident]:
     """Newest first. `rows` as SQL gives them; `notes` of each node; `synced`: whether the node holds all that we hold."""
     found: dict[str, Incident] = {}
-    for row in rows:
+    for row in reversed(list(rows)):
         incident = found.setdefault(row["incident"], Incident(row["incident"], row["node"]))
-        if row["transition"] == "raised" or not incident.pipeline:
+        if row["transition"] in _RAISES or not incident.pipeline:
             incident.pipeline, incident.trigger, incident.group = row["pipeline"], row["trigger"], row["group"] or ""
             incident.severity, incident.message = row["severity"] or "", row["message"] or ""
-        times = str(row["at"] or ""), str(row["received_at"] or "")
-        step = Step(row["transition"], times[0], row["by"] or "", row["reason"] or "", ("node", "control"), times[1])
-        incident.steps.append(step)
+        incident.steps.append(_step(row))
     for node, written in notes.items():
         for note in written:
-            if note.kind == "acknowledge" and note.subject in found:
-                _add_acknowledgement(found[note.subject], note, node_has_it=note.author != CONTROL or synced.get(node, False))
-    for incident in found.values():
-        incident.steps.sort(key=lambda step: (_ORDER.get(step.transition, 3), step.at))
+            if note.kind in _NOTED and note.subject in found:
+                _add_note(found[note.subject], note, node_has_it=note.author != CONTROL or synced.get(node, False))
     return sorted(found.values(), key=lambda incident: incident.raised_at, reverse=True)
 
 
-def _add_acknowledgement(incident: Incident, note: Note, *, node_has_it: bool) -> None:
-    """The note, unless the node's own transition already says the same."""
-    same = any(s.transition == "acknowledged" and (s.by, s.reason) == (note.by, note.reason) for s in incident.steps)
-    if not same:
-        sides = ("node", "control") if node_has_it else ("control",)
-        incident.steps.append(Step("acknowledged", note.at, note.by, note.reason, sides))
+def _step(row: Mapping[str, Any]) -> Step:
+    at, received_at = str(row["at"] or ""), str(row["received_at"] or "")
+    flags = row.get("flags") or ""
+    words = flags if isinstance(flags, str) else ",".join(flags)
+    sides = ("node", "control")
+    return Step(row["transition"], at, row["by"] or "", row["reason"] or "", sides, received_at, row.get("state") or "", words)
+
+
+def _add_note(incident: Incident, note: Note, *, node_has_it: bool) -> None:
+    """The note after what was known when it was written, unless the node's own transition already says the same."""
+    what = _NOTED[note.kind]
+    if any(s.transition == what and (s.by, s.reason) == (note.by, note.reason) for s in incident.steps):
+        return
+    step = Step(what, note.at, note.by, note.reason, ("node", "control") if node_has_it else ("control",))
+    later = (i for i, s in enumerate(incident.steps) if s.transition == "raised_again" and s.received_at > note.at)
+    incident.steps.insert(next(later, len(incident.steps)), step)

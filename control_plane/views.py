@@ -92,6 +92,9 @@ def all_incidents(db: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dic
             "state": incident.state,
             "raised_at": incident.raised_at,
             "needs_somebody": incident.needs_somebody,
+            "acknowledged": incident.is_acknowledged,
+            "closed": incident.is_closed,
+            "flags": incident.flags,
         }
         for incident in incidents.fold(rows, notes, synced)
     ]

@@ -33,7 +33,7 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.uplink import Uplink
 from pipelines.contract import subjects
 from pipelines.contract.errors import Refused, SpecError
-from pipelines.contract.node_state import Assignment, Effective, Reported, effective_params, params_digest
+from pipelines.contract.node_state import Assignment, Effective, Note, Reported, effective_params, params_digest
 from pipelines.contract.version import LANGUAGES, PipelineVersion
 
 _FETCH_PAUSE_S = 5.0  # after a fetch that did not succeed
@@ -68,13 +68,14 @@ class Agent:
         self._fetching: set[str] = set()
         self._fetches: set[asyncio.Task[None]] = set()
         self._keeping: set[asyncio.Task[None]] = set()
-        self._handed: set[tuple[int, str]] = set()  # (runner, incident): acknowledgements a runner got
+        self._handed: set[tuple[int, str]] = set()  # (runner, note): what a runner was told
         self._wake, self._stopped = asyncio.Event(), asyncio.Event()
         self._flapping, self._later = Flapping(), dict[str, asyncio.TimerHandle]()  # reports that wait
         self._booted = clock.wall_text()
         self.record.on_change(self.wake)
         link.on_change(self.wake)
         store.on_commit(self.uplink.wake)
+        store.on_transition(self.wake)
 
     def wake(self) -> None:
         self._wake.set()
@@ -138,7 +139,7 @@ class Agent:
             await self._settle()
 
     async def _settle(self) -> None:
-        """One level-triggered step (I7): reconcile, hand over acknowledgements, report what changed."""
+        """One level-triggered step (I7): reconcile, hand over what people decided, report what changed."""
         assignments = self.record.manifest.assignments
         self._obstacles = {name: status for name, status in self._obstacles.items() if name in assignments}
         stored = await self._load_versions(assignments)
@@ -149,7 +150,7 @@ class Agent:
         labels, secrets = self.record.manifest.labels, self._secret_digests(startable)
         for action in reconcile(startable, self._fold(startable), running, stored, labels, secrets):
             await self._perform(action)
-        await self._hand_over_acknowledgements()
+        await self._hand_over_notes()
         await self._report()
 
     async def _load_versions(self, assignments: Mapping[str, Assignment]) -> set[str]:
@@ -261,19 +262,27 @@ class Agent:
         if now is None or (now.phase, now.reason) != (phase, reason):
             self._obstacles[pipeline] = Status(phase, reason, clock.wall_text())
 
-    async def _hand_over_acknowledgements(self) -> None:
-        """Give each runner, once, the acknowledgements of its open incidents; only its commit makes one count (I7)."""
-        notes = {note.subject: note for note in self.record.document.notes() if note.kind == "acknowledge"}
-        if not notes:
+    async def _hand_over_notes(self) -> None:
+        """Give each runner, once, what people decided about its open incidents; only its commit makes it count (I7)."""
+        notes: dict[str, list[Note]] = {}
+        for note in self.record.document.notes():
+            if note.kind in ("acknowledge", "reset"):
+                notes.setdefault(note.subject, []).append(note)
+        for incident in await self.store.incidents() if notes else ():
+            for note in notes.get(incident["incident"], ()):
+                await self._hand_over(note, incident)
+
+    async def _hand_over(self, note: Note, incident: Mapping[str, Any]) -> None:
+        """A note has its effect once: an incident that is raised again is not acknowledged by what was said before."""
+        name, mark = incident["incident"], f"{note.author}/{note.seq}"
+        keeper = self.keepers.get(incident["pipeline"])
+        if mark in incident.get("notes_done", ()):
             return
-        for incident in await self.store.incidents():
-            name, keeper = incident["incident"], self.keepers.get(incident["pipeline"])
-            note = notes.get(name)
-            if note is None or incident["acknowledged"] or keeper is None or not keeper.is_ready:
-                continue
-            if (keeper.pid, name) not in self._handed:
-                self._handed.add((keeper.pid, name))
-                await keeper.acknowledge(name, by=note.by or note.author, reason=note.reason, at=note.at)
+        if _is_moot(note, incident):
+            await self.store.note_done(name, mark)
+        elif keeper is not None and keeper.is_ready and (keeper.pid, mark) not in self._handed:
+            self._handed.add((keeper.pid, mark))
+            await keeper.tell(note.kind, name, by=note.by or note.author, reason=note.reason, at=note.at)
 
     async def _report(self) -> None:
         """Write what changed of what runs: transitions only, so that the document stays small (I9)."""
@@ -315,6 +324,12 @@ class Agent:
         now = replace(now, phase=status.phase, reason=status.reason, since=status.since, generation=generation)
         is_same = before is not None and replace(before, generation=generation) == now
         return before if is_same else now
+
+
+def _is_moot(note: Note, incident: Mapping[str, Any]) -> bool:
+    if note.kind == "acknowledge":
+        return bool(incident["acknowledged"])
+    return incident.get("flags") is not None and "latched" not in incident["flags"]
 
 
 def facts() -> dict[str, object]:

@@ -161,6 +161,17 @@ def ack(
 
 
 @app.command()
+def reset(
+    incident: Annotated[str, typer.Argument(metavar="INCIDENT|TRIGGER", help="An id, or how it starts; or a trigger's name.")],
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Let go of latched incidents whose cause is gone."""
+    _change(data_dir, "/reset", {"incident": incident}, reason, dry_run)
+
+
+@app.command()
 def quarantine(
     pipeline: Annotated[str, typer.Argument(help="Of this pipeline only.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 20,

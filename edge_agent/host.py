@@ -5,7 +5,7 @@ For others (see `Services` for what they need first):
     host = PipelineHost(services, version, params, mode="until_eof")
     outcome = await host.run()          # returns when the runner stopped, failed or died
     await host.stop()                   # from another task: finish, last commit, end
-    await host.set_params({...}); await host.acknowledge("incident", by="ann", reason="seen", at="...")
+    await host.set_params({...}); await host.tell("acknowledge", "incident", by="ann", reason="seen", at="...")
     host.stats                          # the runner's last `stats`
 """
 
@@ -172,8 +172,9 @@ class PipelineHost:
         self._given[params_digest(params)] = self.params
         await self._send({"type": "params", "params": self.params, "params_digest": params_digest(self.params)})
 
-    async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
-        await self._send({"type": "acknowledge", "incident": incident, "by": by, "reason": reason, "at": at})
+    async def tell(self, what: str, incident: str, *, by: str, reason: str, at: str) -> None:
+        """What somebody decided about an open incident: `acknowledge` or `reset`."""
+        await self._send({"type": what, "incident": incident, "by": by, "reason": reason, "at": at})
 
     def _secrets(self) -> dict[str, str]:
         """Those that the runner takes, once everything that the pipeline refers to is set. Raises `interpolate.Unset`."""

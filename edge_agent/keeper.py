@@ -92,9 +92,10 @@ class Keeper:
             await self.host.set_params(params)
         self._on_change()
 
-    async def acknowledge(self, incident: str, *, by: str, reason: str, at: str) -> None:
+    async def tell(self, what: str, incident: str, *, by: str, reason: str, at: str) -> None:
+        """See `PipelineHost.tell`."""
         if self.host is not None:
-            await self.host.acknowledge(incident, by=by, reason=reason, at=at)
+            await self.host.tell(what, incident, by=by, reason=reason, at=at)
 
     async def run(self) -> None:
         while self._wanted is not None:

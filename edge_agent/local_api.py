@@ -54,12 +54,16 @@ def application(agent: Agent) -> Starlette:
         body = await _body(request)
         return {"done": await onsite.acknowledge(agent, body["incident"], **_who(body))}
 
+    async def post_reset(request: Request) -> object:
+        body = await _body(request)
+        return {"done": await onsite.reset(agent, body["incident"], **_who(body))}
+
     async def post_look(request: Request) -> object:
         agent.wake()
         return {"done": []}
 
     reads = {"/status": get_status, "/incidents": get_incidents}
-    writes = {"/set": post_set, "/unset": post_unset, "/ack": post_ack, "/look": post_look}
+    writes = {"/set": post_set, "/unset": post_unset, "/ack": post_ack, "/reset": post_reset, "/look": post_look}
     routes = [Route(path, _answering(handler)) for path, handler in reads.items()]
     routes += [Route(path, _answering(handler), methods=["POST"]) for path, handler in writes.items()]
     return Starlette(routes=routes)

@@ -55,6 +55,22 @@ async def acknowledge(agent: Agent, word: str, *, by: str, reason: str, dry_run:
     return [f"{name}: acknowledged; {incident.get('message', '')}".rstrip("; ")]
 
 
+async def reset(agent: Agent, word: str, *, by: str, reason: str, dry_run: bool) -> list[str]:
+    """Let go of latched incidents: the one whose id is or starts with `word`, or all of the trigger `word`."""
+    incidents = await agent.store.incidents()
+    found = [i for i in incidents if i.get("trigger") == word] or [i for i in incidents if i["incident"].startswith(word)]
+    latched = [i for i in found if "latched" in (i.get("flags") or ())]
+    if not latched:
+        what = (
+            f"no latched incident has the id or trigger {word}" if not found else "its cause is still there, or it is not latched"
+        )
+        raise Refused(what, op="reset", hint="the open ones: tidewire-agent status")
+    if not dry_run:
+        for incident in latched:
+            await agent.record.add_note("reset", incident["incident"], {}, by=by, reason=reason)
+    return [f"{i['pipeline']}/{i.get('trigger')} {i['incident']}: reset; {i.get('message', '')}".rstrip("; ") for i in latched]
+
+
 def _params(agent: Agent, pipeline: str) -> Mapping[str, Param]:
     version = agent.version(pipeline)
     if version is None:

@@ -227,11 +227,11 @@ class _Runner:
             self.stopping = True
         elif kind == "params":
             self._set_params(header["params"], header["params_digest"])
-        elif kind == "acknowledge":
-            from pipelines.engine.run import acknowledge
+        elif kind in ("acknowledge", "reset"):
+            from pipelines.engine import run
 
             words = (header["incident"], header.get("by", ""), header.get("reason", ""))
-            self._take(*acknowledge(self.plan, self.state, *words, _wall_us(), self.node_time_us()))
+            self._take(*getattr(run, kind)(self.plan, self.state, *words, _wall_us(), self.node_time_us()))
 
     # -- small things
 

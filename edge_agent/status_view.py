@@ -87,7 +87,11 @@ def _notes(pipeline: dict[str, Any]) -> list[str]:
 
 
 def _incident(incident: dict[str, Any]) -> str:
-    state = "acknowledged" if incident["acknowledged"] else "OPEN"
+    state = ("back to normal, " if incident.get("state") == "cleared" else "") + (
+        "acknowledged" if incident["acknowledged"] else "OPEN"
+    )
+    flags = incident.get("flags") or ()
+    state += "".join(f", {flag}" for flag in (flags.split(",") if isinstance(flags, str) else flags) if flag)
     return f"incident {incident['incident']} {incident.get('severity', '')} {state}: {incident.get('message', '')}"
 
 

@@ -28,6 +28,8 @@ from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar, SignedManifest
 
 _FINISHED_ACTIONS_KEPT = 1000
+_RAISES = ("raised", "raised_again")
+_CLOSES = ("cleared", "reset", "retired")  # of transitions that do not say which state they lead to
 _HARDWARE_FILES = (
     "/etc/machine-id",
     "/sys/firmware/devicetree/base/serial-number",
@@ -100,6 +102,7 @@ class Store:
         self._node, self._key, self._budget, self._quarantine_bytes = node, key, budget_bytes, quarantine_bytes
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
+        self._on_transition: list[Callable[[], None]] = []
         self.clock = clock
 
     @classmethod
@@ -151,10 +154,17 @@ class Store:
         if commit.sealed:
             for callback in self._callbacks:
                 callback()
+        if commit.transitions:
+            for callback in self._on_transition:
+                callback()
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Have `callback` run after each commit that sealed segments."""
         self._callbacks.append(callback)
+
+    def on_transition(self, callback: Callable[[], None]) -> None:
+        """Have `callback` run after each commit that changed an incident."""
+        self._on_transition.append(callback)
 
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
         origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality)
@@ -246,8 +256,13 @@ class Store:
     # Incidents and actions
 
     async def incidents(self) -> list[dict[str, Any]]:
-        """The open ones: their last transition, with `raised_at` and whether they are `acknowledged`."""
+        """The open ones: what was said when they were raised, their last `transition`, their `state` (active, or cleared and
+        waiting for an acknowledgement or a reset) and whether they are `acknowledged`."""
         return await self._read(_incidents)
+
+    async def note_done(self, incident: str, note: str) -> None:
+        """Remember that a note about the incident has had what effect it could have."""
+        await self._write(lambda db: _note_done(db, incident, note))
 
     async def pending_actions(self) -> list[dict[str, Any]]:
         """What was to be done and is not known to be: each as in the protocol, with `tries`."""
@@ -365,21 +380,32 @@ def _checkpoint(db: sqlite3.Connection, pipeline: str) -> Checkpoint | None:
 
 
 def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[str, Any]) -> None:
+    """An incident is open until a transition closes it. Words that this agent does not know change what they say of its state."""
     incident, what = transition["incident"], transition["transition"]
-    if what == "cleared":
+    state = transition.get("state") or ("closed" if what in _CLOSES else "active")
+    if state == "closed":
         db.execute("DELETE FROM incidents WHERE incident = ?", (incident,))
-    elif what == "acknowledged":
-        db.execute("UPDATE incidents SET acknowledged = 1 WHERE incident = ?", (incident,))
-    elif what == "raised":
-        db.execute(
-            "INSERT OR REPLACE INTO incidents VALUES (?, ?, 0, ?)",
-            (incident, pipeline, json.dumps(dict(transition), default=str)),
-        )
+        return
+    row = db.execute("SELECT body, acknowledged FROM incidents WHERE incident = ?", (incident,)).fetchone()
+    body, acknowledged = (json.loads(row[0]), bool(row[1])) if row else ({}, False)
+    is_raise = what in _RAISES or not body
+    body |= dict(transition) if is_raise else {name: transition.get(name) for name in ("transition", "flags", "by", "reason")}
+    acknowledged = what == "acknowledged" or (acknowledged and not is_raise)
+    values = (incident, pipeline, int(acknowledged), json.dumps({**body, "state": state}, default=str))
+    db.execute("INSERT OR REPLACE INTO incidents VALUES (?, ?, ?, ?)", values)
 
 
 def _incidents(db: sqlite3.Connection) -> list[dict[str, Any]]:
     rows = db.execute("SELECT body, acknowledged, pipeline FROM incidents").fetchall()
     return [{**json.loads(body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
+
+
+def _note_done(db: sqlite3.Connection, incident: str, note: str) -> None:
+    row = db.execute("SELECT body FROM incidents WHERE incident = ?", (incident,)).fetchone()
+    if row is not None:
+        body = json.loads(row[0])
+        body["notes_done"] = [*body.get("notes_done", ()), note]
+        db.execute("UPDATE incidents SET body = ? WHERE incident = ?", (json.dumps(body), incident))
 
 
 def _pending_actions(db: sqlite3.Connection) -> list[dict[str, Any]]:

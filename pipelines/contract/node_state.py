@@ -133,14 +133,14 @@ class Reported:
         return reported
 
 
-NOTE_KINDS = frozenset({"param", "unset", "acknowledge", "comment"})
+NOTE_KINDS = frozenset({"param", "unset", "acknowledge", "reset", "comment"})
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """What a person did, on either side. Add-only; `(author, seq)` names it; `after` is the generation its author had seen.
 
-    `subject` is a pipeline (`param`, `unset`, `comment`) or an incident id (`acknowledge`); `body` depends on the kind:
+    `subject` is a pipeline (`param`, `unset`, `comment`) or an incident id (`acknowledge`, `reset`); `body` depends on the kind:
     `{"name":.., "value":..}` for `param`, `{"name":..}` for `unset`.
     """
 

@@ -71,7 +71,7 @@ def test_an_incident_is_open_from_raise_and_acknowledged_through_the_runner(tmp_
         running = asyncio.create_task(host.run())
         [incident] = await until(services.store.incidents)
         assert (incident["incident"], incident["pipeline"], incident["acknowledged"]) == ("i1", "p", False)
-        await host.acknowledge("i1", by="ann", reason="seen", at="now")
+        await host.tell("acknowledge", "i1", by="ann", reason="seen", at="now")
         await until(lambda: _acknowledged(services.store))
         await host.stop()
         await running
