@@ -1,0 +1,305 @@
+"""Incidents: what a trigger's alarms give besides their state, and the limits on how many there are.
+
+An incident's id is made of lineage, pipeline, trigger, group and occurrence: the same in a replay, on a restart and under a new
+version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.contract.language.triggers import Trigger
+from pipelines.engine import alarm as machine
+from pipelines.engine.alarm import ACKNOWLEDGED, CLEARED, NORMAL, RAISED, Alarm, Moment, Rules, Step
+from pipelines.engine.cells import GONE, changed
+from pipelines.engine.state import Group, State
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+MORE = "more"  # the group of the one incident that stands for those beyond a limit
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step in the life of an incident: a row of the `incidents` table, and what actions are told. `state`, `acknowledged`
+    and `flags` are those after it; `sounds`: whether its actions are performed; `n`: the n-th of this incident."""
+
+    incident: str
+    pipeline: str
+    trigger: str
+    group: str  # JSON of the values of `by`
+    transition: str
+    severity: str
+    message: str
+    at_us: int  # event time
+    by: str = ""
+    reason: str = ""
+    value: str = "{}"  # JSON: the aggregates of the conditions at that row, and `count`
+    state: str = "active"
+    acknowledged: bool = False
+    flags: str = ""
+    advice: str = ""
+    sounds: bool = True
+    n: int = 1
+    escalation: int = -1  # which step of `escalate`
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all incidents of one trigger share. `kind`: "", or "degraded"."""
+
+    name: str
+    pipeline: str
+    node: str
+    spec: Trigger
+    params: Mapping[str, Any]
+    by: tuple[str, ...]
+    rules: Rules
+    kind: str = ""
+
+    @property
+    def trigger(self) -> str:
+        return f"{self.name}.{self.kind}" if self.kind else self.name
+
+    @property
+    def owner(self) -> str:
+        """Whose cells the alarms are: they survive new definitions, so that incidents keep their identity."""
+        return f"alarm.{self.trigger}"
+
+    @property
+    def severity(self) -> str:
+        return "warning" if self.kind and self.spec.severity == "critical" else self.spec.severity
+
+    def incident_id(self, lineage: str, group: Sequence[Any], occurrence: int) -> str:
+        words = json.dumps([lineage, self.pipeline, self.trigger, list(group), occurrence], default=str)
+        return "i" + hashlib.sha256(words.encode()).hexdigest()[:15]
+
+    def words(self, group: Sequence[Any]) -> dict[str, Any]:
+        return {MORE: group[1]} if group[:1] == (MORE,) and len(group) != len(self.by) else dict(zip(self.by, group, strict=True))
+
+    def render(self, words: Mapping[str, Any]) -> str:
+        """The message with `{name}` of group, parameters, values, `count` and `node` filled in."""
+        known = {**self.params, "node": self.node, "node.name": self.node, **words}
+        text = self.spec.message or self.name
+        if self.kind:
+            text = f"{self.name} cannot judge: {self.kind}"
+        return _PLACEHOLDER.sub(lambda found: _shown(known[found[1]]) if found[1] in known else found[0], text)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "true" if value is True else "false" if value is False else str(value)
+
+
+Values = Mapping[str, Any]  # label of an aggregate -> its value; `count`
+
+
+@dataclass(slots=True)
+class Change:
+    """A group became active or cleared at a row (its place in the batch): what suppressed triggers follow."""
+
+    place: int
+    group: Group
+    active: bool
+    at_us: int
+
+
+class Book:
+    """The alarms of one trigger while a batch is evaluated. A cache: all of it follows from the cells it was made of."""
+
+    def __init__(self, identity: Identity, lineage: str, state: State) -> None:
+        self.identity, self.lineage = identity, lineage
+        self.cells = state.of(identity.owner)
+        self.alarms: dict[Group, Alarm] = {key: Alarm(*value) for key, value in self.cells.items()}
+        self.open = sum(a.is_open for k, a in self.alarms.items() if not _is_more(k, identity))
+        self.beyond = sum(a.active and not a.is_open for a in self.alarms.values())
+        self.touched: dict[Group, Any] = {}
+        self.transitions: list[Transition] = []
+        self.changes: list[Change] = []
+
+    def is_of(self, state: State) -> bool:
+        return self.cells is state.of(self.identity.owner) and (bool(self.cells) or not self.alarms)
+
+    def begin(self) -> None:
+        self.transitions, self.changes = [], []
+
+    def commit(self, state: State) -> State:
+        """The state with what changed."""
+        if not self.touched:
+            return state
+        state = state.put(self.identity.owner, changed(self.cells, self.touched))
+        self.cells, self.touched = state.of(self.identity.owner), {}
+        return state
+
+    def alarm(self, group: Group) -> Alarm:
+        return self.alarms.get(group, NORMAL)
+
+    def active_groups(self) -> list[Group]:
+        return [group for group, alarm in self.alarms.items() if alarm.active]
+
+    # -- inputs
+
+    def see(
+        self, group: Group, moment: Moment, values: Callable[[], Values], row: int, place: int, *, silent: bool = False
+    ) -> Alarm:
+        """One row or timer of a group."""
+        old = self.alarms.get(group, NORMAL)
+        look = machine.see_silence if silent else machine.see
+        new, steps = look(self.identity.rules, old, moment, lambda n: self._id(group, n))
+        if new is not old:
+            new = self._take(group, old, new, steps, moment.t_us, values, row, place)
+        return new
+
+    def pass_time(self, group: Group, arrival_us: int, at_us: int) -> None:
+        old = self.alarms.get(group, NORMAL)
+        new, steps = machine.pass_time(self.identity.rules, old, arrival_us)
+        if new is not old:
+            self._take(group, old, new, steps, at_us, dict, -1, -1)
+
+    def suppress(self, group: Group, suppressor: str, at_us: int, arrival_us: int, row: int, place: int) -> None:
+        old = self.alarms[group]
+        new, steps = machine.suppress(self.identity.rules, old, suppressor, arrival_us)
+        if new is not old:
+            self._take(group, old, new, steps, at_us, dict, row, place)
+
+    def by_hand(self, group: Group, result: tuple[Alarm, Sequence[Step]], at_us: int) -> None:
+        self._take(group, self.alarms[group], *result, at_us, dict, -1, -1)
+
+    def put(self, group: Group, alarm: Alarm) -> None:
+        if alarm == NORMAL:
+            self.alarms.pop(group, None)
+            self.touched[group] = GONE
+        else:
+            self.alarms[group] = self.touched[group] = alarm
+
+    # -- what becomes of it
+
+    def _id(self, group: Group, occurrence: int) -> str:
+        return self.identity.incident_id(self.lineage, group, occurrence)
+
+    def _take(
+        self,
+        group: Group,
+        old: Alarm,
+        new: Alarm,
+        steps: Sequence[Step],
+        at_us: int,
+        values: Callable[[], Values],
+        row: int,
+        place: int,
+    ) -> Alarm:
+        if not old.is_open and new.is_open and self.open >= self.identity.spec.max_open:
+            new, steps = Alarm(active=True, occurrence=old.occurrence), ()  # beyond the limit: counted, without an incident
+        if new.latched and not new.is_open:
+            new = NORMAL._replace(occurrence=new.occurrence)
+        self.put(group, new)
+        for step in steps:
+            if step.incident:
+                self._write(group, step, at_us, values(), row)
+        if old.active != new.active:
+            self.changes.append(Change(place, group, new.active, at_us))
+        self.open += new.is_open - old.is_open
+        beyond = (new.active and not new.is_open) - (old.active and not old.is_open)
+        if beyond:
+            self.beyond += beyond
+            self.limit("open incidents", self.beyond > 0, at_us, row, f"and more: {self.identity.spec.max_open} are open")
+        return new
+
+    def limit(self, what: str, reached: bool, at_us: int, row: int, message: str) -> None:
+        """One incident for all that is beyond a limit; it performs no actions."""
+        group = (MORE, what)
+        old = self.alarms.get(group, NORMAL)
+        if old.is_open == reached:
+            return
+        if reached:
+            incident = self._id(group, old.occurrence + 1)
+            new = Alarm(active=True, occurrence=old.occurrence + 1, incident=incident, steps=1)
+            step = Step(RAISED, incident, message, "", False, new)
+        else:
+            new = NORMAL._replace(occurrence=old.occurrence)
+            step = Step(CLEARED, old.incident, "", "", False, new._replace(steps=2))
+        self.put(group, new)
+        self._write(group, step, at_us, {}, row)
+
+    def _write(self, group: Group, step: Step, at_us: int, values: Values, row: int) -> None:
+        identity, after = self.identity, step.after
+        words = identity.words(group)
+        self.transitions.append(
+            Transition(
+                incident=step.incident,
+                pipeline=identity.pipeline,
+                trigger=identity.trigger,
+                group=json.dumps(words, default=str, ensure_ascii=False),
+                transition=step.what,
+                severity=identity.severity,
+                message=identity.render({**values, **words}),
+                at_us=at_us,
+                by=step.by,
+                reason=step.reason,
+                value=json.dumps({k: v for k, v in values.items() if k != "value"}, default=str, ensure_ascii=False),
+                state=after.state,
+                acknowledged=after.acknowledged or step.what == ACKNOWLEDGED,
+                flags=",".join(after.flags),
+                advice=identity.spec.advice,
+                sounds=step.sounds,
+                n=after.steps,
+                escalation=after.escalated - 1 if step.what == machine.ESCALATED else -1,
+                row=row,
+            )
+        )
+
+
+def _is_more(group: Group, identity: Identity) -> bool:
+    return group[:1] == (MORE,) and len(group) != len(identity.by)
+
+
+class Suppression:
+    """What other triggers say about this one while a batch is evaluated: an incident of theirs suppresses those of ours that
+    agree in the columns that both group by."""
+
+    def __init__(self, book: Book, others: Mapping[str, Book]) -> None:
+        self.book = book
+        self.followed = [(name, _Followed(other, book.identity.by)) for name, other in others.items()]
+        pending = [(c.place, i, c) for i, (_, f) in enumerate(self.followed) for c in f.book.changes]
+        self.pending = sorted(pending, key=lambda change: change[:2], reverse=True)
+
+    def of(self, group: Group) -> str:
+        return next((name for name, followed in self.followed if followed.covers(group)), "")
+
+    def advance(self, place: int, arrival_us: int, rows: Sequence[int]) -> None:
+        """Follow what happened up to this place in the batch."""
+        while self.pending and self.pending[-1][0] <= place:
+            at, i, change = self.pending.pop()
+            self.followed[i][1].follow(change)
+            for group in self.book.active_groups():
+                row = rows[at] if 0 <= at < len(rows) else -1
+                self.book.suppress(group, self.of(group), change.at_us, arrival_us, row, at)
+
+
+class _Followed:
+    def __init__(self, book: Book, by: tuple[str, ...]) -> None:
+        self.book = book
+        shared = [name for name in by if name in book.identity.by]
+        self.mine = [by.index(name) for name in shared]
+        self.theirs = [book.identity.by.index(name) for name in shared]
+        active = dict.fromkeys(g for g in book.active_groups() if not _is_more(g, book.identity))
+        for change in reversed(book.changes):
+            if change.active:
+                active.pop(change.group, None)
+            else:
+                active[change.group] = None
+        self.counts = Counter(self._key(group) for group in active)
+
+    def _key(self, group: Group) -> Group:
+        return tuple(group[i] for i in self.theirs)
+
+    def follow(self, change: Change) -> None:
+        self.counts[self._key(change.group)] += 1 if change.active else -1
+
+    def covers(self, group: Group) -> bool:
+        return self.counts[tuple(group[i] for i in self.mine)] > 0
