@@ -60,7 +60,7 @@ class ServerProcess:
     def start(self) -> ServerProcess:
         self.log = (self.data_dir.parent / "server.log").open("a")
         ports = ["--nats-port", str(self.nats_port), "--api-port", str(self.api_port)]
-        command = [sys.executable, "-m", "control_plane.cli", "up", "--data-dir", str(self.data_dir), *ports, *self.options]
+        command = [sys.executable, "-m", "control_plane", "up", "--data-dir", str(self.data_dir), *ports, *self.options]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, text=True)
         wait_until(self._answers, 30, lambda: f"the server does not answer:\n{self.said()}")
         return self
@@ -110,7 +110,7 @@ class ServerProcess:
 
 def run_cli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {key: value for key, value in os.environ.items() if not key.startswith("TIDEWIRE_")}
-    command = [sys.executable, "-m", "control_plane.cli", *words]
+    command = [sys.executable, "-m", "control_plane", *words]
     return subprocess.run(
         command, capture_output=True, text=True, env={**settings, "TIDEWIRE_USER": "ana", **environment}, timeout=60
     )
