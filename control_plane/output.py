@@ -18,23 +18,24 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201 - the command line's output
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], indent: int = 0) -> None:
     texts = [[_text(value) for value in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console  # 40 ms that a plain command does without
+        from rich.padding import Padding
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold" if not indent else "dim")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in texts:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        Console().print(table)
+        Console().print(Padding(table, (0, 0, 0, indent)))
         return
     widths = [max(len(row[i]) for row in [list(columns), *texts]) for i in range(len(columns))]
     for row in [list(columns), *texts]:
         line = _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(line.rstrip())  # noqa: T201 - as above
+        print(" " * indent + line.rstrip())  # noqa: T201 - as above
 
 
 def print_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

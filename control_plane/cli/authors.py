@@ -11,8 +11,18 @@ from typing import Annotated
 import typer
 
 from control_plane import output
-from control_plane.cli.common import CASES, Json, print_diff, problem_json, read, write_whole, yaml_files
-from pipelines.contract.errors import Problem, SpecError
+from control_plane.cli.common import (
+    CASES,
+    Json,
+    print_diff,
+    print_part,
+    problem_json,
+    read,
+    read_bytes,
+    write_whole,
+    yaml_files,
+)
+from pipelines.contract.errors import Problem, SpecError, WrongUsage
 
 app = typer.Typer()
 
@@ -96,3 +106,32 @@ def schema(
     from pipelines.tools.json_schema import cases_schema, pipeline_schema, to_json
 
     print(to_json(cases_schema() if cases else pipeline_schema()), end="")
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="A pipeline file.")],
+    given: Annotated[
+        Path | None, typer.Option("--input", "-i", metavar="ROWS", help="Raw records as the source would read them; - is stdin.")
+    ] = None,
+    source: Annotated[str, typer.Option("--source", help="Whose records they are, when there are several sources.")] = "",
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=10_000, help="How many records of the input to follow.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Say what a pipeline does; with --input, show the rows after every step and why the others fell out."""
+    from pipelines.contract.spec import load_spec
+    from pipelines.tools import explain as explaining
+
+    spec = load_spec(read(file), str(file))
+    if given is None:
+        parts = explaining.explain(spec)
+    else:
+        name = source or (next(iter(spec.sources)) if len(spec.sources) == 1 else "")
+        if not name:
+            raise WrongUsage("whose records are these?", op="explain", hint=f"add --source, one of {', '.join(spec.sources)}")
+        parts = explaining.walk(spec, explaining.open_input(spec, name, read_bytes(given), rows))
+    if as_json:
+        output.print_json({"pipeline": spec.pipeline, "parts": [part.as_json() for part in parts]})
+        return
+    for part in parts:
+        print_part(part.title, part.facts, part.columns, part.rows, part.note)

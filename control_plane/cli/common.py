@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from control_plane.client import Client
 
 CASES = ".cases.yaml"
+CELL_MAX = 100  # characters of a value in a table of `explain`
 
 Select = Annotated[str, typer.Option("--select", "-s", help="Which nodes: site=lyon,line in (a,b),!spare or name=pi17 or all.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
@@ -75,10 +76,17 @@ def pairs(words: list[str]) -> dict[str, str]:
 def read(file: Path) -> str:
     """The text of a file, or (`-`) of stdin."""
     try:
-        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise TidewireError(cause or str(error), op="read", place=str(file), hint="name a pipeline file") from None
+        return read_bytes(file).decode()
+    except UnicodeDecodeError:
+        raise TidewireError("it is not UTF-8 text", op="read", place=str(file), hint="name a pipeline file") from None
+
+
+def read_bytes(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise TidewireError(cause, op="read", place=str(file), hint="name a file that there is") from None
 
 
 def yaml_files(paths: list[Path], op: str) -> Iterator[Path]:
@@ -130,3 +138,22 @@ def print_diff(lines: Iterable[str]) -> None:
 def _styled(style: str, text: str, coloured: bool) -> str:
     code = _ANSI.get(style)
     return f"\x1b[{code}m{text}\x1b[0m" if code and text and coloured else text
+
+
+def print_part(
+    title: str, facts: Sequence[tuple[str, str]], columns: Sequence[str], rows: Sequence[Sequence[str]], note: str
+) -> None:
+    """A titled part of an explanation: facts, a table, a note."""
+    print_spans([("bold", title)])
+    width = max((len(label) for label, _ in facts), default=0)
+    for label, text in facts:
+        print_spans([("dim", f"  {label:<{width}}  "), ("", text)])
+    if columns and rows:
+        output.print_table(columns, [[_short(cell) for cell in row] for row in rows], indent=2)
+    if note:
+        print_spans([("dim", f"  {note}")])
+    print()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= CELL_MAX else f"{text[: CELL_MAX - 1]}…"
