@@ -110,7 +110,7 @@ class Run:
 def ledgers_balance(state: State, open_windows: bool = True) -> None:
     """I4, for everything that can be checked inside the engine."""
     for counts in state.sources.values():
-        filtered = sum(n for name, n in counts.items() if name.startswith("filtered"))
+        filtered = sum(n for name, n in counts.items() if name.startswith(("filtered", "deduplicated")))
         assert counts["read"] == counts["undecodable"] + counts["made"]
         assert counts["made"] == counts["quarantined"] + counts["dropped_invalid"] + filtered + counts["accepted"]
     for name, counts in state.streams.items():
