@@ -1,0 +1,381 @@
+"""Steps that remember nothing: select, drop, rename, enrich, redact, lookup; and what may leave the node."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from engine_support import T0, Run, S, batch, ledgers_balance, pipeline, row
+
+from pipelines.contract.errors import SpecError
+from pipelines.contract.spec import load_spec
+from pipelines.engine.plan import NodeFacts, Plan, compile_plan
+from pipelines.engine.stage import SqlStage
+
+SENSITIVE = """
+  ts: {type: timestamp, event_time: true, unit: s}
+  k: {type: string, nullable: true, sensitive: true}
+  v: {type: double, nullable: true, sensitive: true}
+  n: {type: integer, nullable: true}
+"""
+
+
+def plan_of(steps: str, head: str = "", tail: str = "", schema: str = "", **more: Any) -> Plan:
+    text = pipeline(steps, head=head, **({"schema": schema} if schema else {})) + tail
+    node = NodeFacts("n1", "press", {"site": "lyon"}, {"firmware": "7"})
+    return compile_plan(load_spec(text), node=node, **{"secrets": {"badge": "s3cret"}, **more})
+
+
+def run(steps: str, *rows: str, **more: Any) -> Run:
+    made = Run(plan_of(steps, **more)).feed(batch(rows))
+    ledgers_balance(made.state)
+    return made
+
+
+def one(steps: str, record: str | None = None, **more: Any) -> Mapping[str, Any]:
+    (found,) = run(steps, record or row(1, "abcdefgh", 1.25, n=7), **more).rows()
+    return {name: value for name, value in found.items() if name != "_event_time"}
+
+
+def problem(steps: str, **more: Any) -> tuple[str, str]:
+    with pytest.raises(SpecError) as caught:
+        plan_of(steps, **more)
+    found = caught.value.problems[0]
+    return f"{found.path}: {found.message}", found.hint
+
+
+def statements(plan: Plan) -> int:
+    return sum(isinstance(stage, SqlStage) for stage in plan.stages)
+
+
+# -- columns
+
+
+def test_select_keeps_these_columns_in_this_order() -> None:
+    assert list(one("steps:\n  - select: [n, k]\n").items()) == [("n", 7), ("k", "abcdefgh")]
+
+
+def test_drop_and_rename_change_names_only() -> None:
+    steps = "steps:\n  - drop: [v, ts]\n  - rename:\n      count: n\n      n: k\n"
+    assert one(steps) == {"n": "abcdefgh", "count": 7}
+    assert statements(plan_of(steps)) == 0
+
+
+def test_a_name_that_was_dropped_or_renamed_may_be_made_again() -> None:
+    steps = "steps:\n  - rename:\n      raw: v\n  - derive:\n      v: raw * 2\n  - drop: raw\n  - derive:\n      raw: v + 1\n"
+    assert one(steps) == {"ts": one("")["ts"], "k": "abcdefgh", "n": 7, "v": 2.5, "raw": 3.5}
+
+
+def test_event_time_stays_when_its_column_goes() -> None:
+    (found,) = run("steps:\n  - drop: ts\n", row(5)).rows()
+    assert found["_event_time"].timestamp() == T0 / S + 5
+
+
+def test_consecutive_stateless_steps_are_one_statement() -> None:
+    steps = (
+        "steps:\n  - filter: v > 0\n  - derive:\n      a: v * 2\n  - enrich:\n      site: node.site\n  - rename:\n      b: a\n"
+        "  - derive:\n      c: b || site\n  - redact:\n      k: {mask: {keep_last: 2}}\n  - select: [c, k]\n"
+        "  - lookup: {table: t, by: [k], take: [x]}\n"
+    )
+    tail = "  far: {lake: {table: far}, where: c <> ''}\n"
+    head = "lookups:\n  t: {key: [k], rows: [{k: a, x: 1}]}"
+    plan = plan_of(steps, head=head, tail=tail)
+    assert statements(plan) == 2, "one before the lookup, which needs k; one for the condition of the sink"
+    assert statements(plan_of(steps.replace("[k], take", "[c], take"), head=head)) == 1
+
+
+def test_only_what_is_named_goes_through_the_statement() -> None:
+    (stage, *_) = plan_of("steps:\n  - filter: v > 0\n").stages
+    assert isinstance(stage, SqlStage)
+    assert stage.inputs == ("_fate", "v")
+
+
+def test_a_step_after_which_nobody_is_left_still_makes_its_columns() -> None:
+    steps = "steps:\n  - filter: v > 100\n  - changes: {of: [n]}\n  - derive:\n      d: v * 2\n  - filter: d > 0\n"
+    made = run(steps, row(0), row(1))
+    assert made.rows() == []
+    assert made.state.sources["s"]["filtered.0"] == 2
+
+
+def test_a_row_on_which_the_engine_itself_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    plan = plan_of("steps:\n  - derive:\n      d: v * 2\n")
+    (stage, *_) = plan.stages
+    assert isinstance(stage, SqlStage)
+    real = type(stage.statement).__call__
+
+    def fails_on_13(self: Any, table: pa.Table) -> pa.Table:
+        if self is stage.statement and 13.0 in table["v"].to_pylist():
+            raise duckdb.Error("an inner error")
+        return real(self, table)
+
+    monkeypatch.setattr(type(stage.statement), "__call__", fails_on_13)
+    made = Run(plan).feed(batch([row(i, v=float(i)) for i in range(20)]))
+    assert made.reasons() == [["steps[0]: the engine fails on this row"]]
+    assert [r["d"] for r in made.rows()] == [i * 2 for i in range(20) if i != 13]
+    ledgers_balance(made.state)
+
+
+# -- values of every type
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("[n, 1]", [7, 1]),
+        ("{'a': k, 'b': [v]}", {"a": "abcdefgh", "b": [1.25]}),
+        ("[n, 2][2]", 2),
+        ("{'a': n}.a", 7),
+        ("CAST(v AS DECIMAL(10, 3)) + 0.001", Decimal("1.251")),
+        ("encode(k)", b"abcdefgh"),
+        ("lpad(CAST(n AS VARCHAR), 3, '0')", "007"),
+        ("hour(timezone('Europe/Paris', timezone('UTC', ts)))", 1),
+        ("list_sum([v, v])", 2.5),
+        ("'{\"a\": {\"b\": 5}}' ->> '$.a.b'", "5"),
+        ("CAST(DATE '2026-02-03' AS VARCHAR)", "2026-02-03"),
+        ("date_diff('minute', ts, ts + INTERVAL 2 hours)", 120),
+    ],
+)
+def test_values_of_every_type(expression: str, value: object) -> None:
+    assert one(f"steps:\n  - derive:\n      x: |-\n        {expression}\n")["x"] == value
+
+
+@pytest.mark.parametrize("expression", ["[v / 0]", "{'a': [v / 0]}", "string_split(repeat_ || repeat_, '')", "{'a': long}"])
+def test_what_is_unfit_within_a_list_or_struct_fails_the_row(expression: str) -> None:
+    many = "{" + ", ".join(f"'{name}': repeat_" for name in "abcde") + "}"
+    long = "long: lpad(k, 1024, 'x')\n      repeat_: long || long || long || long"
+    steps = f"steps:\n  - derive:\n      {long}\n      x: |-\n        {many if 'long' in expression else expression}\n"
+    assert run(steps, row(0)).reasons()[0][0].startswith("steps[0].derive.x: the expression fails on this row")
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("replace(k, 'a', k)", "replace() of one column by another has no bound"),
+        ("regexp_replace(k, '.', k, 'g')", "no bound"),
+        ("lpad(k, n, 'x')", "the length in lpad() is a number up to 1024"),
+        ("length(lpad(k, 1000000, 'x'))", "the length in lpad() is a number up to 1024"),
+        ("repeat(k, 3)", "repeat() is not allowed"),
+        (" || ".join(["k"] * 70), "more than 64 times as long"),
+        ("replace(replace(k, 'a', 'aaaaaaaaaaaaaaaa'), 'a', 'aaaaaaaaaaaaaaaa')", "more than 64 times as long"),
+        ("list_transform([1], lambda x: x)", "list_transform() is not allowed"),
+    ],
+)
+def test_what_could_grow_without_bound_is_refused(expression: str, says: str) -> None:
+    assert says in problem(f"steps:\n  - derive:\n      x: |-\n        {expression}\n")[0]
+
+
+def test_what_grows_a_little_is_not() -> None:
+    many = "replace(" * 12 + "k" + ", 'a', 'b')" * 12
+    assert one(f"steps:\n  - derive:\n      x: |-\n        {many} || upper(k) || concat_ws('-', k, v, n, ts)\n")["x"]
+
+
+# -- redact
+
+
+def test_a_hash_is_the_hmac_that_others_compute() -> None:
+    expected = hmac.new(b"s3cret", b"abcdefgh", hashlib.sha256).hexdigest()
+    key = '{hash: {key: "${secret:badge}"'
+    assert one(f"steps:\n  - redact:\n      k: {key}}}}}\n")["k"] == expected
+    assert one(f"steps:\n  - redact:\n      k: {key}, length: 16}}}}\n")["k"] == expected[:16]
+    assert one(f"steps:\n  - redact:\n      n: {key}}}}}\n")["n"] == hmac.new(b"s3cret", b"7", hashlib.sha256).hexdigest()
+    assert one(f"steps:\n  - redact:\n      k: {key}}}}}\n", row(0, None))["k"] is None
+    long = {"badge": "k" * 100}
+    expected = hmac.new(b"k" * 100, "é".encode(), hashlib.sha256).hexdigest()
+    assert one(f"steps:\n  - redact:\n      k: {key}}}}}\n", row(0, "é"), secrets=long)["k"] == expected
+
+
+@pytest.mark.parametrize(
+    ("mask", "value", "expected"),
+    [
+        ("mask", "4111 1111", "*********"),
+        ("{mask: {keep_last: 4}}", "41111234", "****1234"),
+        ("{mask: {keep_first: 2, keep_last: 1, with: x}}", "abcdef", "abxxxf"),
+        ("{mask: {keep_last: 4}}", "1234", "****"),
+        ("{mask: {keep_last: 2}}", "naïve", "***ve"),
+        ("{mask: {keep_last: 2}}", None, None),
+    ],
+)
+def test_a_mask_hides_all_but_what_it_keeps(mask: str, value: str | None, expected: str | None) -> None:
+    assert one(f"steps:\n  - redact:\n      k: {mask}\n", row(0, value))["k"] == expected
+
+
+def test_a_pattern_is_replaced_wherever_it_stands() -> None:
+    steps = "steps:\n  - redact:\n      k: {pattern: '\\b\\d{13,19}\\b', with: card}\n"
+    assert one(steps, row(0, "paid 4111111111111111, then 5500000000000004."))["k"] == "paid card, then card."
+    assert one(steps.replace(", with: card", ""), row(0, "paid 4111111111111111"))["k"] == "paid ***"
+    assert one(steps.replace("with: card", "with: '\\1'"), row(0, "4111111111111111"))["k"] == "\\1", "it is text, not a group"
+
+
+def test_coordinates_and_times_become_coarser() -> None:
+    assert one("steps:\n  - redact:\n      v: {generalise: {to: 1}}\n", row(0, v=48.8566))["v"] == 48.9
+    assert one("steps:\n  - redact:\n      n: {generalise: {to: -2}}\n", row(0, n=1234))["n"] == 1200
+    (found,) = run("steps:\n  - redact:\n      ts: {generalise: {to: 1h}}\n", row(3725)).rows()
+    assert found["ts"].timestamp() == T0 / S + 3600
+    assert found["_event_time"] == found["ts"], "the exact time would leave as the row's own"
+    assert one("steps:\n  - redact:\n      ts: {generalise: {to: 1h}}\n", row(-T0 / S - 1))["ts"].minute == 0
+
+
+def test_redact_drops() -> None:
+    assert set(one("steps:\n  - redact:\n      k: drop\n      v: {drop: {}}\n")) == {"ts", "n"}
+
+
+@pytest.mark.parametrize(
+    ("redaction", "says"),
+    [
+        ("kk: drop", 'steps[0].redact.kk: column "kk" is not in the rows; did you mean "k"?'),
+        ("k: {pattern: '(', with: x}", "steps[0].redact.k.pattern: not a pattern: missing ): ("),
+        ("v: {pattern: '1', with: x}", "steps[0].redact.v: a pattern is for texts, this is DOUBLE"),
+        ("k: {generalise: {to: 1h}}", "steps[0].redact.k: only a timestamp is rounded to 1h, this is VARCHAR"),
+        ("ts: {generalise: {to: 2}}", "steps[0].redact.ts: there are no 2 decimals to keep, this is TIMESTAMP"),
+        ('k: {hash: {key: "${secret:other}"}}', "steps[0].redact.k.hash.key: secret other is not set on this node"),
+    ],
+)
+def test_a_redaction_that_cannot_be_done_is_refused(redaction: str, says: str) -> None:
+    assert problem(f"steps:\n  - redact:\n      {redaction}\n")[0] == says
+
+
+@pytest.mark.parametrize(
+    ("redaction", "says"),
+    [
+        ("k: {hash: {key: swordfish}}", "the key is a secret of the node"),
+        ("k: {mask: {}, drop: {}}", "exactly one kind of"),
+        ("k: {mask: {}, with: x}", "`with` belongs to `pattern`"),
+        ("k: {generalise: {to: soon}}", "is not a duration"),
+    ],
+)
+def test_a_redaction_has_one_shape(redaction: str, says: str) -> None:
+    assert says in problem(f"steps:\n  - redact:\n      {redaction}\n")[0]
+
+
+def test_a_pipeline_is_checked_without_the_secrets_of_a_node() -> None:
+    plan_of('steps:\n  - redact:\n      k: {hash: {key: "${secret:unknown}"}}\n', secrets=None)
+
+
+# -- lookup
+
+ASSETS = """lookups:
+  assets:
+    key: [tag]
+    rows:
+      - {tag: a, asset: pump, hi: 80, on: true}
+      - {tag: b, asset: fan, hi: 60.5}
+"""
+
+
+def test_lookup_takes_columns_of_the_row_with_the_same_key() -> None:
+    steps = "steps:\n  - lookup: {table: assets, by: [k], take: {machine: asset, hi: hi, is_on: on}}\n"
+    made = run(steps, row(0, "b"), row(1, "x"), row(2, None), row(3, "a"), head=ASSETS).rows()
+    assert [(r["machine"], r["hi"], r["is_on"]) for r in made] == [
+        ("fan", 60.5, None),
+        (None, None, None),
+        (None, None, None),
+        ("pump", 80.0, True),
+    ]
+
+
+def test_lookup_by_the_columns_that_are_called_like_the_key() -> None:
+    steps = "steps:\n  - rename:\n      tag: k\n  - lookup: {table: assets, take: [asset]}\n"
+    assert one(steps, row(0, "a"), head=ASSETS)["asset"] == "pump"
+
+
+def test_lookup_may_quarantine_what_it_does_not_find() -> None:
+    steps = "steps:\n  - filter: n = 1\n  - lookup: {table: assets, by: [k], take: [asset], on_missing: quarantine}\n"
+    made = run(steps, row(0, "a", n=1), row(1, "x", n=1), row(2, "x", n=2), head=ASSETS)
+    assert made.reasons() == [['steps[1].lookup: "assets" has no row with this key']]
+    assert len(made.rows()) == 1
+
+
+def test_a_table_from_a_file_is_typed_by_its_columns() -> None:
+    head = "lookups:\n  t: {file: t.csv, key: [a, b], columns: {b: integer, limit: double, since: timestamp}}\n"
+    table = pa.table(
+        {"a": ["x", "y"], "b": ["1", "2"], "limit": ["1.5", ""], "since": ["2026-01-01", "2026-01-01T01:00:00+01:00"]}
+    )
+    steps = "steps:\n  - lookup: {table: t, by: [k, n], take: [limit, since]}\n"
+    made = run(steps, row(0, "x", n=1), row(0, "y", n=2), row(0, "x", n=2), head=head, lookups={"t": table}).rows()
+    assert [r["limit"] for r in made] == [1.5, None, None]
+    assert made[0]["since"] == made[1]["since"]
+    plan_of(steps, head=head)  # without the node's files it is checked all the same
+
+
+@pytest.mark.parametrize(
+    ("steps", "head", "says"),
+    [
+        ("{table: asset, take: [x]}", ASSETS, 'steps[0].lookup.table: there is no lookup table "asset"; did you mean "assets"?'),
+        ("{table: assets, take: [asset]}", ASSETS, 'steps[0].lookup: column "tag" is not in the rows'),
+        (
+            "{table: assets, by: [k], take: [aset]}",
+            ASSETS,
+            'steps[0].lookup.take: the table has no column "aset"; did you mean "asset"?',
+        ),
+        ("{table: assets, by: [k, n], take: [asset]}", ASSETS, "steps[0].lookup.by: the key of assets has 1 columns, here are 2"),
+        ("{table: assets, by: [n], take: [asset]}", ASSETS, 'steps[0].lookup: "n" is BIGINT, "tag" of the table is VARCHAR'),
+        ("{table: assets, by: [k], take: {v: hi}}", ASSETS, 'steps[0].lookup.take.v: there is a column "v" already'),
+        (
+            "{table: assets, by: [k], take: [asset]}",
+            ASSETS + "      - {tag: a, asset: other}\n",
+            "lookups.assets: two rows have the key a",
+        ),
+        ("{table: assets, by: [k], take: [asset]}", ASSETS + "      - {asset: other}\n", "lookups.assets: a row has no key"),
+        (
+            "{table: assets, by: [k], take: [asset]}",
+            ASSETS.replace("key: [tag]", "key: [tga]"),
+            'lookups.assets.key: the table has no column "tga"; did you mean "tag"?',
+        ),
+        (
+            "{table: assets, by: [k], take: [asset]}",
+            ASSETS.replace("key: [tag]", "key: [tag]\n    columns: {asset: integer}"),
+            'lookups.assets.columns.asset: "pump" is not of type integer',
+        ),
+    ],
+)
+def test_a_lookup_that_cannot_work_is_refused(steps: str, head: str, says: str) -> None:
+    assert problem(f"steps:\n  - lookup: {steps}\n", head=head)[0].startswith(says)
+
+
+def test_tables_from_artifacts_are_announced() -> None:
+    assert "come with fleet artifacts" in problem("", head="lookups:\n  t: {artifact: assets, key: [a]}")[0]
+
+
+# -- what must not leave
+
+
+def test_a_sensitive_column_must_be_redacted_before_a_sink() -> None:
+    says, hint = problem("", schema=SENSITIVE)
+    assert says == 'sinks.rows: column "k" is sensitive and not redacted'
+    assert hint == "redact it in a step, or leave it out with drop:"
+    plan_of("steps:\n  - redact:\n      k: mask\n      v: drop\n", schema=SENSITIVE)
+    plan_of("steps:\n  - filter: v > 1\n  - drop: [k, v]\n", schema=SENSITIVE)
+    plan_of("steps:\n  - select: [ts, n]\n", schema=SENSITIVE)
+
+
+@pytest.mark.parametrize(
+    ("steps", "column"),
+    [
+        ("  - derive:\n      x: k || 'y'\n", "x"),
+        ("  - derive:\n      x: upper(k)\n      y: length(x)\n  - drop: x\n", "y"),
+        ("  - rename:\n      x: k\n", "x"),
+        ("  - previous: {take: {x: k}}\n", "x"),
+        ("  - counter: {of: v, into: x}\n", "x"),
+        ("  - lookup: {table: assets, by: [k], take: {x: asset}}\n", "x"),
+    ],
+)
+def test_what_comes_of_a_sensitive_column_is_sensitive(steps: str, column: str) -> None:
+    drop = "  - drop: [v]\n" if "rename" in steps else "  - drop: [k, v]\n"
+    says, _ = problem(f"steps:\n{steps}{drop}", schema=SENSITIVE, head=ASSETS)
+    assert says == f'sinks.rows: column "{column}" is sensitive and not redacted'
+    plan_of(f"steps:\n{steps}{drop}  - redact:\n      {column}: mask\n", schema=SENSITIVE, head=ASSETS)
+
+
+def test_a_sensitive_event_time_leaves_with_every_row() -> None:
+    schema = "  ts: {type: timestamp, event_time: true, unit: s, sensitive: true}\n  n: {type: integer}\n"
+    says, hint = problem("steps:\n  - drop: ts\n", schema=schema)
+    assert says == 'sinks.rows: "ts" is sensitive and leaves with every row as its event time'
+    assert "generalise" in hint
+    plan_of("steps:\n  - redact:\n      ts: {generalise: {to: 1d}}\n", schema=schema)
