@@ -390,7 +390,7 @@ def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping
     body, acknowledged = (json.loads(row[0]), bool(row[1])) if row else ({}, False)
     is_raise = what in _RAISES or not body
     body |= dict(transition) if is_raise else {name: transition.get(name) for name in ("transition", "flags", "by", "reason")}
-    acknowledged = what == "acknowledged" or (acknowledged and not is_raise)
+    acknowledged = transition.get("acknowledged", what == "acknowledged" or (acknowledged and not is_raise))
     values = (incident, pipeline, int(acknowledged), json.dumps({**body, "state": state}, default=str))
     db.execute("INSERT OR REPLACE INTO incidents VALUES (?, ?, ?, ?)", values)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = (PARAM, LABEL, SECRET)
 MASK = "***"
+_PIECE = 4  # characters of a secret in a row that are too many to tell
 SECRET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}\Z")
 _PUBLIC, _ALL, _SECRET, _NONE = (PARAM, LABEL), KINDS, (SECRET,), ()
 _REFERENCE = re.compile(r"(?P<plain>\$\$\{)|\$\{(?P<kind>param|label|secret):(?P<name>[A-Za-z][A-Za-z0-9_.-]{0,62})\}")
@@ -209,11 +210,17 @@ def _replaced(value: Any, replacement: Any) -> Any:
 
 
 def masked(text: str, secrets: Mapping[str, str]) -> str:
-    """`text` without the value of any secret, however an error message may spell it: as it is, quoted, or as part of a URL."""
+    """`text` without any part of a secret, however an error message may spell it: as it is, quoted, cut, or as part of a URL."""
     spellings = {form for v in secrets.values() if v for form in (v, repr(v)[1:-1], json.dumps(v)[1:-1], _in_url(v))}
-    for form in sorted(spellings, key=len, reverse=True):
-        text = text.replace(form, MASK)
-    return text
+    pieces = {form[i : i + _PIECE] for form in spellings for i in range(max(1, len(form) - _PIECE + 1))}
+    hidden = {
+        at + i
+        for size in {len(piece) for piece in pieces}
+        for at in range(len(text))
+        if text[at : at + size] in pieces
+        for i in range(size)
+    }
+    return "".join(letter if i not in hidden else "" if i - 1 in hidden else MASK for i, letter in enumerate(text))
 
 
 def _in_url(value: str) -> str:

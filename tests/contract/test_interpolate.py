@@ -111,3 +111,11 @@ def test_what_is_kept_beside_stored_settings_holds_no_secret() -> None:
 def test_values_do_not_print_secrets_and_texts_can_be_masked() -> None:
     assert "s3cret" not in repr(VALUES) and str(Reference("secret", "key")) == "${secret:key}"
     assert masked("a s3cret and a s3cret2", {"a": "s3cret", "b": "s3cret2"}) == "a *** and a ***"
+    assert masked("port 's3cr'; %26%2Bx; ab", {"a": "s3cret", "b": "&+x y", "c": "ab"}) == "port '***'; ***; ***"
+
+
+@given(st.text(min_size=4, max_size=30), st.text(max_size=20), st.data())
+def test_no_four_characters_of_a_secret_are_told(secret: str, around: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(secret) - 4))
+    told = masked(around + secret[start:] + around, {"x": secret})
+    assert all(secret[i : i + 4] not in told for i in range(len(secret) - 3)) or "***" in secret

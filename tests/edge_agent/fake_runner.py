@@ -130,6 +130,13 @@ class FakeRunner:
     def do_stats(self, stats: dict[str, Any]) -> None:
         self.channel.send({"type": "stats", **stats})
 
+    def do_tell_secrets(self, _: Any) -> None:
+        self.channel.send({"type": "stats", "secrets": self.start["secrets"]})
+
+    def do_hang(self, _: Any) -> None:
+        while True:
+            pass
+
     def do_garbage(self, _: Any) -> None:
         self.channel.send({"type": "commit", "nonsense": 1})
         time.sleep(10)
