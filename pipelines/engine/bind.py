@@ -45,10 +45,12 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the rows: its SQL type, and whether it carries what must not leave the node (`sensitive: true`)."""
+    """A column of the rows: its SQL type, whether it carries what must not leave the node (`sensitive: true`), and whether it is
+    known to be NULL in some rows."""
 
     type: str
     sensitive: bool = False
+    nullable: bool = False
 
 
 Columns = Mapping[str, Column]

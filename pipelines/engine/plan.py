@@ -15,7 +15,6 @@ from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.language.sinks import Sink
 from pipelines.contract.language.triggers import Trigger
-from pipelines.contract.language.windows import Window
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.contract.spec_problems import did_you_mean
@@ -27,12 +26,13 @@ from pipelines.engine.decode import META
 from pipelines.engine.exits import check_exits
 from pipelines.engine.expression import Call, Span
 from pipelines.engine.fate import Fates
-from pipelines.engine.functions import AGGREGATES, SPAN_AGGREGATES
+from pipelines.engine.functions import SPAN_AGGREGATES
 from pipelines.engine.interim import RecordsPlan, compile_records
 from pipelines.engine.stage import Stage, Stages
+from pipelines.engine.sinks import check_select
 from pipelines.engine.trigger import SPAN, TriggerPlan
 from pipelines.engine.types import TIMESTAMP, of_field, stored, to_arrow
-from pipelines.engine.window import Part, WindowPlan, parts_of, window_fields
+from pipelines.engine.window import WindowPlan, compile_window
 
 __all__ = ["NodeFacts", "Plan", "check_spec", "compile_plan", "example_params", "load_checked"]
 
@@ -54,6 +54,7 @@ class Plan:
     windows: Mapping[str, WindowPlan]
     triggers: Mapping[str, TriggerPlan]
     row_wheres: Mapping[str, str]
+    warnings: Sequence[Problem] = ()  # what compiles and may still not be what was meant
 
     @cached_property
     def row_schema(self) -> pa.Schema:
@@ -115,28 +116,33 @@ class _Compiler:
         binder, fates = self.binder, Fates()
         binder.meta |= set(enforce.meta_words(list(self.spec.schema_.values()))) & set(META)
         stages = Stages(binder, fates)
-        fields = {name: Column(of_field(f), getattr(f, "sensitive", False)) for name, f in self.spec.schema_.items()}
+        fields = {name: Column(of_field(f), getattr(f, "sensitive", False), f.nullable) for name, f in self.spec.schema_.items()}
         self.columns = stages.add(self.spec.steps, fields)
-        windows = {name: bound for name, w in self.spec.windows.items() if (bound := self._window(name, w))}
+        windows: dict[str, WindowPlan] = {}
+        for name, window in self.spec.windows.items():
+            if (bound := compile_window(binder, name, window, self.columns, windows)) is not None:
+                windows[name] = bound
         triggers = {name: alarm for name, t in self.spec.triggers.items() if (alarm := self._trigger(name, t))}
         outputs = {name: getattr(window, "columns", {}) for name, window in windows.items()}
         check_exits(binder, self.columns, outputs, (self.spec.event_time or "") if stages.time_is_sensitive else "")
+        check_select(binder, {None: self.columns, **{name: window.schema.names for name, window in windows.items()}})
         wheres = {
             n: binder.hidden(w, self.columns) for n, s in self.spec.sinks.items() if not s.from_ and (w := self._where(n, s))
         }
         extras = [(name, sql, type_) for name, (sql, type_) in binder.extras.items()]
         records = {name: compile_records(binder, name, source) for name, source in self.spec.sources.items()}
         run = () if binder.problems else stages.finish(extras)
-        plan = Plan(self.spec, binder.params, binder.engine, fates, records, run, self.columns, windows, triggers, wheres)
+        warnings = [self.spec.locate(problem) for problem in stages.warnings]
+        plan = Plan(
+            self.spec, binder.params, binder.engine, fates, records, run, self.columns, windows, triggers, wheres, warnings
+        )
         if not binder.problems:
             self._try_statements(plan)
         return plan
 
-    def _where(self, name: str, sink: Sink, window: pa.Schema | None = None) -> str:
-        """The condition of a sink over the rows, or over those of its window; "" for all."""
-        columns = self.columns if window is None else {f.name: Column(_sql_type(f.type)) for f in window}
-        path = f"sinks.{name}.where"
-        return self.binder.row(sink.where, path, columns, "BOOLEAN", meta=window is None).sql if sink.where else ""
+    def _where(self, name: str, sink: Sink) -> str:
+        """The condition of a sink over the rows; "" for all."""
+        return self.binder.row(sink.where, f"sinks.{name}.where", self.columns, "BOOLEAN").sql if sink.where else ""
 
     def _check_meta_fields(self) -> None:
         for name, f in self.spec.schema_.items():
@@ -153,59 +159,6 @@ class _Compiler:
                 self.binder.engine.execute(f"SELECT try_strptime('', {literal(f.format or '%Y')})").fetchall()
             except duckdb.Error as error:
                 self.binder.complain(f"schema.{name}.format", first_line(error), "use %Y %m %d %H %M %S %f %z and the like")
-
-    def _window(self, name: str, window: Window) -> WindowPlan | None:
-        path, before = f"windows.{name}", len(self.binder.problems)
-        self.binder.check_by(window.by, f"{path}.by", self.columns)
-        where = self.binder.row(window.where, f"{path}.where", self.columns, "BOOLEAN").sql if window.where else ""
-        parts: list[Part] = []
-        select = [self._aggregate(text, f"{path}.select.{column}", window.by, parts) for column, text in window.select.items()]
-        if len(self.binder.problems) > before:
-            return None
-        part_types = [self.binder.arrow_type(part.sql, self.columns, path) for part in parts]
-        if len(self.binder.problems) > before:
-            return None
-        part_columns = {f"_p{i}": Column(self.binder.type_of(p.sql, self.columns, path, raw=True)) for i, p in enumerate(parts)}
-        over_parts = {**part_columns, **self.columns}
-        typed = [
-            (c, sql, self.binder.type_of(sql, over_parts, f"{path}.select.{c}"))
-            for c, sql in zip(window.select, select, strict=True)
-        ]
-        if len(self.binder.problems) > before:
-            return None
-        by = {column: stored(to_arrow(self.columns[column].type)) for column in window.by}
-        schema = window_fields(by, {c: stored(to_arrow(t)) for c, _, t in typed})
-        definition = self._definition("windows", name)
-        sinks = {n: w for n, s in self.spec.sinks.items() if s.from_ == name and (w := self._where(n, s, schema))}
-        return WindowPlan(
-            self.binder.engine,
-            name,
-            window,
-            definition,
-            tuple(parts),
-            tuple(typed),
-            where,
-            tuple(part_types),
-            tuple(by.values()),
-            schema,
-            sinks,
-        )
-
-    def _aggregate(self, text: str, path: str, by: Sequence[str], parts: list[Part]) -> str:
-        """The SQL of one `select` entry over parts, which are appended to `parts`."""
-        hint = f"write one of {', '.join(sorted(AGGREGATES - {'count_star', 'mean'}))}"
-        expression = self.binder.aggregate_expression(
-            text, path, self.columns, by, AGGREGATES, "a window's column is an aggregate", hint
-        )
-        if expression is None:
-            return "NULL"
-        replacements = self.binder.replacements(expression, self.columns)
-        final: dict[Span, str] = {}
-        for call in expression.aggregates(replacements):
-            made, value = parts_of(call, self._argument_type(call, path))
-            final[call.span] = "(" + value.format(*(f"_p{len(parts) + i}" for i in range(len(made)))) + ")"
-            parts += made
-        return expression.replace_calls(final, replacements)
 
     def _trigger(self, name: str, trigger: Trigger) -> TriggerPlan | None:
         path, before = f"triggers.{name}", len(self.binder.problems)

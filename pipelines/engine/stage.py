@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.contract.errors import Problem
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.language.steps import Step
 from pipelines.contract.spec_problems import did_you_mean
@@ -57,6 +58,7 @@ class Stages:
         self.binder, self.fates = binder, fates
         self.columns: dict[str, Column] = {}
         self.tables: Mapping[str, Table] = {}
+        self.warnings: list[Problem] = []
         self.time_place = ""  # of the field that stamps rows
         self.time_is_sensitive = False
         self.step = -1
@@ -113,7 +115,8 @@ class Stages:
             return
         failed = self.fates.add("failed", self.step, why or f"{path}: the expression fails on this row ({_WHY})")
         reads = self._placed(bound.reads)
-        place = self.place(name, Column(bound.type, bound.sensitive))
+        nullable = any(self.columns[read].nullable for read in bound.reads)
+        place = self.place(name, Column(bound.type, bound.sensitive, nullable))
         self._draft().derive(bound.sql, reads, bound.type, place, failed, bounded=bounded)
 
     def move_time(self, name: str) -> None:

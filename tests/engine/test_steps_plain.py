@@ -379,3 +379,31 @@ def test_a_sensitive_event_time_leaves_with_every_row() -> None:
     assert says == 'sinks.rows: "ts" is sensitive and leaves with every row as its event time'
     assert "generalise" in hint
     plan_of("steps:\n  - redact:\n      ts: {generalise: {to: 1d}}\n", schema=schema)
+
+
+# -- what may not be what was meant
+
+
+@pytest.mark.parametrize(
+    ("condition", "warns"),
+    [
+        ("k <> 'x'", True),
+        ("k <> 'x' and n > 1", True),
+        ("(k <> 'x') is not false", False),
+        ("k is not null and k <> 'x'", False),
+        ("coalesce(k, '') <> 'x'", False),
+        ("ts > TIMESTAMP '2026-01-01'", False),
+    ],
+)
+def test_a_filter_that_drops_null_is_warned_of(condition: str, warns: bool) -> None:
+    found = plan_of(f"steps:\n  - filter: |-\n      {condition}\n").warnings
+    assert bool(found) == warns
+    if warns:
+        assert str(found[0]).endswith('steps[0].filter: rows in which "k" is NULL are dropped too, and counted as filtered_null')
+
+
+def test_whether_a_column_may_be_null_is_followed() -> None:
+    steps = "steps:\n  - derive:\n      a: n + 1\n      b: year(ts)\n  - filter: b > 1\n  - previous: {take: {c: b}}\n"
+    assert not plan_of(steps).warnings
+    assert plan_of(steps + "  - filter: a > 1\n").warnings
+    assert plan_of(steps + "  - filter: c > 1\n").warnings

@@ -147,7 +147,7 @@ def compile_lookup(stages: Stages, spec: Lookup, path: str) -> None:
     takes = {}
     for name, column in spec.take.items():
         if stages.is_new(name, f"{path}.take.{name}"):
-            takes[stages.place(name, Column(table.types[column], sensitive))] = column
+            takes[stages.place(name, Column(table.types[column], sensitive, nullable=True))] = column
     missing = 0
     if spec.on_missing == "quarantine":
         missing = stages.fates.add("failed", stages.step, f'{path}: "{spec.table}" has no row with this key')

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipelines.contract.errors import Problem
 from pipelines.engine.bind import Column
 from pipelines.engine.stage import Stages, attach
 from pipelines.engine.state import State
 
+_HANDLES_NULL = re.compile(r"(?i)\bis\s+(not\s+)?(null|true|false|distinct)\b|\b(coalesce|ifnull)\b")
 _FACT_WORD = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 def compile_filter(stages: Stages, text: str, path: str) -> None:
     bound = stages.row(text, path, "BOOLEAN")
+    _warn_of_null(stages, text, bound.reads, path)
     stages.test(bound.sql, bound.reads, path)
+
+
+def _warn_of_null(stages: Stages, text: str, reads: Iterable[str], path: str) -> None:
+    nullable = sorted(name for name in reads if stages.columns[name].nullable)
+    if nullable and not _HANDLES_NULL.search(text):
+        message = f'rows in which "{nullable[0]}" is NULL are dropped too, and counted as filtered_null'
+        hint = f"to keep them: ({text}) is not false; to drop them knowingly: {nullable[0]} is not null and .."
+        stages.warnings.append(Problem(message, path, hint))
 
 
 def compile_derive(stages: Stages, derived: Mapping[str, str], path: str) -> None:
@@ -60,7 +71,7 @@ def compile_enrich(stages: Stages, facts: Mapping[str, str], path: str) -> None:
     for name, text in facts.items():
         value = _fact(stages, text, f"{path}.{name}")
         if stages.is_new(name, f"{path}.{name}"):
-            place = stages.place(name, Column("VARCHAR"))
+            place = stages.place(name, Column("VARCHAR", nullable=value is None))
             stages.then(_Constant(place, value), needs=(), makes=(place,), early=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -33,7 +34,7 @@ def compile_counter(stages: Stages, spec: Counter, path: str) -> None:
         if column.type == "BIGINT" and value is not None and value != int(value):
             stages.binder.complain(f"{path}.{word}", f'"{spec.of}" is an integer, {value} is not', "write a whole number")
             return
-    made = Column("DOUBLE" if spec.per else column.type, column.sensitive)
+    made = Column("DOUBLE" if spec.per else column.type, column.sensitive, nullable=True)
     fold = _counting(stages, spec, as_number, _fits(made.type))
     compile_fold(stages, spec, path, fold, reads=[spec.of], makes={spec.into: made})
 
@@ -146,7 +147,7 @@ def compile_previous(stages: Stages, spec: Previous, path: str) -> None:
         memory.writes = n
         return fates if long else None, made
 
-    makes = {name: stages.columns[column] for name, column in spec.take.items()}
+    makes = {name: replace(stages.columns[column], nullable=True) for name, column in spec.take.items()}
     compile_fold(stages, spec, path, fold, reads=reads, makes=makes)
 
 
