@@ -33,14 +33,11 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check pipeline files here, without a server. Every problem is printed."""
-    from pipelines.engine.plan import load_checked
-    from pipelines.tools.cases import load_cases
-
     problems: list[Problem] = []
     files = list(yaml_files(paths, "validate"))
     for file in files:
         try:
-            (load_cases if file.name.endswith(CASES) else load_checked)(read(file), str(file))
+            _check(file)
         except SpecError as error:
             problems += error.problems
     if as_json:
@@ -50,6 +47,17 @@ def validate(
     if problems and not as_json:
         raise SpecError(problems)
     raise typer.Exit(1 if problems else 0)
+
+
+def _check(file: Path) -> None:
+    if file.name.endswith(CASES):
+        from pipelines.tools.cases import load_cases
+
+        load_cases(read(file), str(file))
+    else:
+        from pipelines.engine.plan import load_checked
+
+        load_checked(read(file), str(file))
 
 
 @app.command()

@@ -14,6 +14,7 @@ import typer
 
 from control_plane import output
 from pipelines.contract.errors import Problem, TidewireError, WrongUsage
+from pipelines.contract.yaml_reader import decode
 
 if TYPE_CHECKING:
     from control_plane.client import Client
@@ -75,10 +76,7 @@ def pairs(words: list[str]) -> dict[str, str]:
 
 def read(file: Path) -> str:
     """The text of a file, or (`-`) of stdin."""
-    try:
-        return read_bytes(file).decode()
-    except UnicodeDecodeError:
-        raise TidewireError("it is not UTF-8 text", op="read", place=str(file), hint="name a pipeline file") from None
+    return decode(read_bytes(file), str(file))
 
 
 def read_bytes(file: Path) -> bytes:

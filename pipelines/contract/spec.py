@@ -86,7 +86,7 @@ def load_spec(text: str, file: str = "") -> PipelineSpec:
     try:
         spec = PipelineSpec.model_validate(source.data)
     except ValidationError as error:
-        problems = [source.locate(problem) for problem in explain(error, PipelineSpec)]
+        problems = list(explain(error, PipelineSpec, source))
         raise SpecError(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
     spec._source = source
     problems = [*_misfits(spec), *interpolate.check(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))]

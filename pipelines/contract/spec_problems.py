@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ def explain(error: ValidationError, model: type[BaseModel], source: yaml_reader.
         if item["type"] == "missing" and loc in meant:
             continue  # it is there, misspelt
         message, hint = _EXPLAIN.get(item["type"], _as_it_says)(item, loc, model)
+        if "exactly one kind of" in message and (empty := _empty_key(item["input"])):
+            loc, (message, hint) = (*loc, empty), _NOTHING_WRITTEN
         problem = Problem(message, yaml_reader.format_path(_shown(loc, source)), hint)
         yield locate(problem, loc, source) if source else problem
 
@@ -66,9 +69,18 @@ def _written(loc: Loc, data: Any) -> yaml_reader.Path:
 _Explained = tuple[str, str]
 
 
+_INSTRUCTION = re.compile(r"(?:: |; )((?:write|remove|declare|give|put|use|add|set|choose|name|rename|start) .+)\Z", re.DOTALL)
+
+
 def _as_it_says(item: Any, loc: Loc, model: Any) -> _Explained:
+    """A validator's own words; where they end in what to do, that is the hint."""
     message = str(item["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:] if message[:2].istitle() else message, ""
+    message = message[0].lower() + message[1:] if message[:2].istitle() else message
+    if match := _INSTRUCTION.search(message):
+        return message[: match.start()], match[1]
+    if "exactly one kind of" in message:
+        return message, "write one of them here; the others go into entries of their own"
+    return message, f"what may stand here: `{loc[0]}` in the language reference, docs/language" if loc else ""
 
 
 def _unknown_key(item: Any, loc: Loc, model: Any) -> _Explained:
@@ -82,16 +94,34 @@ def _missing(item: Any, loc: Loc, model: Any) -> _Explained:
     return f'"{loc[-1]}" is missing', hint
 
 
+_NOTHING_WRITTEN = (
+    "nothing is written here",
+    "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment",
+)
+
+
+def _empty_key(value: Any) -> str:
+    return next((key for key, one in value.items() if one is None), "") if isinstance(value, dict) else ""
+
+
 def _is_not(what: str, hint: str) -> Callable[[Any, Loc, Any], _Explained]:
     def explained(item: Any, loc: Loc, model: Any) -> _Explained:
         if item["input"] is None:
-            return (
-                "nothing is written here",
-                "put an expression in quotes or on its own line: a comma ends a {..} entry, ` #` starts a comment",
-            )
+            return _NOTHING_WRITTEN
         return f"{json.dumps(item['input'], default=str)[:80]} is {what}", hint
 
     return explained
+
+
+def _not_one_of(item: Any, loc: Loc, model: Any) -> _Explained:
+    known = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"]]
+    written = json.dumps(item["input"], default=str)[:80]
+    meant = did_you_mean(str(item["input"]), known)
+    return f"{written} is not {item['ctx']['expected']}{meant}", f"write {'one of ' if len(known) > 1 else ''}{', '.join(known)}"
+
+
+def _last_word(loc: Loc) -> str:
+    return next((str(part) for part in reversed(loc) if isinstance(part, str)), "it")
 
 
 _EXPLAIN: dict[str, Callable[[Any, Loc, Any], _Explained]] = {
@@ -104,9 +134,9 @@ _EXPLAIN: dict[str, Callable[[Any, Loc, Any], _Explained]] = {
     "list_type": _is_not("not a list", "write [a, b], or one entry a line after `- `"),
     "dict_type": _is_not("not a map of keys", "write `key: value`, one a line, indented"),
     "model_type": _is_not("not a map of keys", "write `key: value`, one a line, indented"),
-    "too_short": lambda item, loc, model: ("there must be at least one", ""),
-    "string_too_short": lambda item, loc, model: ("there must be at least one character", ""),
-    "literal_error": lambda item, loc, model: (f"{json.dumps(item['input'], default=str)} is not {item['ctx']['expected']}", ""),
+    "too_short": lambda item, loc, model: ("there must be at least one", f"add one, or remove `{_last_word(loc)}`"),
+    "string_too_short": lambda item, loc, model: ("there must be at least one character", f"or remove `{_last_word(loc)}`"),
+    "literal_error": _not_one_of,
 }
 
 

@@ -47,17 +47,20 @@ def read(text: str, file: str = "") -> Source:
     """Parse one document. Raises `SpecError` with line and column."""
     if len(text.encode(errors="surrogatepass")) > BYTES_MAX:
         raise SpecError(
-            [Problem(f"the document is over {BYTES_MAX // 1024} KiB", file=file, hint="move long lists into a lookup table")]
+            [Problem(f"the document is over {BYTES_MAX // 1024} KiB", "", "move long lists into a lookup table", 1, 1, file)]
         )
     try:
         _check_events(text, file)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        raise SpecError([_from_yaml_error(error, file)]) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SpecError([Problem(f"not YAML: {error}", file=file)]) from None
+        raise SpecError([_from_yaml_error(error, text, file)]) from None
+    except yaml.reader.ReaderError as error:
+        raise SpecError([_from_reader_error(error, text, file)]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = Problem(f"not YAML: {str(error).splitlines()[0]}", "", "compare it with the examples in the docs", 1, 1, file)
+        raise SpecError([problem]) from None
     if root is None:
-        raise SpecError([Problem("the document is empty", file=file, line=1, column=1)])
+        raise SpecError([Problem("the document is empty", "", "start with `tidewire: 1`", 1, 1, file)])
     source = Source(None, file)
     builder = _Builder(source)
     source.data = builder.build(root, ())
@@ -87,31 +90,109 @@ def _check_events(text: str, file: str) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             message, hint = "anchors and aliases are not allowed", "write the value out"
         elif tag := getattr(event, "tag", None):
-            message, hint = f"tags like {tag} are not allowed", "remove the tag"
+            message = f"tags like {tag} are not allowed"
+            hint = (
+                "! starts a tag: in an expression write `not`, or put it in quotes" if tag.startswith("!") else "remove the tag"
+            )
         elif depth > DEPTH_MAX:
             message, hint = f"more than {DEPTH_MAX} levels deep", "flatten the document"
         if message:
             mark = event.start_mark
-            line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+            line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
             raise SpecError([Problem(message, hint=hint, file=file, line=line, column=column)])
 
 
-def _from_yaml_error(error: yaml.MarkedYAMLError, file: str) -> Problem:
+def decode(data: bytes, file: str = "") -> str:
+    """The text of a file. Raises `SpecError` at the first byte that is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode()
+        line, column = _line_and_column(before, len(before))
+        hint = "save the file as UTF-8; in an editor: Save with encoding"
+        raise SpecError([Problem("this byte is not UTF-8 text", "", hint, line, column, file)]) from None
+
+
+def _line_and_column(text: str, index: int) -> tuple[int, int]:
+    before = text[:index].replace("\r\n", "\n").replace("\r", "\n")
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+def _from_reader_error(error: yaml.reader.ReaderError, text: str, file: str) -> Problem:
+    line, column = _line_and_column(text, error.position)
+    message = f"the character U+{error.character:04X} is not allowed in YAML"
+    return Problem(message, "", "remove it; many editors show it as a box or not at all", line, column, file)
+
+
+_QUOTE_FIRST = re.compile(r"""(?:^|[:\-,\[{]\s)\s*(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")\s*[^\s,\]}:#]""")
+_OTHER_QUOTES = "put the whole value in the other kind of quotes, or on its own line after `>-`"
+_WORDS: tuple[tuple[str, str, str], ...] = (
+    # (in PyYAML's message, what is wrong, what to do about it)
+    ("<stream end>", "the file ends in the middle of something", "a bracket or quote above is never closed"),
+    ("cannot start any token", "", "a value cannot start with this character, put it in quotes"),
+    (
+        "mapping values are not allowed",
+        "",
+        "a colon followed by a space ends a key: indent the line, or put the value in quotes",
+    ),
+    (
+        "another document",
+        "a second document starts here",
+        "one file holds one pipeline: remove everything from the second `---` on",
+    ),
+    (
+        "unknown escape",
+        "a backslash in double quotes starts an escape",
+        "use single quotes: regular expressions keep their backslashes there",
+    ),
+    (
+        "found '<block sequence start>'",
+        "this line is indented otherwise than what it belongs to",
+        "entries of one list start in one column",
+    ),
+    (
+        "<block end>, but found '-'",
+        "this line is indented otherwise than what it belongs to",
+        "entries of one list start in one column",
+    ),
+    (
+        "found '<block mapping start>'",
+        "this line is indented otherwise than what it belongs to",
+        "keys of one map start in one column",
+    ),
+    (
+        "could not find expected ':'",
+        "there is a line without `key:`",
+        "write `key: value`; YAML often notices late: see the line above too",
+    ),
+    ("alphabetic or numeric character", "* and & at the start of a value mean something else to YAML", "put the value in quotes"),
+    ("a comment or a line break", "> and | at the start of a value begin a block of text", "put the value in quotes"),
+    ("chomping or indentation", "> and | at the start of a value begin a block of text", "put the value in quotes"),
+    ("expected ',' or '}'", "a {..} map ends here, or misses a comma", _CUT_HINT),
+    ("expected ',' or ']'", "a [..] list ends here, or misses a comma", _CUT_HINT),
+)
+
+
+def _from_yaml_error(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-    message = error.problem or str(error)
-    hint = ""
-    if mark and mark.buffer and mark.buffer[mark.pointer : mark.pointer + 1] == "\t":
+    message, hint = error.problem or str(error), "see the line above it too: YAML often notices late"
+    if "quoted scalar" in (error.context or "") and "end of" in message:
+        mark, message, hint = (
+            error.context_mark,
+            "this quote is never closed",
+            "close it, or double it where it is part of the text",
+        )
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    lines = text.splitlines()
+    here = lines[line - 1] if line <= len(lines) else ""
+    if here[column - 1 : column] == "\t":
         hint = "indent with spaces, not tabs"
-    elif "cannot start any token" in message:
-        hint = "a value cannot start with this character, put it in quotes"
-    elif "mapping values are not allowed" in message:
-        hint = "a colon followed by a space ends a key: indent the line, or put the value in quotes"
-    elif "another document" in message:
-        hint = "one file holds one pipeline: remove everything from the second `---` on"
-    return Problem(
-        message, file=file, line=line, column=column, hint=hint or "see the line above it too: YAML often notices late"
-    )
+    elif _QUOTE_FIRST.search(here[:column]) and ("<scalar>" in message or "comment or a line break" in message):
+        message, hint = "the value ends at its closing quote, and there is more", _OTHER_QUOTES
+    else:
+        found = next(((what, do) for words, what, do in _WORDS if words in message), None)
+        message, hint = (found[0] or message, found[1]) if found else (message, hint)
+    return Problem(message, file=file, line=line, column=column, hint=hint)
 
 
 class _Builder:
@@ -124,7 +205,7 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+            return [self._item(node, child, (*path, i)) for i, child in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
         return self._scalar(node)
 
@@ -143,6 +224,11 @@ class _Builder:
             if node.flow_style and _was_cut(key_node, value_node):
                 self._problem(key_node, child, f'"{key}" looks like half of an expression', _CUT_HINT)
         return result
+
+    def _item(self, node: yaml.SequenceNode, child: yaml.Node, path: Path) -> Any:
+        if node.flow_style and isinstance(child, yaml.ScalarNode) and child.style is None and _is_unbalanced(child.value):
+            self._problem(child, path, f'"{child.value}" looks like half of an expression', _CUT_HINT)
+        return self.build(child, path)
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         text: str = node.value
@@ -167,4 +253,8 @@ def _was_cut(key: yaml.ScalarNode, value: yaml.Node) -> bool:
     """Whether a flow map's entry shows the signs of an expression cut at a comma."""
     texts = [key.value] + ([value.value] if isinstance(value, yaml.ScalarNode) and value.style is None else [])
     empty = isinstance(value, yaml.ScalarNode) and value.style is None and value.value == ""
-    return empty or any(text.count("(") != text.count(")") or text.count("'") % 2 for text in texts)
+    return empty or any(_is_unbalanced(text) for text in texts)
+
+
+def _is_unbalanced(text: str) -> bool:
+    return text.count("(") != text.count(")") or text.count("'") % 2 == 1

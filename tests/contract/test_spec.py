@@ -183,10 +183,10 @@ def test_a_refusal_names_place_path_and_fix(
 @pytest.mark.parametrize(
     ("more", "line", "path", "message"),
     [
-        ("steps:\n  - filter: a\n    derive: {b: a}", 10, "steps[0]", "a step has exactly one kind of: filter, derive, enrich"),
+        ("steps:\n  - filter: a\n    derive: {b: a}", 10, "steps[0]", "here are filter and derive"),
         ("steps:\n  - fliter: a", 10, "steps[0].fliter", 'unknown key "fliter"; did you mean "filter"?'),
         ("steps:\n  - derive:\n      b:", 11, "steps[0].derive.b", "nothing is written here"),
-        ("steps:\n  - filter:", 10, "steps[0]", "a step has exactly one kind"),
+        ("steps:\n  - filter:", 10, "steps[0].filter", "nothing is written here"),
         ("steps:\n  - filter: 5", 10, "steps[0].filter", "5 is not text"),
         ("windows:\n  w:\n    every: 10\n    select: {n: count(*)}", 11, "windows.w.every", "10 is not a duration"),
         ("windows:\n  w:\n    every: 0s\n    select: {n: count(*)}", 10, "windows.w", "every must be longer than nothing"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import Problem, SpecError
-from pipelines.contract.yaml_reader import BYTES_MAX, DEPTH_MAX, format_path, parse_path, read
+from pipelines.contract.yaml_reader import BYTES_MAX, DEPTH_MAX, decode, format_path, parse_path, read
 
 
 def problem_of(text: str) -> Problem:
@@ -105,11 +105,22 @@ def test_bombs_are_refused_before_they_go_off() -> None:
         ("a:\n\tb: 1\n", "spaces, not tabs"),
         ("a: b: c\n", "a colon followed by a space ends a key"),
         ("a: 1\n---\nb: 2\n", "one file holds one pipeline"),
-        ("a: [1\n", "YAML often notices late"),
-        ("a: 'x\n", "YAML often notices late"),
+        ("a: [1\n", "a bracket or quote above is never closed"),
+        ("a: 'x\n", "close it, or double it"),
+        ('a: "\\d+"\n', "use single quotes"),
+        ("a: 'run' = state\n", "the other kind of quotes"),
+        ('a: "temp-c" > 3\n', "the other kind of quotes"),
+        ("a: !running\n", "write `not`"),
+        ("a: * 3\n", "put the value in quotes"),
+        ("a: > 3\n", "put the value in quotes"),
+        ("a:\n  - b\n - c\n", "entries of one list start in one column"),
+        ("a:\n  b: 1\n c: 2\n", "keys of one map start in one column"),
+        ("a: 1\nb\n", "write `key: value`"),
+        ("a: \x00\n", "remove it"),
+        ("select: [count(*), quantile(x, 0.95)]\n", "put the expression in quotes"),
         ("select: {p95: quantile_cont(x, 0.95), b: 1}\n", "put the expression in quotes"),
         ("select: {a: 'x', b}\n", "put the expression in quotes"),
-        ("select: {a: concat('b, 'c)}\n", "YAML often notices late"),
+        ("select: {a: concat('b, 'c)}\n", "close it"),
         ("a: 1\na: 2\n", "remove one of the two"),
         ("a: &x 1\n", "write the value out"),
     ],
@@ -125,6 +136,22 @@ def test_a_flow_map_that_cut_an_expression_is_told_at_its_key() -> None:
     read("a: {type: double, min: 0, default: '(', b: \"it's\", c: [1, 2]}\n")  # nothing of this was cut
 
 
+def test_where_a_quote_was_opened_and_where_a_byte_is_wrong() -> None:
+    assert where("a: 1\nb: 'x\nc: 2\n") == (2, 4, "this quote is never closed")
+    assert where("a: 1\nb: é\x07\n") == (2, 5, "the character U+0007 is not allowed in YAML")
+    with pytest.raises(SpecError) as caught:
+        decode("a: 1\r\nb: é".encode() + b"\xff\n", "f.yaml")
+    problem = caught.value.problems[0]
+    assert (problem.line, problem.column, problem.message, problem.file) == (2, 5, "this byte is not UTF-8 text", "f.yaml")
+
+
+def test_every_kind_of_line_end_and_a_byte_order_mark() -> None:
+    for text in ("a: 1\nb: 2\n", "a: 1\r\nb: 2\r\n", "a: 1\rb: 2\r", "\ufeffa: 1\nb: 2", "a: 1\r\nb: 2\n"):
+        source = read(text)
+        assert source.data == {"a": 1, "b": 2}
+        assert source.place(("b",)) == (2, 1)
+
+
 def test_paths_round_trip() -> None:
     assert format_path(("steps", 2, "filter")) == "steps[2].filter"
     assert parse_path("steps[2].filter") == ("steps", 2, "filter")
@@ -136,4 +163,4 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         read(text)
     except SpecError as error:
-        assert error.problems
+        assert all(problem.line and problem.column and problem.hint for problem in error.problems)
