@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +29,7 @@ class Part:
     """Of the values of `column`; nulls do not count."""
 
     column: str
+    is_sequential: ClassVar[bool] = False  # it only grows row by row: `joined` is for panes, one after the other
 
     @abstractmethod
     def fold(self, times: Sequence[int], values: Sequence[Any]) -> Any:
@@ -244,6 +245,8 @@ class Distinct(Part):
 class Held(Part):
     """(first time, last time, last value, integral between them): each value holds until the next row. A row that is older than
     the newest has no weight. It grows row by row, so that doubles are added in one order however the rows were split."""
+
+    is_sequential: ClassVar[bool] = True
 
     def fold(self, times: Sequence[int], values: Sequence[float]) -> Any:
         return self.grown(None, times, values)

@@ -28,8 +28,8 @@ from pipelines.engine.expression import Call, Span
 from pipelines.engine.fate import Fates
 from pipelines.engine.functions import SPAN_AGGREGATES
 from pipelines.engine.interim import RecordsPlan, compile_records
-from pipelines.engine.stage import Stage, Stages
 from pipelines.engine.sinks import check_select
+from pipelines.engine.stage import Stage, Stages
 from pipelines.engine.trigger import SPAN, TriggerPlan
 from pipelines.engine.types import TIMESTAMP, of_field, stored, to_arrow
 from pipelines.engine.window import WindowPlan, compile_window

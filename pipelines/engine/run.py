@@ -19,6 +19,7 @@ from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
 from pipelines.engine.interim import Records
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
+from pipelines.engine.sinks import narrowed
 from pipelines.engine.stage import owners
 from pipelines.engine.state import State, Watermark
 from pipelines.engine.transform import keep_column
@@ -161,30 +162,26 @@ def _naive(values: pa.Array) -> pa.Array:
 
 def finish(plan: Plan, state: State) -> tuple[State, Output]:
     """The end of bounded input: every open window is emitted."""
-    return _close_windows(plan, state, _newest(state), early=True)
+    fed = windows.feed(plan.windows, state, None, _newest(state), early=True)
+    return _emitted(plan, fed)
 
 
 def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> tuple[State, Output]:
     """What the successor does not carry over: windows of changed definitions are emitted as partial, alarms of vanished triggers
     are cleared as retired. None: everything goes (the pipeline was removed)."""
     output = Output()
-    for name, window in plan.windows.items():
-        kept = successor.windows.get(name) if successor else None
-        if kept is None or kept.definition != window.definition:
-            state, rows = windows.close(window, state, _newest(state), early=True, partial=True)
-            state, made = _to_sinks(plan, state, rows, name)
-            output += made
+    goes_on = {w.owner for w in successor.windows.values()} if successor else set()
+    kept = {name for name, window in plan.windows.items() if window.owner in goes_on}
+    state, made = _emitted(plan, windows.drain(plan.windows, state, kept, _newest(state)))
+    output += made
     for name, trigger in plan.triggers.items():
         if successor is None or name not in successor.triggers:
             state, transitions = triggers.retire(trigger, state, arrival_us)
             output += Output(transitions=transitions)
     kept_spans = {(t.name, t.definition) for t in successor.triggers.values()} if successor else set()
-    kept_windows = {(w.name, w.definition) for w in successor.windows.values()} if successor else set()
     state = replace(
         state,
         spans={key: rows for key, rows in state.spans.items() if key in kept_spans},
-        windows={key: parts for key, parts in state.windows.items() if (key.window, key.definition) in kept_windows},
-        closed={key: end_us for key, end_us in state.closed.items() if key in kept_windows},
     )
     kept_steps = owners(successor.stages) if successor else set()
     for owner in [name for name in state.cells if name.startswith("step.") and name not in kept_steps]:
@@ -213,10 +210,7 @@ def dry_run(plan: Plan) -> None:
         for stage in plan.stages:
             state, rows = stage(state, rows)
         rows = _timed(rows, none, none)
-        for window in plan.windows.values():
-            window.grouping(rows)
-            window.late_rows(rows)
-            window.emission(windows.no_closed(window)).select(window.schema.names).cast(window.schema)
+        windows.dry_run(plan.windows, rows)
         for trigger in plan.triggers.values():
             triggers.watch(trigger, State(""), rows, 0, evaluate_empty=True)
 
@@ -316,18 +310,32 @@ def _stretch(
     for trigger in plan.triggers.values():
         state, transitions = triggers.watch(trigger, state, rows, origin.batch.arrival_us)
         output += Output(transitions=transitions)
-    for window in plan.windows.values():
-        state, late = windows.contribute(window, state, rows)
-        if late:
-            n = len(late)
-            table = _quarantine_table(
-                plan, origin, pa.array(late, pa.int32()), [f"windows.{window.name}"] * n, [["too_late"]] * n
-            )
-            state = offer(state, QUARANTINE_STREAM, n, n)
-            output += Output(quarantine=[table])
     reached = at[-1].as_py() if others_us is None else min(at[-1].as_py(), others_us)
-    state, made = _close_windows(plan, state, reached)
-    return state, output + made
+    fed = windows.feed(plan.windows, state, rows, reached)
+    state, made = _emitted(plan, fed)
+    output += made
+    if fed.refused:
+        state, table = _refused(plan, state, origin, fed.refused)
+        output += Output(quarantine=[table])
+    return state, output
+
+
+def _refused(plan: Plan, state: State, origin: Origin, rows: Sequence[tuple[str, int, str]]) -> tuple[State, pa.Table]:
+    """Quarantine accepted rows that a window could not count."""
+    numbers = pa.array([number for _, number, _ in rows], pa.int32())
+    steps = [f"windows.{window}" for window, _, _ in rows]
+    table = _quarantine_table(plan, origin, numbers, steps, [[reason] for _, _, reason in rows])
+    return offer(state, QUARANTINE_STREAM, len(rows), len(rows)), table
+
+
+def _emitted(plan: Plan, fed: windows.Fed) -> tuple[State, Output]:
+    """Rows of windows that closed, to their sinks."""
+    state, output = fed.state, Output()
+    for name, tables in fed.tables.items():
+        for table in tables:
+            state, made = _to_sinks(plan, state, table, name)
+            output += made
+    return state, output
 
 
 def _timed(rows: pa.Table, before: pa.Array, at: pa.Array) -> pa.Table:
@@ -341,7 +349,7 @@ def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
     for trigger in plan.triggers.values():
         state, transitions = triggers.watch(trigger, state, None, arrival_us)
         output += Output(transitions=transitions)
-    state, made = _close_windows(plan, state, _least_reached(plan, state.watermarks, arrival_us))
+    state, made = _emitted(plan, windows.feed(plan.windows, state, None, _least_reached(plan, state.watermarks, arrival_us)))
     return state, output + made
 
 
@@ -358,21 +366,10 @@ def _newest(state: State) -> int | None:
 
 def _new_time_line(plan: Plan, state: State) -> tuple[State, Output]:
     """Event time was set back: windows are closed as they are, spans and pending alarms forgotten."""
-    state, output = _close_windows(plan, state, None, early=True, partial=True)
+    state, output = _emitted(plan, windows.feed(plan.windows, state, None, None, early=True, partial=True))
     for name in plan.triggers:
         state = triggers.forget_time_line(state, name)
-    return windows.forget_time_line(state), output
-
-
-def _close_windows(
-    plan: Plan, state: State, reached_us: int | None, *, early: bool = False, partial: bool = False
-) -> tuple[State, Output]:
-    output = Output()
-    for name, window in plan.windows.items():
-        state, rows = windows.close(window, state, reached_us, early=early, partial=partial)
-        state, made = _to_sinks(plan, state, rows, name)
-        output += made
-    return state, output
+    return windows.forget_time_line(plan.windows, state), output
 
 
 def _to_sinks(plan: Plan, state: State, rows: pa.Table | None, window: str | None) -> tuple[State, Output]:
@@ -388,7 +385,8 @@ def _to_sinks(plan: Plan, state: State, rows: pa.Table | None, window: str | Non
     for name, sink in plan.spec.sinks.items():
         if sink.from_ != window:
             continue
-        chosen = stream.filter(rows[_keep_column(plan, name)]) if sink.where else stream
+        part = narrowed(sink, stream)
+        chosen = part.filter(rows[_keep_column(plan, name)]) if sink.where else part
         state = offer(state, name, stream.num_rows, chosen.num_rows)
         if chosen.num_rows:
             taken[name] = [chosen]
@@ -449,7 +447,4 @@ def incident_rows(transitions: Sequence[Transition]) -> pa.Table:
 
 def open_window_rows(state: State) -> Mapping[str, int]:
     """Rows in windows still open, by window (I4)."""
-    totals: dict[str, int] = {}
-    for key, parts in state.windows.items():
-        totals[key.window] = totals.get(key.window, 0) + parts.rows
-    return totals
+    return windows.open_rows(state)

@@ -36,22 +36,6 @@ class Watermark:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowKey:
-    window: str
-    definition: str  # digest: state belongs to a definition, not to a version
-    start_us: int
-    group: Group
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The mergeable parts of one open window of one group, and how many rows made them."""
-
-    rows: int
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Alarm:
     """One trigger for one group. `occurrence` counts what was raised, so an incident's id needs no clock and no chance."""
 
@@ -70,10 +54,6 @@ class State:
     lineage: str
     epoch: int = 1
     watermarks: Mapping[str, Watermark] = field(default_factory=dict)
-    windows: Mapping[WindowKey, Parts] = field(default_factory=dict)
-    closed: Mapping[tuple[str, str], int] = field(
-        default_factory=dict
-    )  # (window, definition) -> end of the last emitted, microseconds
     spans: Mapping[tuple[str, str], pa.Table] = field(default_factory=dict)  # (trigger, definition) -> rows it still sees
     alarms: Mapping[tuple[str, Group], Alarm] = field(default_factory=dict)
     cells: Mapping[str, Cells] = field(default_factory=dict)  # by owner: all that a step, window or trigger keeps
@@ -185,8 +165,6 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the naive UTC of DuckDB's timest
 def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[str, Any], epoch: int) -> State:
     """The state from the entries of earlier commits."""
     watermarks: dict[str, Watermark] = {}
-    windows: dict[WindowKey, Parts] = {}
-    closed: dict[tuple[str, str], int] = {}
     alarms: dict[tuple[str, Group], Alarm] = {}
     chunks: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
     cells: dict[str, dict[Key, Any]] = {}
@@ -203,41 +181,21 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
         value = json.loads(data)
         if kind == "watermark":
             watermarks[rest[0]] = Watermark(**value)
-        elif kind == "window":
-            name, definition, start, group = rest
-            windows[WindowKey(name, definition, start, tuple(group))] = Parts(value[0], tuple(_thaw(v) for v in value[1]))
-        elif kind == "closed":
-            closed[rest[0], rest[1]] = value
         elif kind == "alarm":
             alarms[rest[0], tuple(rest[1])] = Alarm(**value)
     spans = {key: pa.concat_tables([table for _, table in sorted(found, key=lambda c: c[0])]) for key, found in chunks.items()}
     ledgers = dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
-    return State(lineage, epoch, watermarks, windows, closed, spans, alarms, cells, *ledgers)
+    return State(lineage, epoch, watermarks, spans, alarms, cells, *ledgers)
 
 
 def _parts(state: State) -> dict[str, Any]:
     parts: dict[str, Any] = {_key("watermark", name): mark for name, mark in state.watermarks.items()}
-    parts |= {_key("window", k.window, k.definition, k.start_us, list(k.group)): v for k, v in state.windows.items()}
-    parts |= {_key("closed", *window): end_us for window, end_us in state.closed.items()}
     parts |= {_key("alarm", trigger, list(group)): alarm for (trigger, group), alarm in state.alarms.items()}
     return parts
 
 
 def _encode(value: Any) -> bytes:
-    if isinstance(value, Parts):
-        return json.dumps([value.rows, list(value.values)], default=_freeze).encode()
-    return canonical_json(value if isinstance(value, int) else asdict(value))
-
-
-def _freeze(value: Any) -> Any:
-    assert isinstance(value, datetime), f"a part of type {type(value)} has no stored form"
-    return {"us": round(value.replace(tzinfo=UTC).timestamp() * 1e6)}
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, dict):
-        return datetime.fromtimestamp(0, UTC).replace(tzinfo=None) + timedelta(microseconds=value["us"])
-    return tuple(_thaw(v) for v in value) if isinstance(value, list) else value
+    return canonical_json(asdict(value))
 
 
 def _key(kind: str, *words: Any) -> str:

@@ -14,7 +14,7 @@ from pipelines.contract.spec import load_spec
 from pipelines.engine.decode import Batch
 from pipelines.engine.framing import frame_lines
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
-from pipelines.engine.run import Output, finish, run_batch
+from pipelines.engine.run import Output, finish, open_window_rows, run_batch
 from pipelines.engine.state import State
 
 S = 1_000_000  # microseconds
@@ -115,8 +115,9 @@ def ledgers_balance(state: State, open_windows: bool = True) -> None:
         assert counts["made"] == counts["quarantined"] + counts["dropped_invalid"] + filtered + counts["accepted"]
     for name, counts in state.streams.items():
         if name.startswith("windows."):
-            held = sum(parts.rows for key, parts in state.windows.items() if key.window == name.removeprefix("windows."))
-            assert counts["contributed"] == counts.get("emitted", 0) + held + counts["too_late"], name
+            held = open_window_rows(state).get(name.removeprefix("windows."), 0)
+            refused = counts["too_late"] + counts["over_limit"]
+            assert counts["contributed"] == counts.get("emitted", 0) + held + refused, name
         else:
             assert counts["offered"] == counts["not_selected"] + counts["written"]
 

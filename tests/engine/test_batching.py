@@ -145,8 +145,7 @@ def outcome(made: Run) -> dict[str, Any]:
         "ledger": made.state.ledger(),
         "watermarks": made.state.watermarks,
         "alarms": made.state.alarms,
-        "open": made.state.windows,
-        "closed": made.state.closed,
+        "cells": {owner: dict(cells) for owner, cells in made.state.cells.items()},
         "spans": spans,
     }
 
