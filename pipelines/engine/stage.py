@@ -25,7 +25,6 @@ from pipelines.contract.language.steps import Step
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.bind import Binder, Bound, Column, Columns
 from pipelines.engine.connection import quote
-from pipelines.engine.enforce import in_calendar
 from pipelines.engine.fate import ALIVE, Fates
 from pipelines.engine.state import State
 from pipelines.engine.statement import Statement
@@ -273,6 +272,11 @@ class _Draft:
 
     def _inner(self, place: str) -> str:
         return quote(self.inputs.get(place, place))
+
+
+def in_calendar(value: str) -> str:
+    """Whether a timestamp lies where every reader of the lake can follow."""
+    return f"{value} BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP '9999-12-31 23:59:59.999999'"
 
 
 def unfit(value: str, type_: pa.DataType, *, bounded: bool = True) -> str:
