@@ -10,7 +10,7 @@ from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipelin
 
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import compile_plan
-from pipelines.engine.run import acknowledge, drain
+from pipelines.engine.run import acknowledge, drain, open_window_rows
 from pipelines.engine.state import State
 from pipelines.engine.trigger import resume
 
@@ -266,14 +266,14 @@ def test_drain_closes_what_the_successor_does_not_carry_over() -> None:
         made.state, output = drain(made.plan, made.state, compile_plan(load_spec(new)), 0)
         assert bool(output.rows) == closes_window, new
         assert [t.transition for t in output.transitions] == ([CLEARED] if clears else []), new
-        assert bool(made.state.windows) != closes_window
+        assert bool(open_window_rows(made.state)) != closes_window
         if closes_window:
             assert [r["_partial"] for r in output.rows["out"][0].to_pylist()] == [True]
         ledgers_balance(made.state)
     made = run(old, *rows)
     made.state, output = drain(made.plan, made.state, None, 0)
     assert output.rows and output.transitions and "retired" in output.transitions[0].reason
-    assert (made.state.windows, made.state.spans, made.state.alarms, made.state.closed) == ({}, {}, {}, {})
+    assert (made.state.cells, made.state.spans, made.state.alarms) == ({}, {}, {})
 
 
 def test_an_incident_goes_on_under_a_new_version_with_the_same_trigger() -> None:
