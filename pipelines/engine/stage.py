@@ -38,7 +38,7 @@ Extra = tuple[str, str, str]  # hidden column, SQL over the final columns, its S
 
 DERIVED_BYTES_MAX = 16 * 1024  # of a derived value: a row must fit a segment, and texts must not double from step to step
 _WHY = "overflow, division by zero, too long a text, or a value that does not convert"
-_META = re.compile(r"\b_meta_[a-z_]+\b|\b_et\b|\b_row\b")
+_META = re.compile(r"\b_meta_\w+\b|\b_et\b|\b_row\b")
 
 
 def keep_column(sink: str) -> str:

@@ -83,7 +83,8 @@ class FoldStage:
         if fates is not None:
             made["_fate"] = pa.array(fates, pa.int16())
         if some_dead:
-            made = {place: _spread(column, alive, rows, place) for place, column in made.items()}
+            others = {"_fate": rows["_fate"].combine_chunks()}
+            made = {place: spread(column, alive, others.get(place)) for place, column in made.items()}
         return self._remember(state, memory) if memory.writes > before else state, attach(rows, made)
 
     def _values(self, column: pa.ChunkedArray) -> list[Any]:
@@ -103,11 +104,11 @@ class FoldStage:
         return state
 
 
-def _spread(column: pa.Array, alive: pa.BooleanArray, rows: pa.Table, place: str) -> pa.Array:
-    """Values of the rows alive as a column of all rows; dead rows keep their fate and have NULL elsewhere."""
-    base = rows["_fate"].combine_chunks() if place == "_fate" else pa.nulls(len(alive), column.type)
+def spread(column: pa.Array, alive: pa.BooleanArray, others: pa.Array | None) -> pa.Array:
+    """Values of the rows that are `alive` as a column of all rows, which have those of `others` elsewhere, or NULL."""
     positions = pc.if_else(alive, pc.subtract(pc.cumulative_sum(alive.cast(pa.int32())), 1), None)
-    return pc.if_else(alive, column.take(positions), base)
+    found = column.take(positions)
+    return found if others is None else pc.if_else(alive, found, others)
 
 
 def compile_fold(
