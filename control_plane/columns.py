@@ -67,8 +67,8 @@ def lake_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def merged_schema(table: pa.Schema | None, batch: pa.Schema) -> pa.Schema:
-    """The user columns of `table` once it also takes `batch`: equal column by column, or new nullable columns, or nullable
-    columns that the batch lacks. Raises `Misfit` otherwise."""
+    """The user columns of `table` once it also takes `batch`: each takes the batch's, or is new and nullable, or is nullable and
+    the batch lacks it. Raises `Misfit` otherwise."""
     if table is None:
         return batch
     ours = {field.name: field for field in table if field.name not in LINEAGE.names}
@@ -77,7 +77,7 @@ def merged_schema(table: pa.Schema | None, batch: pa.Schema) -> pa.Schema:
         if spelled.setdefault(field.name.lower(), field.name) != field.name:
             raise Misfit(f"column {field.name} is spelled {spelled[field.name.lower()]} in the table")
         known = ours.get(field.name)
-        if known is not None and not _same_type(known.type, field.type):
+        if known is not None and not _takes(known.type, field.type):
             raise Misfit(f"column {field.name} is {known.type} in the table, {field.type} in the segment")
         if known is None and not field.nullable:
             raise Misfit(f"column {field.name} is not in the table and may not be empty for its earlier rows")
@@ -128,11 +128,14 @@ def _lake_type(kind: pa.DataType, name: str) -> pa.DataType:
     raise Misfit(f"column {name} has type {kind}, which the lake has not")
 
 
-def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
-    """Equal but for the names that formats give to list items."""
-    if pa.types.is_list(a) and pa.types.is_list(b):
-        return _same_type(a.value_type, b.value_type)
-    if pa.types.is_struct(a) and pa.types.is_struct(b):
-        fields = [(a.field(i), b.field(i)) for i in range(min(a.num_fields, b.num_fields))]
-        return a.num_fields == b.num_fields and all(x.name == y.name and _same_type(x.type, y.type) for x, y in fields)
-    return bool(a.equals(b))
+def _takes(table: pa.DataType, batch: pa.DataType) -> bool:
+    """Whether a column of the table takes every value of the segment's as it is: equal but for the names that formats give to
+    list items, and decimals with at least as many digits on both sides of the point. Delta widens no column."""
+    if pa.types.is_list(table) and pa.types.is_list(batch):
+        return _takes(table.value_type, batch.value_type)
+    if pa.types.is_struct(table) and pa.types.is_struct(batch):
+        fields = [(table.field(i), batch.field(i)) for i in range(min(table.num_fields, batch.num_fields))]
+        return table.num_fields == batch.num_fields and all(x.name == y.name and _takes(x.type, y.type) for x, y in fields)
+    if pa.types.is_decimal128(table) and pa.types.is_decimal128(batch):
+        return table.scale >= batch.scale and table.precision - table.scale >= batch.precision - batch.scale
+    return bool(table.equals(batch))

@@ -41,7 +41,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], indent
 def print_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    writer.writerows([[_csv(value) for value in row] for row in rows])
+
+
+def _csv(value: object) -> object:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else value
 
 
 def print_lines(lines: Sequence[Sequence[str]]) -> None:

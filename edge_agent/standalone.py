@@ -37,7 +37,7 @@ from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
-from pipelines.contract.errors import Refused, TidewireError
+from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
@@ -49,6 +49,7 @@ from pipelines.engine.plan import check_spec, compile_plan
 NODE = "standalone"
 DRAIN_BYTES = 16 * 1024 * 1024  # of segments that become one Parquet file at most
 REASONS_SHOWN = 5
+_DROPPED = ("filtered", "deduplicated")  # by a step: each of these words counts per step
 _FILE = re.compile(r"(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet\Z")
 
 
@@ -89,7 +90,7 @@ def run_file(
 
 
 def _param_values(spec: PipelineSpec, words: Mapping[str, str]) -> dict[str, Scalar]:
-    """The defaults and what is given instead. Raises `Refused`."""
+    """The defaults and what is given instead. Raises `Refused`, or `SpecError` for one without a value."""
     values = spec.defaults()
     for name, word in words.items():
         if name not in spec.params:
@@ -99,9 +100,9 @@ def _param_values(spec: PipelineSpec, words: Mapping[str, str]) -> dict[str, Sca
             values[name] = spec.params[name].parse(word)
         except ValueError as error:
             raise Refused(str(error), op="--param", place=name, hint="give a value that fits its declaration") from None
-    for name, value in values.items():
-        if value is None:
-            raise Refused(f"parameter {name} has no value", op=f"run {spec.pipeline}", hint=f"add --param {name}=...")
+    unset = [Problem("has no value", f"params.{name}", f"add --param {name}=...") for name, v in values.items() if v is None]
+    if unset:
+        raise SpecError(map(spec.locate, unset))
     return values
 
 
@@ -195,7 +196,13 @@ def _write_file(segments: list[Pending], lake: Path) -> None:
     new = [s for s in segments if s.seq > held and s.header().rows]
     if not new:
         return
-    rows = pa.concat_tables([_with_lineage(s) for s in new], promote_options="default")
+    for _, alike in groupby(((s, _with_lineage(s)) for s in new), key=lambda each: str(each[1].schema)):
+        members = list(alike)  # another version may have made a column of another type
+        _write_rows(folder, [s for s, _ in members], pa.concat_tables([rows for _, rows in members]))
+
+
+def _write_rows(folder: Path, new: list[Pending], rows: pa.Table) -> None:
+    run = new[0].run
     target = folder / f"{run}-{new[0].seq:08d}-{new[-1].seq:08d}.parquet"
     half = target.with_suffix(".part")
     pq.write_table(rows, half, compression="zstd")
@@ -258,7 +265,7 @@ class Report:
 
 
 def _source_balances(counts: Mapping[str, int]) -> bool:
-    filtered = sum(n for name, n in counts.items() if name.startswith("filtered"))
+    filtered = sum(n for name, n in counts.items() if name.startswith(_DROPPED))
     made = counts["quarantined"] + counts["dropped_invalid"] + filtered + counts["accepted"]
     return counts["read"] == counts["undecodable"] + counts["made"] and counts["made"] == made
 
@@ -301,7 +308,7 @@ def _print_report(report: Report, lake: Path) -> None:
     console = Console()
     for name, counts in report.sources.items():
         parts = [f"undecodable {counts['undecodable']}", f"quarantined {counts['quarantined']}", f"accepted {counts['accepted']}"]
-        parts += [f"{_step_name(k)} {n}" for k, n in counts.items() if k.startswith("filtered")]
+        parts += [f"{_step_name(k)} {n}" for k, n in counts.items() if k.startswith(_DROPPED)]
         if counts["dropped_invalid"]:
             parts.append(f"dropped as invalid {counts['dropped_invalid']}")
         console.print(f"source {name}: read {counts['read']} = {' + '.join(parts)}", highlight=False)
@@ -318,7 +325,7 @@ def _print_report(report: Report, lake: Path) -> None:
 
 def _step_name(count: str) -> str:
     word, _, step = count.partition(".")
-    return f"{'filtered (NULL)' if word == 'filtered_null' else 'filtered'} by steps[{step}]"
+    return f"{'filtered (NULL)' if word == 'filtered_null' else word} by steps[{step}]"
 
 
 async def _watch(host: PipelineHost) -> None:
