@@ -14,7 +14,7 @@ from pipelines.contract.frames import canonical_json
 from pipelines.contract.language.base import Column, Model, PipelineName, Word
 from pipelines.contract.language.lookups import LookupTable
 from pipelines.contract.language.params import Param
-from pipelines.contract.language.schema import FieldSpec
+from pipelines.contract.language.schema import FieldSpec, KeepUnknown, UnknownFields
 from pipelines.contract.language.sinks import Quarantine, Sink
 from pipelines.contract.language.sources import Source
 from pipelines.contract.language.steps import Step
@@ -36,6 +36,7 @@ class PipelineSpec(Model):
     params: dict[Word, Param] = {}
     sources: dict[Word, Source] = Field(min_length=1)
     schema_: dict[Column, FieldSpec] = Field(alias="schema", min_length=1)
+    unknown_fields: UnknownFields = "ignore"
     on_invalid: Literal["quarantine", "drop"] = "quarantine"
     quarantine: Quarantine = Quarantine()
     lookups: dict[Word, LookupTable] = {}
@@ -133,6 +134,9 @@ def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
             )
         seen.add(name.lower())
     yield from _stream_misfits(spec)
+    unknown = spec.unknown_fields
+    if isinstance(unknown, KeepUnknown) and unknown.keep.lower() in seen:
+        yield Problem(f'there is a field "{unknown.keep}" already', "unknown_fields.keep", "choose another name for the column")
     tables: set[str] = set()
     for name, sink in spec.sinks.items():
         if sink.lake.table in tables:

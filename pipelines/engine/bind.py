@@ -18,7 +18,7 @@ from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.connection import literal, open_engine, quote
-from pipelines.engine.decode import META
+from pipelines.engine.decode import META, meta_column, meta_type
 from pipelines.engine.expression import Expression, Span, param_replacements, parse
 from pipelines.engine.types import storable
 
@@ -153,9 +153,10 @@ class Binder:
         for words, span in expression.columns:
             if _is_fact(words, columns):
                 found[span] = f"CAST({literal(self.node.look_up(words[1:]))} AS VARCHAR)"
-            elif _is_meta(words, columns) and meta and words[1] in META:
-                self.meta.add(words[1])
-                found[span] = f"_meta_{words[1]}"
+            elif _is_meta(words, columns) and meta:
+                word = ".".join(words[1:])
+                self.meta.add(word)
+                found[span] = quote(meta_column(word))
         return found
 
     def known_columns(self, expression: Expression, columns: Columns, *, meta: bool = True) -> bool:
@@ -164,10 +165,10 @@ class Binder:
         for words, _ in expression.columns:
             if words[0].lower() in known and (len(words) == 1 or self._is_struct(words[0], columns)):
                 continue
-            if _is_fact(words, columns) or (meta and _is_meta(words, columns) and words[1] in META):
+            if _is_fact(words, columns) or (meta and _is_meta(words, columns)):
                 continue
             ok = False
-            if meta and _is_meta(words, columns):
+            if meta and words[0] == "meta" and len(words) > 1 and "meta" not in columns:
                 message = f"there is no meta.{words[1]}{did_you_mean(words[1], META)}"
                 self.complain(expression.path, message, f"known: {', '.join(META)}")
             else:
@@ -218,7 +219,7 @@ class Binder:
 
     def empty(self, columns: Columns) -> str:
         """A table of no rows with these columns and the row's own ones."""
-        own = {"_et": "BIGINT", "_row": "INTEGER", **{f"_meta_{word}": type_ for word, type_ in META.items()}}
+        own = {"_et": "BIGINT", "_row": "INTEGER", **{meta_column(word): meta_type(word) for word in [*META, *self.meta]}}
         types = {**own, **{name: type_ for name, (_, type_) in self.extras.items()}, **{n: c.type for n, c in columns.items()}}
         nulls = ", ".join(f"CAST(NULL AS {type_}) AS {quote(name)}" for name, type_ in types.items())
         return f"(SELECT {nulls} LIMIT 0)"
@@ -242,7 +243,8 @@ def _is_fact(words: Sequence[str], columns: Columns) -> bool:
 
 
 def _is_meta(words: Sequence[str], columns: Columns) -> bool:
-    return words[0] == "meta" and len(words) == 2 and "meta" not in columns
+    known = len(words) == 3 or (len(words) == 2 and words[1] in META)  # meta.topic.machine, meta.quality
+    return words[0] == "meta" and known and "meta" not in columns
 
 
 def first_line(error: Exception) -> str:

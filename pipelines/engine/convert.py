@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipelines.contract.language.schema import Element, FieldSpec, fit_decimal, precision_of, scale_of
 from pipelines.engine import timestamps
+from pipelines.engine.json_template import INTEGER, NUMBER
 from pipelines.engine.json_text import NotJson, Number, parse, text_of
 from pipelines.engine.timestamps import MICROS, Format
 from pipelines.engine.types import of_field, to_arrow
@@ -27,7 +28,7 @@ from pipelines.engine.types import of_field, to_arrow
 TEXT_SHOWN_MAX = 80  # characters of a value in a reason
 
 
-class Unfit(Exception):  # noqa: N818  it says what a value is
+class Unfit(Exception):
     """A value that is not of the type. `at` leads to the part of it that is not, such as `[2].t`."""
 
     def __init__(self, why: str, text: str = "", at: str = "") -> None:
@@ -79,12 +80,16 @@ class Converter:
 
     def texts(self, texts: pa.Array, received_us: int) -> tuple[pa.Array, dict[int, Unfit]]:
         """A whole column of text."""
-        values, doubt = self._quickly(texts)
+        values, doubt = self.quickly(texts)
         return self._settle(values, doubt, texts, received_us)
 
     def native(self, kind: str) -> Native | None:
         """How to read JSON values of this kind (string, number, integer, boolean), None: one by one."""
         return Native(pa.string(), self._finish_texts) if kind == "string" else None
+
+    def number_pattern(self, kind: str) -> str:
+        """What the JSON numbers look like that may be cast to the type of `native(kind)`: an RE2 pattern."""
+        return INTEGER if kind == "integer" else NUMBER
 
     @property
     def usual_kind(self) -> str:
@@ -104,9 +109,10 @@ class Converter:
         raise NotImplementedError
 
     def _finish_texts(self, texts: pa.Array, received_us: int) -> Read:
-        return self._quickly(texts)
+        return self.quickly(texts)
 
-    def _quickly(self, texts: pa.Array) -> Read:
+    def quickly(self, texts: pa.Array) -> Read:
+        """(values, the rows to doubt or None) of a column of text."""
         try:
             return self._cast(texts)
         except pa.ArrowInvalid:
@@ -120,7 +126,9 @@ class Converter:
                 pass
         return pa.nulls(len(texts), self.type), pc.is_valid(texts)
 
-    def _settle(self, values: pa.Array, doubt: pa.Array | None, texts: pa.Array, received_us: int) -> tuple[pa.Array, dict[int, Unfit]]:
+    def _settle(
+        self, values: pa.Array, doubt: pa.Array | None, texts: pa.Array, received_us: int
+    ) -> tuple[pa.Array, dict[int, Unfit]]:
         rows = [] if doubt is None else pc.indices_nonzero(doubt).to_pylist()
         if not rows:
             return values, {}
@@ -174,6 +182,9 @@ class Integer(Converter):
     def native(self, kind: str) -> Native | None:
         return Native(pa.int64(), lambda values, _: (values, None)) if kind in ("integer", "number") else super().native(kind)
 
+    def number_pattern(self, kind: str) -> str:
+        return INTEGER
+
 
 def _hexadecimal(texts: pa.Array) -> pa.Array:
     """Arrow reads 0x1F as an integer; here it is none."""
@@ -201,6 +212,9 @@ class Double(Converter):
 
     def native(self, kind: str) -> Native | None:
         return Native(pa.float64(), lambda values, _: _finite(values)) if kind in ("integer", "number") else super().native(kind)
+
+    def number_pattern(self, kind: str) -> str:
+        return NUMBER
 
 
 def _finite(values: pa.Array) -> Read:
@@ -255,6 +269,10 @@ class Decimal(Converter):
         if kind in ("integer", "number") and self.spec.decimal == ".":  # it takes text too
             return Native(self.type, lambda values, _: (values, None))
         return super().native(kind)
+
+    def number_pattern(self, kind: str) -> str:
+        whole = min(self._precision - self._scale, 18)
+        return rf"-?(?:0|[1-9][0-9]{{0,{whole - 1}}})(?:\.[0-9]{{1,{self._scale}}})?" if whole and self._scale else INTEGER
 
 
 class String(Converter):
@@ -397,10 +415,12 @@ class _Nested(Converter):
         except Unfit as why:
             raise Unfit(why.why, why.text, at + why.at) from None
 
-    def _quickly(self, texts: pa.Array) -> Read:
+    def quickly(self, texts: pa.Array) -> Read:
         return pa.nulls(len(texts), self.type), pc.is_valid(texts)
 
-    def _settle(self, values: pa.Array, doubt: pa.Array | None, texts: pa.Array, received_us: int) -> tuple[pa.Array, dict[int, Unfit]]:
+    def _settle(
+        self, values: pa.Array, doubt: pa.Array | None, texts: pa.Array, received_us: int
+    ) -> tuple[pa.Array, dict[int, Unfit]]:
         found: list[Any] = []
         unfit: dict[int, Unfit] = {}
         for row, text in enumerate(texts.to_pylist()):
@@ -442,7 +462,9 @@ class List(_Nested):
             flat, doubt = finish(lists.flatten(), received_us)
             if not nullable and flat.null_count:
                 doubt = pc.is_null(flat) if doubt is None else pc.or_kleene(doubt, pc.is_null(flat))
-            made = pa.ListArray.from_arrays(_own_offsets(lists), flat, type=type_, mask=pc.is_null(lists) if lists.null_count else None)
+            made = pa.ListArray.from_arrays(
+                _own_offsets(lists), flat, type=type_, mask=pc.is_null(lists) if lists.null_count else None
+            )
             if doubt is None or not pc.any(doubt).as_py():
                 return made, None
             rows = pc.list_parent_indices(lists).filter(pc.fill_null(doubt, False))

@@ -1,9 +1,10 @@
 """JSON lines to the columns of the schema.
 
-Two readers that agree. `_one_by_one` is the definition: Python's json and one value at a time. `_whole_block` is `pyarrow.json` with
-an explicit schema over all lines at once, ten times as fast; it takes only what it is sure to read the same way and refuses the rest:
+Three readers that agree. `_one_by_one` is the definition: Python's json and one value at a time. The others read thousands of lines
+at once, ten and twenty times as fast; they take only what they are sure to read the same way. `_templated` takes lines that look like
+the first one (json_template.py). `_whole_block` is `pyarrow.json` with an explicit schema:
 
-* a line that does not begin with { and end with }, is nested deep, or has NaN or Inf in it, is read alone;
+* a line that does not begin with { and end with }, or is nested deep, is read alone;
 * more or fewer objects than lines (two in one line), a value of another kind than the first line has, a key given twice, any
   syntax error: pyarrow refuses the block, and the block is divided until the lines at fault are alone;
 * a value at the limits of what both convert alike: its line is read alone.
@@ -21,16 +22,19 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from pipelines.engine.convert import Converter, Native, Unfit
+from pipelines.engine.json_template import Path, Template, make_template
 from pipelines.engine.json_text import DEPTH_MAX, Doubled, NotJson, parse, parse_object, to_json
 from pipelines.engine.table_read import Part, TableRead, merge
 
 ROWS_MAX = 10_000  # elements of one message's array
-_BLOCK_ROWS_MIN = 33  # below, one by one is faster than a call of pyarrow.json
+BLOCK_ROWS_MIN = 33  # below, one by one is faster
+_TEMPLATES_MAX = 4  # shapes of lines that are tried, each on what the one before left
+_FEW_ALIKE = 4  # a template for less than a quarter of the lines does not pay
+_FEW = 50  # a fiftieth of the lines is read one by one without ado
 _ARROW_ROW = re.compile(r" in row (\d+)")
-_NOT_NUMBERS = (b"NaN", b"Inf")
 _LONG = 2 * DEPTH_MAX  # a line nested deeper than DEPTH_MAX is longer than this
 
-Path = tuple[str | int, ...]
+Some = tuple[pa.Array, pa.Array | None]  # lines, and their numbers in the batch (None: all, in order)
 
 
 def parse_path(text: str) -> Path:
@@ -70,67 +74,123 @@ class JsonReader:
 
     def read(self, texts: pa.Array, bad: Mapping[int, str], received_us: int) -> TableRead:
         """`bad` lines are undecodable already."""
-        n = len(texts)
-        if n < _BLOCK_ROWS_MIN:
-            return merge([self._one_by_one(texts, None, bad, received_us)], self.types, n, many=self._rows is not None)
-        alone = self._read_alone(texts, bad)
-        parts = list(self._divide(texts, alone, received_us, bad))
-        return merge(parts, self.types, n, many=self._rows is not None)
+        parts = list(self._divide(texts, bad, received_us))
+        return merge(parts, self.types, len(texts), many=self._rows is not None)
 
     # -- a block
 
-    def _read_alone(self, texts: pa.Array, bad: Mapping[int, str]) -> pa.Array | None:
-        """The lines that `pyarrow.json` must not see, None: it may see all."""
-        whole = pc.and_(pc.starts_with(texts, "{"), pc.ends_with(texts, "}"))
-        if pc.all(whole).as_py() and not bad and not self._has_oddities(texts):
-            return None
-        alone = pc.invert(whole)
-        for word in _NOT_NUMBERS:
-            alone = pc.or_(alone, pc.match_substring(texts, word.decode()))
-        if bad:
-            alone = pc.or_(alone, _mask(bad, len(texts)))
-        lengths = pc.binary_length(texts)
-        if (pc.max(lengths).as_py() or 0) > _LONG:
-            brackets = pc.add(pc.count_substring(texts, "["), pc.count_substring(texts, "{"))
-            alone = pc.or_(alone, pc.greater(brackets, DEPTH_MAX))
-        return alone if pc.any(alone).as_py() else None
-
-    def _has_oddities(self, texts: pa.Array) -> bool:
-        _, offsets, data = texts.buffers()
-        joined = data.to_pybytes() if data is not None else b""
-        if any(word in joined for word in _NOT_NUMBERS):
-            return True
-        return len(joined) > _LONG and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONG
-
-    def _divide(self, texts: pa.Array, alone: pa.Array | None, received_us: int, bad: Mapping[int, str]) -> Iterator[Part]:
+    def _divide(self, texts: pa.Array, bad: Mapping[int, str], received_us: int) -> Iterator[Part]:
         """Parts that together hold every line."""
-        if alone is not None:
-            lines = pc.indices_nonzero(alone).cast(pa.int32())
-            yield self._one_by_one(texts.take(lines), lines, bad, received_us)
-            rest = pc.indices_nonzero(pc.invert(alone)).cast(pa.int32())
-            work = [(texts.take(rest), rest)] if len(rest) else []
+        if len(texts) < BLOCK_ROWS_MIN:
+            yield self._one_by_one(texts, None, bad, received_us)
+            return
+        rest: Some = (texts, None)
+        if bad:
+            spoilt = _mask(bad, len(texts))
+            yield self._one_by_one(*_pick(*rest, spoilt), bad, received_us)
+            rest = _pick(*rest, pc.invert(spoilt))
+        for _ in range(_TEMPLATES_MAX):
+            parts, left = self._templated(*rest, received_us)
+            yield from parts
+            if left is None:
+                break
+            rest = left
+        if not len(rest[0]):
+            return
+        if len(rest[0]) <= len(texts) // _FEW:
+            yield self._one_by_one(*rest, {}, received_us)
         else:
-            work = [(texts, None)]
+            yield from self._general(*rest, received_us)
+
+    def _general(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> Iterator[Part]:
+        alone = _read_alone(texts)
+        work: list[Some] = [(texts, lines)]
+        if alone is not None:
+            yield self._one_by_one(*_pick(texts, lines, alone), {}, received_us)
+            work = [_pick(texts, lines, pc.invert(alone))]
         screened = False
         while work:
             some, lines = work.pop()
-            if len(some) < _BLOCK_ROWS_MIN:
-                yield self._one_by_one(some, lines, bad, received_us)
+            if len(some) < BLOCK_ROWS_MIN:
+                yield self._one_by_one(some, lines, {}, received_us)
                 continue
             try:
                 yield from self._whole_block(some, lines, received_us)
                 continue
             except pa.ArrowInvalid as error:
                 why = str(error)
-            if not screened:
-                screened = True
-                dirty = self._dirty(some)
-                if dirty is not None:
-                    work += [_pick(some, lines, pc.invert(dirty))]
-                    suspects = _pick(some, lines, dirty)
-                    yield self._one_by_one(*suspects, bad, received_us)
-                    continue
-            work += _halves(some, lines, why)
+            dirty = None if screened else self._dirty(some)
+            screened = True
+            if dirty is not None:
+                yield self._one_by_one(*_pick(some, lines, dirty), {}, received_us)
+                work.append(_pick(some, lines, pc.invert(dirty)))
+            else:
+                work += _halves(some, lines, why)
+
+    def _templated(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> tuple[list[Part], Some | None]:
+        """The lines that look like the first one, and the others; None: it is not worth while."""
+        nothing: tuple[list[Part], Some | None] = ([], None)
+        if len(texts) < BLOCK_ROWS_MIN or self._rows is not None:
+            return nothing
+        found = self._template(texts[0].as_py())
+        if found is None:
+            return nothing
+        template, natives = found
+        matches = template.matches(texts)
+        count = pc.sum(matches).as_py()
+        if count * _FEW_ALIKE < len(texts):
+            return nothing
+        alike, others = (texts, lines), None
+        if count < len(texts):
+            alike, others = _pick(texts, lines, matches), _pick(texts, lines, pc.invert(matches))
+        try:
+            columns, doubt = self._cut(template, natives, alike[0], received_us)
+        except pa.ArrowInvalid:
+            return nothing
+        return list(self._sure(*alike, columns, None, doubt, received_us)), others or (texts.slice(0, 0), None)
+
+    def _template(self, example: str) -> tuple[Template, Sequence[Native | None]] | None:
+        kinds = self._kinds(example) if example.startswith("{") else None
+        if kinds is None:
+            return None
+        patterns = {f.path: f.converter.number_pattern(kind) for f, kind in zip(self._fields, kinds, strict=True)}
+        template = make_template(example, patterns)
+        if template is None or (self._unknown != "ignore" and not self._all_named(example)):
+            return None
+        natives = [f.converter.native(kind) for f, kind in zip(self._fields, kinds, strict=True)]
+        for leaf, native in zip(self._fields, natives, strict=True):
+            if leaf.path in template.cuts:
+                if native is None:
+                    return None
+            elif template.has_below(leaf.path):
+                return None
+        return template, natives
+
+    def _all_named(self, example: str) -> bool:
+        return not _unnamed(parse_object(example), self._named)
+
+    def _cut(
+        self, template: Template, natives: Sequence[Native | None], texts: pa.Array, received_us: int
+    ) -> tuple[list[pa.Array], pa.Array | None]:
+        """(columns, the rows to doubt or None) of lines that match. Raises ArrowInvalid."""
+        pieces, rows, doubt = template.split(texts), pa.arange(0, len(texts)).cast(pa.int32()), None
+        columns = []
+        for leaf, native in zip(self._fields, natives, strict=True):
+            kind = template.cuts[leaf.path][0] if leaf.path in template.cuts else "null"
+            if kind == "null" or native is None:
+                columns.append(pa.nulls(len(texts), leaf.converter.type))
+                continue
+            value = template.values(pieces, leaf.path, rows)
+            if kind == "string":
+                values, unsure = leaf.converter.quickly(value)
+            else:
+                values, unsure = native.finish(value.cast(native.type), received_us)
+            columns.append(values)
+            if unsure is not None:
+                doubt = unsure if doubt is None else pc.or_kleene(doubt, unsure)
+        if self._unknown == "keep":
+            columns.append(pa.nulls(len(texts), pa.string()))
+        return columns, doubt
 
     def _dirty(self, texts: pa.Array) -> pa.Array | None:
         """The lines in which some field looks like another kind of value, if they are few. A guess: what it misses is divided out."""
@@ -149,26 +209,26 @@ class JsonReader:
         if table.num_rows != len(texts):
             raise pa.ArrowInvalid("two objects in one line")
         columns, parents, doubt = self._columns(table, shape, received_us)
-        if doubt is None or not pc.any(doubt).as_py():
-            yield Part(columns, parents if lines is None or parents is None else lines.take(parents), lines, len(texts))
-            return
-        yield from self._without(texts, lines, columns, parents, doubt, received_us)
+        yield from self._sure(texts, lines, columns, parents, doubt, received_us)
 
-    def _without(
+    def _sure(
         self,
         texts: pa.Array,
         lines: pa.Array | None,
         columns: list[pa.Array],
         parents: pa.Array | None,
-        doubt: pa.Array,
+        doubt: pa.Array | None,
         received_us: int,
     ) -> Iterator[Part]:
-        """The columns without the lines to doubt, and those read alone."""
+        """The columns without the lines to doubt, and those read one by one."""
         n = len(texts)
+        if doubt is None or not pc.any(doubt).as_py():
+            yield Part(columns, parents if lines is None or parents is None else lines.take(parents), lines, n)
+            return
         rows = pc.indices_nonzero(pc.fill_null(doubt, False)).cast(pa.int32())
         doubtful = pc.unique(rows if parents is None else parents.take(rows))
-        numbers = pa.array(range(n), pa.int32()) if lines is None else lines
-        every = pa.array(range(n), pa.int32())
+        numbers = pa.arange(0, n).cast(pa.int32()) if lines is None else lines
+        every = pa.arange(0, n).cast(pa.int32())
         sure = pc.invert(pc.is_in(every, doubtful))
         kept = sure if parents is None else sure.take(parents)
         yield Part(
@@ -294,11 +354,11 @@ class JsonReader:
             yield _with_kept(element if isinstance(element, dict) else {"value": element}, kept)
 
 
-class _Undecodable(Exception):  # noqa: N818
+class _Undecodable(Exception):
     """Its text says why."""
 
 
-class _Collision(Exception):  # noqa: N818
+class _Collision(Exception):
     """Two fields that one explicit schema cannot hold."""
 
 
@@ -440,11 +500,18 @@ def _read_json(texts: pa.Array, schema: pa.Schema, *, strict: bool) -> pa.Table:
     )
 
 
+def _read_alone(texts: pa.Array) -> pa.Array | None:
+    """The lines that `pyarrow.json` must not see, None: it may see all."""
+    whole = pc.and_(pc.starts_with(texts, "{"), pc.ends_with(texts, "}"))
+    alone = pc.invert(whole)
+    if (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONG:
+        brackets = pc.add(pc.count_substring(texts, "["), pc.count_substring(texts, "{"))
+        alone = pc.or_(alone, pc.greater(brackets, DEPTH_MAX))
+    return alone if pc.any(alone).as_py() else None
+
+
 def _mask(rows: Mapping[int, object], n: int) -> pa.Array:
-    return pc.is_in(pa.array(range(n), pa.int32()), pa.array(list(rows), pa.int32()))
-
-
-Some = tuple[pa.Array, pa.Array | None]
+    return pc.is_in(pa.arange(0, n).cast(pa.int32()), pa.array(list(rows), pa.int32()))
 
 
 def _pick(texts: pa.Array, lines: pa.Array | None, mask: pa.Array) -> Some:
@@ -454,7 +521,7 @@ def _pick(texts: pa.Array, lines: pa.Array | None, mask: pa.Array) -> Some:
 
 def _halves(texts: pa.Array, lines: pa.Array | None, why: str) -> list[Some]:
     """What to try next: what lies before and after the line that pyarrow names, or the two halves."""
-    numbers = pa.array(range(len(texts)), pa.int32()) if lines is None else lines
+    numbers = pa.arange(0, len(texts)).cast(pa.int32()) if lines is None else lines
     found = _ARROW_ROW.search(why)
     cuts = [0, len(texts) // 2, len(texts)]
     if found and int(found[1]) < len(texts):
@@ -475,5 +542,7 @@ def _dirt(fields: Sequence[JsonField]) -> str:
     """A pattern of lines in which a field is not of its usual kind; "" when that cannot be told by a pattern."""
     if any(f.converter.usual_kind not in _ODD for f in fields):
         return ""
-    parts = [rf'"{re.escape(str(f.path[-1]))}"\s*:\s*{_ODD[f.converter.usual_kind]}' for f in fields if isinstance(f.path[-1], str)]
+    parts = [
+        rf'"{re.escape(str(f.path[-1]))}"\s*:\s*{_ODD[f.converter.usual_kind]}' for f in fields if isinstance(f.path[-1], str)
+    ]
     return "|".join(parts)

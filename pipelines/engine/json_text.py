@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 DEPTH_MAX = 100  # levels of nesting
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
@@ -27,11 +27,12 @@ class Doubled(dict[str, Any]):
 
 
 def parse(text: str) -> Any:
-    """Any JSON value. Raises NotJson: also for NaN, lone surrogates, and what is nested too deep."""
+    """Any JSON value. Raises NotJson: also for lone surrogates, and what is nested too deep. NaN and Infinity, which some programs
+    write, are numbers here that no type takes."""
     if (text.count("[") + text.count("{")) > DEPTH_MAX and _depth(text) > DEPTH_MAX:
         raise NotJson(f"nested deeper than {DEPTH_MAX} levels")
     try:
-        value = _DECODER.decode(text)
+        value = _decode(text)
         if "\\u" in text:
             _check_surrogates(text, value)
     except (ValueError, RecursionError):
@@ -78,11 +79,19 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return doubled
 
 
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=Number, parse_float=Number, parse_constant=Number)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=Number, parse_float=Number, parse_constant=_no_constant)
+_SPECIAL = re.compile(r'("(?:[^"\\]|\\.)*")|-?(?:Inf(?:inity)?|NaN)', re.DOTALL)
+
+
+def _decode(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except ValueError:
+        if "Inf" not in text and "NaN" not in text:
+            raise
+        return _DECODER.decode(_SPECIAL.sub(lambda found: found[1] or "NaN", text))  # as pyarrow spells them
 
 
 def _check_surrogates(text: str, value: Any) -> None:

@@ -18,20 +18,18 @@ from pipelines.contract.language.triggers import Trigger
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.contract.spec_problems import did_you_mean
-from pipelines.engine import enforce
 from pipelines.engine.aggregate import NUMERIC, over_span
-from pipelines.engine.bind import Binder, Column, Columns, NodeFacts, first_line
-from pipelines.engine.connection import literal
+from pipelines.engine.bind import Binder, Columns, NodeFacts, first_line
 from pipelines.engine.decode import META
 from pipelines.engine.exits import check_exits
 from pipelines.engine.expression import Call, Span
 from pipelines.engine.fate import Fates
 from pipelines.engine.functions import SPAN_AGGREGATES
-from pipelines.engine.interim import RecordsPlan, compile_records
+from pipelines.engine.records import RecordsPlan, compile_records, schema_columns
 from pipelines.engine.sinks import check_select
 from pipelines.engine.stage import Stage, Stages
 from pipelines.engine.trigger import SPAN, TriggerPlan
-from pipelines.engine.types import TIMESTAMP, of_field, stored, to_arrow
+from pipelines.engine.types import TIMESTAMP, stored, to_arrow
 from pipelines.engine.window import WindowPlan, compile_window
 
 __all__ = ["NodeFacts", "Plan", "check_spec", "compile_plan", "example_params", "load_checked"]
@@ -111,13 +109,9 @@ class _Compiler:
         self.columns: Columns = {}
 
     def compile(self) -> Plan:
-        self._check_meta_fields()
-        self._check_formats()
         binder, fates = self.binder, Fates()
-        binder.meta |= set(enforce.meta_words(list(self.spec.schema_.values()))) & set(META)
         stages = Stages(binder, fates)
-        fields = {name: Column(of_field(f), getattr(f, "sensitive", False), f.nullable) for name, f in self.spec.schema_.items()}
-        self.columns = stages.add(self.spec.steps, fields)
+        self.columns = stages.add(self.spec.steps, schema_columns(self.spec))
         windows: dict[str, WindowPlan] = {}
         for name, window in self.spec.windows.items():
             if (bound := compile_window(binder, name, window, self.columns, windows)) is not None:
@@ -130,7 +124,7 @@ class _Compiler:
             n: binder.hidden(w, self.columns) for n, s in self.spec.sinks.items() if not s.from_ and (w := self._where(n, s))
         }
         extras = [(name, sql, type_) for name, (sql, type_) in binder.extras.items()]
-        records = {name: compile_records(binder, name, source) for name, source in self.spec.sources.items()}
+        records = {n: made for n, s in self.spec.sources.items() if (made := compile_records(binder, n, s)) is not None}
         run = () if binder.problems else stages.finish(extras)
         warnings = [self.spec.locate(problem) for problem in stages.warnings]
         plan = Plan(
@@ -143,22 +137,6 @@ class _Compiler:
     def _where(self, name: str, sink: Sink) -> str:
         """The condition of a sink over the rows; "" for all."""
         return self.binder.row(sink.where, f"sinks.{name}.where", self.columns, "BOOLEAN").sql if sink.where else ""
-
-    def _check_meta_fields(self) -> None:
-        for name, f in self.spec.schema_.items():
-            word = (f.from_ or "").removeprefix("meta.")
-            if f.from_ and f.from_.startswith("meta.") and word not in META:
-                self.binder.complain(
-                    f"schema.{name}.from", f"there is no meta.{word}{did_you_mean(word, META)}", f"known: {', '.join(META)}"
-                )
-                self.binder.meta.discard(word)
-
-    def _check_formats(self) -> None:
-        for name, f in self.spec.schema_.items():
-            try:
-                self.binder.engine.execute(f"SELECT try_strptime('', {literal(f.format or '%Y')})").fetchall()
-            except duckdb.Error as error:
-                self.binder.complain(f"schema.{name}.format", first_line(error), "use %Y %m %d %H %M %S %f %z and the like")
 
     def _trigger(self, name: str, trigger: Trigger) -> TriggerPlan | None:
         path, before = f"triggers.{name}", len(self.binder.problems)

@@ -16,7 +16,7 @@ from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
 from pipelines.engine.decode import Batch, Lines
 from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
-from pipelines.engine.interim import Records
+from pipelines.engine.records import Records
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
 from pipelines.engine.sinks import narrowed

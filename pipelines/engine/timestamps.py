@@ -173,7 +173,9 @@ def localize(wall: pa.Array, zone: str) -> tuple[pa.Array, pa.Array]:
 
 
 def _assume(wall: pa.Array, zone: str, nonexistent: str) -> pa.Array:
-    return pc.assume_timezone(wall, zone, ambiguous="earliest", nonexistent=nonexistent).cast(pa.timestamp("us", "UTC")).cast(MICROS)
+    return (
+        pc.assume_timezone(wall, zone, ambiguous="earliest", nonexistent=nonexistent).cast(pa.timestamp("us", "UTC")).cast(MICROS)
+    )
 
 
 def check_zone(zone: str) -> None:

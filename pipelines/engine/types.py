@@ -15,7 +15,11 @@ from pipelines.contract.language.schema import Element, FieldSpec, precision_of,
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 _PLAIN = {
-    **{"boolean": "BOOLEAN", "integer": "BIGINT", "double": "DOUBLE", "string": "VARCHAR", "timestamp": "TIMESTAMP"},
+    "boolean": "BOOLEAN",
+    "integer": "BIGINT",
+    "double": "DOUBLE",
+    "string": "VARCHAR",
+    "timestamp": "TIMESTAMP",
     "binary": "BLOB",
 }
 _ARROW = {

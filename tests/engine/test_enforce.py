@@ -21,7 +21,7 @@ def json_run(field: str, *values: object, body: str = "") -> Run:
 
 def csv_run(field: str, *texts: str) -> Run:
     plan = compiled(pipeline(schema=f"  x: {{{field}}}\n  y: {{type: string, nullable: true}}", decode="csv"))
-    return Run(plan).feed(Batch("s", 0, 0, frame_lines("".join(f"{t},y\n" for t in texts).encode()), "f", ("x", "y")))
+    return Run(plan).feed(Batch("s", 0, 0, frame_lines("".join(f"{t},z\n" for t in texts).encode()), "f", ("x", "y")))
 
 
 def got(run: Run) -> list[Any]:

@@ -164,9 +164,13 @@ UnknownFields = Literal["ignore", "reject"] | KeepUnknown
 def check_shape(spec: Element | FieldSpec) -> None:
     """Raise ValueError unless each option is one of the type."""
     if (spec.of is not None) != (spec.type == "list"):
-        raise ValueError("a list says what it holds: `of: double`" if spec.type == "list" else f"`of` is for lists, this is a {spec.type}")
+        raise ValueError(
+            "a list says what it holds: `of: double`" if spec.type == "list" else f"`of` is for lists, this is a {spec.type}"
+        )
     if (spec.fields is not None) != (spec.type == "struct"):
-        raise ValueError("a struct says its `fields:`" if spec.type == "struct" else f"`fields` is for structs, this is a {spec.type}")
+        raise ValueError(
+            "a struct says its `fields:`" if spec.type == "struct" else f"`fields` is for structs, this is a {spec.type}"
+        )
     if len({name.lower() for name in spec.fields or {}}) != len(spec.fields or {}):
         raise ValueError("two fields differ only in upper and lower case: SQL does not tell them apart")
     if spec.encoding and spec.type != "binary":
