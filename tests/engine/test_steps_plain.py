@@ -343,6 +343,77 @@ def test_tables_from_artifacts_are_announced() -> None:
     assert "come with fleet artifacts" in problem("", head="lookups:\n  t: {artifact: assets, key: [a]}")[0]
 
 
+# -- parse
+
+
+def parsed(parse: str, *texts: str | None) -> list[dict[str, Any]]:
+    found = run(f"steps:\n  - parse: {parse}\n  - drop: [ts, k, v, n]\n", *(row(i, text) for i, text in enumerate(texts))).rows()
+    return [{name: value for name, value in r.items() if name != "_event_time"} for r in found]
+
+
+def test_parse_without_fields_makes_texts_of_all_names() -> None:
+    regex = r"{from: k, regex: {pattern: '(?P<level>\w+): (?P<code>\d+)?'}}"
+    assert parsed(regex, "warn: 12", "info: ", None) == [
+        {"level": "warn", "code": "12"},
+        {"level": "info", "code": None},
+        {"level": None, "code": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text"),
+    [
+        ("regex: {pattern: 'user (?P<u>\\w+) took (?P<ms>[0-9.]+)'}", "user ada took 12.5"),
+        ('grok: {pattern: "%{WORD:u} %{NUMBER:ms}"}', "ada 12.5"),
+        ("logfmt: {}", "u=ada ms=12.5 x=1"),
+        ("json: {}", '{"u": "ada", "ms": 12.5}'),
+        ("csv: {columns: [u, other, ms]}", "ada,x,12.5"),
+        ("keyvalue: {}", "u=ada;ms=12.5"),
+    ],
+)
+def test_parse_takes_every_decoder_and_types_its_fields(decoder: str, text: str) -> None:
+    fields = "fields: {who: {type: string, from: u}, ms: {type: double, max: 100}}"
+    assert parsed(f"{{from: k, {decoder}, {fields}}}", text) == [{"who": "ada", "ms": 12.5}]
+
+
+def test_parse_quarantines_what_does_not_decode_and_what_breaks_a_field() -> None:
+    parse = "{from: k, logfmt: {}, fields: {ms: {type: double, max: 100}, at: {type: timestamp, nullable: true}}}"
+    steps = f"steps:\n  - filter: n = 1\n  - parse: {parse}\n"
+    texts = ["ms=5", "ms=500", "ms=x", "ms", 'ms="5', "at=2026-01-01T00:00:00Z ms=7", "ms=7 at=soon"]
+    made = run(steps, *(row(i, text, n=1) for i, text in enumerate(texts)), row(9, "ms=x", n=0), row(10, None, n=1))
+    assert [(r["ms"], r["at"] is None) for r in made.rows()] == [(5.0, True), (7.0, False), (None, True)]
+    field, text = "steps[1].parse.{}: missing, or not as `fields` says", "steps[1].parse: the text does not decode"
+    assert sorted({why for (why,) in made.reasons()}) == sorted({field.format("ms"), field.format("at"), text})
+    assert len(made.reasons()) == 5
+
+
+@pytest.mark.parametrize(
+    ("parse", "says"),
+    [
+        (
+            "{from: kk, json: {}, fields: {a: {type: string}}}",
+            'steps[0].parse.from: column "kk" is not in the rows; did you mean "k"?',
+        ),
+        ("{from: v, value: {}}", 'steps[0].parse.from: "v" is DOUBLE, not a text'),
+        ("{from: k, json: {}}", "steps[0].parse: any name may occur in the text"),
+        ("{from: k, csv: {}}", "steps[0].parse.csv: a text has no header"),
+        ("{from: k, regex: {pattern: '('}}", "steps[0].parse.regex.pattern: not a regular expression"),
+        ("{from: k, regex: {pattern: '(?P<v>.)'}}", 'steps[0].parse: there is a column "v" already'),
+        (
+            "{from: k, regex: {pattern: '(?P<level>.)'}, fields: {x: {type: string, from: levl}}}",
+            'steps[0].parse.fields.x: the text gives no "levl"; did you mean "level"?',
+        ),
+        (
+            "{from: k, logfmt: {}, fields: {t: {type: timestamp, event_time: true}}}",
+            "steps[0].parse.fields.t: event_time, check and meta",
+        ),
+        ("{from: k}", "exactly one kind of"),
+    ],
+)
+def test_a_parse_that_cannot_work_is_refused(parse: str, says: str) -> None:
+    assert says in problem(f"steps:\n  - parse: {parse}\n")[0]
+
+
 # -- what must not leave
 
 
@@ -364,6 +435,7 @@ def test_a_sensitive_column_must_be_redacted_before_a_sink() -> None:
         ("  - previous: {take: {x: k}}\n", "x"),
         ("  - counter: {of: v, into: x}\n", "x"),
         ("  - lookup: {table: assets, by: [k], take: {x: asset}}\n", "x"),
+        ("  - parse: {from: k, logfmt: {}, fields: {x: {type: string}}}\n", "x"),
     ],
 )
 def test_what_comes_of_a_sensitive_column_is_sensitive(steps: str, column: str) -> None:
