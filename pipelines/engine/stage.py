@@ -24,7 +24,7 @@ from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.language.steps import Step
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.bind import Binder, Bound, Column, Columns
-from pipelines.engine.connection import quote
+from pipelines.engine.connection import literal, quote
 from pipelines.engine.fate import ALIVE, Fates
 from pipelines.engine.state import State
 from pipelines.engine.statement import Statement
@@ -279,21 +279,24 @@ def in_calendar(value: str) -> str:
     return f"{value} BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP '9999-12-31 23:59:59.999999'"
 
 
-def unfit(value: str, type_: pa.DataType, *, bounded: bool = True) -> str:
+def unfit(value: str, type_: pa.DataType, *, bounded: bool = True, depth: int = 0) -> str:
     """` OR condition`s under which a value may not be a column's: not finite, outside the calendar, or too long."""
-    limits = f" OR strlen(CAST({value} AS VARCHAR)) > {DERIVED_BYTES_MAX}" if bounded else ""
     if pa.types.is_floating(type_):
         return f" OR NOT isfinite({value})"
     if pa.types.is_timestamp(type_):
         return f" OR NOT ({in_calendar(value)})"
     if pa.types.is_string(type_) or pa.types.is_binary(type_):
-        return limits.replace(f"CAST({value} AS VARCHAR)", value) if pa.types.is_string(type_) else limits
+        length = "strlen" if pa.types.is_string(type_) else "octet_length"
+        return f" OR {length}({value}) > {DERIVED_BYTES_MAX}" if bounded else ""
+    limits = ""
     if pa.types.is_list(type_):
-        inner = unfit("_e", type_.value_type, bounded=False).removeprefix(" OR ")
-        return limits + (f" OR len(list_filter({value}, lambda _e: {inner})) > 0" if inner else "")
-    if pa.types.is_struct(type_):
-        return limits + "".join(unfit(f"struct_extract({value}, '{f.name}')", f.type, bounded=False) for f in type_)
-    return ""
+        inner = unfit(f"_e{depth}", type_.value_type, bounded=False, depth=depth + 1).removeprefix(" OR ")
+        limits = f" OR len(list_filter({value}, lambda _e{depth}: {inner})) > 0" if inner else ""
+    elif pa.types.is_struct(type_):
+        for part in type_:
+            limits += unfit(f"struct_extract({value}, {literal(part.name)})", part.type, bounded=False, depth=depth)
+    nested = pa.types.is_list(type_) or pa.types.is_struct(type_)
+    return limits + (f" OR strlen(CAST({value} AS VARCHAR)) > {DERIVED_BYTES_MAX}" if bounded and nested else "")
 
 
 @dataclass(frozen=True)

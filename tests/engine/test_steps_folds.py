@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import SpecError
+from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.engine.plan import Plan, compile_plan
 from pipelines.engine.stage import owners
 from pipelines.engine.state import State, entries, restore
@@ -55,9 +57,7 @@ def problem(text: str) -> str:
     return str(caught.value.problems[0])
 
 
-def steps_spec(text: str) -> Any:
-    from pipelines.contract.spec import load_spec
-
+def steps_spec(text: str) -> PipelineSpec:
     return load_spec(pipeline(f"steps:\n  - {text}\n"))
 
 
@@ -291,6 +291,40 @@ def test_no_split_and_no_restart_shows(text: str, given: list[Any], data: st.Dat
     for owner in owners(plan.stages):
         assert dict(parts.of(owner)) == dict(state.of(owner))
         assert len(state.of(owner)) <= max(10, 60 if "max_groups" not in text else 10)
+
+
+STATELESS = [
+    "filter: n is distinct from 7",
+    "filter: n % (n - 3) < 2",
+    "derive: {{d{i}: n * 1000000000000000000, e{i}: k || '-'}}",
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(given=ROWS, data=st.data())
+def test_no_split_of_rows_through_many_steps_shows(given: list[Any], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.sampled_from([*STEPS, *STATELESS]), min_size=2, max_size=5))
+    texts = [text.format(i=i) if text in STATELESS else _renumbered(text, i) for i, text in enumerate(chosen)]
+    spec = load_spec(pipeline("steps:\n" + "".join(f"  - {text}\n" for text in texts)))
+    lines = [row(second, k, v, n=n) if fate == 0 else "{" for second, k, v, n, fate in given]
+    whole = Run(compile_plan(spec)).feed(batch(lines))
+    parted = Run(compile_plan(spec))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(lines)), max_size=4)))
+    for start, stop in zip([0, *cuts], [*cuts, len(lines)], strict=True):
+        parted.feed(batch(lines[start:stop]))
+    assert parted.rows() == whole.rows()
+    assert [(r["step"], r["reasons"], r["raw"]) for r in parted.quarantine()] == [
+        (r["step"], r["reasons"], r["raw"]) for r in whole.quarantine()
+    ]
+    assert parted.state.sources == whole.state.sources
+    assert {o: dict(c) for o, c in parted.state.cells.items()} == {o: dict(c) for o, c in whole.state.cells.items()}
+    if lines:
+        ledgers_balance(whole.state)
+
+
+def _renumbered(text: str, i: int) -> str:
+    """The step with names of its own for what it makes."""
+    return re.sub(r"\b(repeats|used|a|b)(?=[,:}]| )", rf"\g<1>{i}", text)
 
 
 @pytest.mark.parametrize("text", STEPS)

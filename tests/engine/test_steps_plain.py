@@ -146,7 +146,17 @@ def test_values_of_every_type(expression: str, value: object) -> None:
     assert one(f"steps:\n  - derive:\n      x: |-\n        {expression}\n")["x"] == value
 
 
-@pytest.mark.parametrize("expression", ["[v / 0]", "{'a': [v / 0]}", "string_split(repeat_ || repeat_, '')", "{'a': long}"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "[v / 0]",
+        "[[v], [v / 0]]",
+        "{'a': [v / 0]}",
+        "encode(repeat_ || repeat_ || repeat_ || repeat_ || 'x')",
+        "string_split(repeat_ || repeat_, '')",
+        "{'a': long}",
+    ],
+)
 def test_what_is_unfit_within_a_list_or_struct_fails_the_row(expression: str) -> None:
     many = "{" + ", ".join(f"'{name}': repeat_" for name in "abcde") + "}"
     long = "long: lpad(k, 1024, 'x')\n      repeat_: long || long || long || long"

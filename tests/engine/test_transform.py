@@ -94,25 +94,3 @@ def test_sinks_take_what_their_condition_holds_for() -> None:
     assert [r["v"] for r in made.rows("high")] == [2.0]
     assert made.state.streams["high"] == {"offered": 4, "not_selected": 3, "written": 1}
     assert made.state.streams["far"]["written"] == 3
-
-
-def test_a_record_on_which_the_engine_itself_fails_is_quarantined_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever slips through every TRY: the batch is halved until the record stands alone."""
-    import duckdb
-
-    from pipelines.engine.statement import Statement
-
-    plan = compiled(pipeline())
-    real = Statement.__call__
-
-    def fails_on_poison(self: Statement, table: object) -> object:
-        lines = zip(table["_line"].to_pylist(), table["_bad"].to_pylist(), strict=True)  # type: ignore[index]  # a pa.Table
-        if any("poison" in line and bad is None for line, bad in lines):
-            raise duckdb.Error("an inner error")
-        return real(self, table)  # type: ignore[arg-type]  # a pa.Table
-
-    monkeypatch.setattr(Statement, "__call__", fails_on_poison)
-    made = Run(plan).feed(batch([row(i, k="poison" if i == 7 else "a") for i in range(20)]))
-    assert made.reasons() == [["the engine fails on it: an inner error"]]
-    assert len(made.rows()) == 19
-    ledgers_balance(made.state)
