@@ -40,6 +40,8 @@ lint: setup
 
 fix: setup
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@$(BIN)/tidewire fmt pipelines
+	@$(BIN)/tidewire schema > docs/pipeline.schema.json && $(BIN)/tidewire schema --cases > docs/cases.schema.json
 
 bench: setup
 	@$(BIN)/python -m benchmarks

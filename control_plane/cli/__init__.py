@@ -46,6 +46,8 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(_usage_lines(error), 2)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("control_plane", "edge_agent", "pipelines"):
+            raise
         missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
         _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)
     except BrokenPipeError:

@@ -21,6 +21,8 @@ START = "2026-01-01T00:00:00Z"
 RECORDS_MAX = 1_000_000  # that `repeat` may make of one entry
 _AT = re.compile(r"at\s+(\S.*)\Z")
 
+INSTANTS = "at <time>"  # what a hint calls the keys that begin with `at`
+
 Record = dict[str, Any]
 _SEVERAL = ("exactly", "any_order", "contains", "count")
 
@@ -229,7 +231,7 @@ class Case(Model):
     lookups: dict[str, list[Record]] = {}
     start: str = START
     finish: bool = False  # the input ends after the last instant: open windows are emitted
-    instants: dict[str, list[Act]] = Field({}, alias="at")
+    instants: dict[str, list[Act]] = Field({}, alias=INSTANTS)
     expect: Expect | None = None
 
     @model_validator(mode="before")
@@ -238,7 +240,7 @@ class Case(Model):
         if not isinstance(value, dict):
             return value
         instants = {k: _listed(v) if v is not None else {} for k, v in value.items() if isinstance(k, str) and _AT.match(k)}
-        return {k: v for k, v in value.items() if k not in instants} | ({"at": instants} if instants else {})
+        return {k: v for k, v in value.items() if k not in instants} | ({INSTANTS: instants} if instants else {})
 
     @property
     def start_us(self) -> int:

@@ -146,6 +146,7 @@ class _Formatter:
             _add_comment(out, comment, "")
         if self.before and self.order and self.order[0].after_blank:
             out.append("")
+            self.order[0].after_blank = False  # the line was between the head of the file and it
         if self.root.children:
             out += self._block(self.root, [self.schema], "")
         else:

@@ -17,7 +17,7 @@ from pipelines.contract.duration import format_duration, parse_duration
 from pipelines.contract.language import base
 from pipelines.contract.size import format_size, parse_size
 from pipelines.contract.spec import PipelineSpec
-from pipelines.tools.cases import CasesFile
+from pipelines.tools.cases import INSTANTS, CasesFile
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _LENGTH = r"([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+"
@@ -43,7 +43,7 @@ def cases_schema() -> Schema:
     schema = _finished(CasesFile, "Tidewire cases")
     definitions = schema["$defs"]
     case, act = definitions["Case"], {"$ref": "#/$defs/Act"}
-    del case["properties"]["at"]
+    del case["properties"][INSTANTS]
     case["patternProperties"] = {rf"^at\s+{_LENGTH}$": _any_of(act, {"type": "array", "items": act}, _NULL)}
     taken = definitions["ActionTaken"]
     del taken["properties"]["kinds"]

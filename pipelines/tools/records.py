@@ -96,12 +96,10 @@ def write_time(field: FieldSpec, us: int) -> Any:
         whole, rest = divmod(us * 1000, {"s": 1000 * US_PER["s"], "ms": 1000 * US_PER["ms"], "us": 1000, "ns": 1}[field.unit])
         return whole if not rest else us / US_PER[field.unit]
     when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
-    formats = field.format
-    if not formats:
+    if field.format in (None, "iso"):
         return when.isoformat().replace("+00:00", "Z")
-    zone = getattr(field, "timezone", None)
-    local = when.astimezone(ZoneInfo(zone)) if zone else when
-    return local.strftime(formats if isinstance(formats, str) else formats[0])
+    local = when.astimezone(ZoneInfo(field.timezone)) if field.timezone else when
+    return local.strftime(str(field.format))
 
 
 def _header(source: Source, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
