@@ -51,6 +51,6 @@ def open_source(spec: SourceSpec, position: Mapping[str, Any], context: SourceCo
     from edge_agent.sources.simulate import SimulateSource
 
     if spec.file is not None:
-        return FileSource(spec.file, spec.decode, position, context)
+        return FileSource(spec, position, context)
     assert spec.simulate is not None
     return SimulateSource(spec.simulate, position, context)

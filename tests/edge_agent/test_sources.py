@@ -255,7 +255,7 @@ def test_a_deleted_file_is_read_to_its_end_and_forgotten(tmp_path: Path, gone_at
     (tmp_path / "a.log").unlink()
     assert texts(source) == ["one"]
     assert texts(source) == []
-    assert source.position == {"files": {}}
+    assert source.position["files"] == {}
 
 
 def test_one_file_under_two_names_is_read_once(tmp_path: Path) -> None:

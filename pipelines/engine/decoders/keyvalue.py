@@ -1,6 +1,6 @@
 """keyvalue and logfmt: pairs of a name and a value, in any order.
 
-Whole columns are cut into pairs at once. Texts with quotes go that way too, the separators within masked meanwhile, where they are
+Whole columns are cut into pairs at once. Texts with quotes go that way too, the separators in them masked meanwhile, where they are
 plain: quotes around whole values, no escapes. The rest goes one by one through `parse`, which says what is right.
 """
 

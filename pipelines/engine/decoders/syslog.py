@@ -36,8 +36,8 @@ _OLD_PARTS = (
     r"\A(?P<month>[A-Z][a-z]{2}) +(?P<day>[0-9]+)(?: (?P<year>[0-9]{4}))? (?P<time>[0-9]{2}:[0-9.:]+)(?: (?P<year>[0-9]{4}))?\z"
 )
 _RFC3164 = (
-    rf"{_PRIORITY}[*.]?(?P<timestamp>{_ISO}|{_OLD}):? (?P<host>\S+) "
-    r"(?:(?P<app>[^\s:\[\]][^:\[\]]{0,63}?)(?:\[(?P<procid>[^\]\s]{0,64})\])?:(?:\s+|\z))?(?P<message>(?s:.*))\z"
+    rf"{_PRIORITY}[*.]?(?P<timestamp>{_ISO}|{_OLD}):? (?P<host>\S+) +"
+    r"(?:(?P<app>[^\s:\[\]]+(?: [^\s:\[\]]+)?)(?:\[(?P<procid>[^\]\s]*)\])?:(?:\s+|\z))?(?P<message>(?s:.*))\z"
 )
 _DATA = r'(?:\[[^ =\]"]+(?: [^ =\]"]+="(?:[^"\\\]]|\\.)*")*\])+'
 _RFC5424 = (
@@ -78,8 +78,9 @@ class SyslogDecoder:
         if "message" in wanted:
             found["message"] = pc.replace_substring_regex(found["message"], "\\A\ufeff", "")
         if "structured_data" in wanted:
-            values = found["structured_data"].to_pylist()
-            found["structured_data"] = pa.array([value and _as_json(value) for value in values], pa.string())
+            encoded = found["structured_data"].dictionary_encode()
+            made = pa.array([_as_json(value) for value in encoded.dictionary.to_pylist()], pa.string())
+            found["structured_data"] = made.take(encoded.indices)
         return found, bad
 
     def _rfc3164(self, text: pa.StringArray, wanted: Sequence[str], received_at_us: int | None) -> tuple[Columns, dict[int, str]]:
