@@ -1,8 +1,8 @@
 """Records of files: follows growing and new ones, survives rotation by rename or truncation, resumes by position.
 
 A file is known by its inode and the digest of its first bytes, so a rename is no new file and a reused inode is no old one; one
-that was packed meanwhile is known by what it unpacks to. Only whole records are handed on; the last one may lack its end where no more
-can come: with `until_eof`, or when the file's path leads to another file by now.
+that was packed meanwhile is known by what it unpacks to. Only whole records are handed on; the last one may lack its end where
+no more can come: with `until_eof`, or when the file's path leads to another file by now.
 """
 
 from __future__ import annotations

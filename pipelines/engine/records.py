@@ -293,6 +293,8 @@ def _complain_once(binder: Binder, path: str, message: str, hint: str) -> None:
 def _check_source(binder: Binder, name: str, source: Source, fields: Sequence[_Field]) -> None:
     for path, message, hint in decoders.check(source.decode):
         binder.complain(f"sources.{name}.decode.{path}", message, hint)
+    for path, message, hint in decoders.check_framing(source):
+        binder.complain(f"sources.{name}.{path}", message, hint)
     if binder.spec.unknown_fields != "ignore" and not (source.decode.json_ or source.decode.csv):
         message = "unknown_fields is for json and csv: other decoders give what is asked for only"
         _complain_once(binder, "unknown_fields", message, "remove it")
