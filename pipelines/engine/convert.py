@@ -281,6 +281,9 @@ class String(Converter):
     def _parse(self, text: str, received_us: int) -> str:
         return text
 
+    def _parse_number(self, text: str, received_us: int) -> str:
+        return _zero(text)
+
     def _cast(self, texts: pa.Array) -> Read:
         return texts, None
 
@@ -288,6 +291,11 @@ class String(Converter):
         if kind in ("integer", "boolean"):
             return Native(pa.int64() if kind == "integer" else pa.bool_(), lambda values, _: (values.cast(pa.string()), None))
         return super().native(kind)
+
+
+def _zero(text: str) -> str:
+    """An integer as text is what it is again after a computer read it: -0 is 0."""
+    return "0" if text == "-0" else text
 
 
 class Timestamp(Converter):
@@ -380,6 +388,9 @@ class Mapped(Converter):
         if text not in self._map:
             raise ValueError
         return self._map[text]
+
+    def _parse_number(self, text: str, received_us: int) -> Any:
+        return self._parse(_zero(text), received_us)
 
     def _cast(self, texts: pa.Array) -> Read:
         which = pc.index_in(texts, self._codes)

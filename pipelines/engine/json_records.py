@@ -23,11 +23,12 @@ import pyarrow.json as pa_json
 
 from pipelines.engine.convert import Converter, Native, Unfit
 from pipelines.engine.json_template import Path, Template, make_template
-from pipelines.engine.json_text import DEPTH_MAX, Doubled, NotJson, parse, parse_object, to_json
+from pipelines.engine.json_text import DEPTH_MAX, Doubled, NotJson, parse_object, to_json
 from pipelines.engine.table_read import Part, TableRead, merge
 
 ROWS_MAX = 10_000  # elements of one message's array
 BLOCK_ROWS_MIN = 33  # below, one by one is faster
+_EXAMPLES = 3  # lines of which the first plain one is the example
 _TEMPLATES_MAX = 4  # shapes of lines that are tried, each on what the one before left
 _FEW_ALIKE = 4  # a template for less than a quarter of the lines does not pay
 _FEW = 50  # a fiftieth of the lines is read one by one without ado
@@ -132,7 +133,7 @@ class JsonReader:
         nothing: tuple[list[Part], Some | None] = ([], None)
         if len(texts) < BLOCK_ROWS_MIN or self._rows is not None:
             return nothing
-        found = self._template(texts[0].as_py())
+        found = self._template(texts[:_EXAMPLES].to_pylist())
         if found is None:
             return nothing
         template, natives = found
@@ -149,25 +150,21 @@ class JsonReader:
             return nothing
         return list(self._sure(*alike, columns, None, doubt, received_us)), others or (texts.slice(0, 0), None)
 
-    def _template(self, example: str) -> tuple[Template, Sequence[Native | None]] | None:
-        kinds = self._kinds(example) if example.startswith("{") else None
-        if kinds is None:
+    def _template(self, examples: Sequence[str]) -> tuple[Template, Sequence[Native | None]] | None:
+        """From the first example that is a plain object."""
+        example, record = next(((text, found) for text in examples if (found := _object(text)) is not None), ("", None))
+        if record is None or (self._unknown != "ignore" and _unnamed(record, self._named)):
             return None
+        kinds = self._kinds(record)
         patterns = {f.path: f.converter.number_pattern(kind) for f, kind in zip(self._fields, kinds, strict=True)}
         template = make_template(example, patterns)
-        if template is None or (self._unknown != "ignore" and not self._all_named(example)):
+        if template is None:
             return None
         natives = [f.converter.native(kind) for f, kind in zip(self._fields, kinds, strict=True)]
         for leaf, native in zip(self._fields, natives, strict=True):
-            if leaf.path in template.cuts:
-                if native is None:
-                    return None
-            elif template.has_below(leaf.path):
+            if native is None if leaf.path in template.cuts else template.has_below(leaf.path):
                 return None
         return template, natives
-
-    def _all_named(self, example: str) -> bool:
-        return not _unnamed(parse_object(example), self._named)
 
     def _cut(
         self, template: Template, natives: Sequence[Native | None], texts: pa.Array, received_us: int
@@ -275,19 +272,18 @@ class JsonReader:
 
     def _shape(self, example: str) -> _Shape | None:
         """By the kinds of values that the first line has."""
-        kinds = self._kinds(example)
+        try:
+            record = next(iter(self._records(parse_object(example))), {})
+        except (NotJson, _Undecodable):
+            record = {}
+        kinds = self._kinds(record)
         if kinds not in self._shapes:
             if len(self._shapes) > 64:
                 self._shapes.clear()
             self._shapes[kinds] = self._make_shape(kinds)
         return self._shapes[kinds]
 
-    def _kinds(self, example: str) -> tuple[str, ...]:
-        try:
-            message: Any = parse(example)
-            record = next(iter(self._records(message)), {})
-        except (NotJson, _Undecodable):
-            record = {}
+    def _kinds(self, record: Any) -> tuple[str, ...]:
         return tuple(_kind(_walk(record, f.path, strict=False), f.converter.usual_kind) for f in self._fields)
 
     def _make_shape(self, kinds: Sequence[str]) -> _Shape | None:
@@ -336,7 +332,7 @@ class JsonReader:
         if unknown and self._unknown == "keep":
             made.columns[-1][row] = to_json(unknown)
         elif unknown:
-            made.unknown[row] = list(_names(unknown))
+            made.unknown[row] = list(_names(unknown, self._named))
 
     def _records(self, message: Any) -> Iterator[Mapping[str, Any]]:
         """The records of one message. Raises _Undecodable."""
@@ -352,6 +348,13 @@ class JsonReader:
         kept = {name: value for name in self._keep if (value := _walk(message, (name,))) is not None}
         for element in elements:
             yield _with_kept(element if isinstance(element, dict) else {"value": element}, kept)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        return parse_object(text) if text.startswith("{") else None
+    except NotJson:
+        return None
 
 
 class _Undecodable(Exception):
@@ -451,8 +454,13 @@ def _unnamed(record: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def _names(unknown: Mapping[str, Any]) -> Iterator[str]:
-    yield from unknown
+def _names(unknown: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:
+    """`data.y` where `data` is named and `y` is not."""
+    for name, value in unknown.items():
+        if named.get(name) is not None and isinstance(value, dict):
+            yield from (f"{name}.{below}" for below in _names(value, named[name]))
+        else:
+            yield name
 
 
 def _schema(leaves: Sequence[tuple[Path, pa.DataType]]) -> pa.Schema:

@@ -54,7 +54,7 @@ def parse_object(text: str) -> dict[str, Any]:
 def text_of(raw: Any) -> str:
     """A value of the input as text: text itself, a number as written, a list or an object as compact JSON."""
     if isinstance(raw, str):
-        return "0" if type(raw) is Number and raw == "-0" else str(raw)
+        return str(raw)
     return to_json(raw)
 
 

@@ -46,9 +46,12 @@ def merge(parts: Sequence[Part], types: Sequence[pa.DataType], line_count: int, 
         line = part.line if many else None
         return TableRead(part.columns, len(part.columns[0]), line, part.unfit, part.undecodable, part.unknown)
     line = pa.concat_arrays([_line(part) for part in parts]) if parts else pa.array([], pa.int32())
-    order = pc.array_sort_indices(line)  # stable: the records of a line stay in order
+    if many:
+        order = pc.array_sort_indices(line).cast(pa.int32())  # stable: the records of a line stay in order
+        place = pc.inverse_permutation(order)
+    else:
+        place, order = line, pc.inverse_permutation(line)
     columns = [pa.concat_arrays([part.columns[i] for part in parts]).take(order) for i in range(len(types))]
-    place = pc.inverse_permutation(order.cast(pa.int32()))
     unfit: dict[int, Mapping[int, Unfit]] = {}
     undecodable: dict[int, str] = {}
     unknown: dict[int, Sequence[str]] = {}
