@@ -53,6 +53,16 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("TIDEWIRE_DEBUG"):
+            raise
+        _fail(
+            [
+                f"a defect of Tidewire: {type(error).__name__}: {error}",
+                "  fix: please report it, with what TIDEWIRE_DEBUG=1 shows",
+            ],
+            1,
+        )
     else:
         sys.exit(status if isinstance(status, int) else 0)
 

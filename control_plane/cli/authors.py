@@ -5,6 +5,8 @@ Nothing of a control plane is imported here, and nothing heavy before it is need
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,30 +36,41 @@ def validate(
 ) -> None:
     """Check pipeline files here, without a server. Every problem is printed."""
     problems: list[Problem] = []
+    warnings: list[Problem] = []
     files = list(yaml_files(paths, "validate"))
     for file in files:
         try:
-            _check(file)
+            warnings += _check(file)
         except SpecError as error:
             problems += error.problems
     if as_json:
-        output.print_json({"files": len(files), "problems": [problem_json(problem) for problem in problems]})
-    elif not problems:
-        print(f"{len(files)} file{'' if len(files) == 1 else 's'} fine")
-    if problems and not as_json:
+        told = {"problems": problems, "warnings": warnings}
+        output.print_json({"files": len(files), **{name: [problem_json(one) for one in all_] for name, all_ in told.items()}})
+        raise typer.Exit(1 if problems else 0)
+    for warning in warnings:
+        print(
+            output.plain(f"{warning} (a warning)"),
+            *([f"  fix: {warning.hint}"] if warning.hint else []),
+            sep="\n",
+            file=sys.stderr,
+        )
+    if problems:
         raise SpecError(problems)
-    raise typer.Exit(1 if problems else 0)
+    print(f"{len(files)} file{'' if len(files) == 1 else 's'} fine")
 
 
-def _check(file: Path) -> None:
+def _check(file: Path) -> Sequence[Problem]:
+    """Its warnings. Raises `SpecError`."""
     if file.name.endswith(CASES):
         from pipelines.tools.cases import load_cases
 
         load_cases(read(file), str(file))
-    else:
-        from pipelines.engine.plan import load_checked
+        return ()
+    from pipelines.contract.spec import load_spec
+    from pipelines.engine.plan import compile_plan, example_params
 
-        load_checked(read(file), str(file))
+    spec = load_spec(read(file), str(file))
+    return compile_plan(spec, example_params(spec)).warnings
 
 
 @app.command()

@@ -231,7 +231,7 @@ class Case(Model):
     lookups: dict[str, list[Record]] = {}
     start: str = START
     finish: bool = False  # the input ends after the last instant: open windows are emitted
-    instants: dict[str, list[Act]] = Field({}, alias=INSTANTS)
+    instants: dict[str, list[Act]] = Field({}, alias="at <time>")  # INSTANTS
     expect: Expect | None = None
 
     @model_validator(mode="before")

@@ -114,7 +114,7 @@ def _columns(pairs: Sequence[Pair]) -> list[str]:
 def _flat(value: Any) -> dict[str, Any]:
     """An entry as columns."""
     if isinstance(value, Quarantined):
-        return value.model_dump(exclude_none=True)
+        return value.model_dump(exclude_unset=True)
     if isinstance(value, IncidentStep):
         return value.model_dump(exclude_none=True)
     if isinstance(value, ActionTaken):
