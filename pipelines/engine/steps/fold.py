@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipelines.contract.frames import sha256
 from pipelines.contract.language.steps import Grouped
 from pipelines.engine.bind import Column
+from pipelines.engine.cells import GONE, changed
 from pipelines.engine.fate import ALIVE
 from pipelines.engine.stage import Stages, any_alive, attach
 from pipelines.engine.state import Cells, Key, State
@@ -25,20 +26,43 @@ KEY_TEXT_MAX = 64  # characters; a longer text in a key is kept as its digest
 _FORGET_SHARE = 10  # one in so many groups goes when there are too many
 
 
+class Working(dict[Key, Any]):
+    """The cells that a batch writes; reading another gives what was there before the batch, or None."""
+
+    __slots__ = ("before", "gone")
+
+    def __init__(self, before: Cells) -> None:
+        super().__init__()
+        self.before, self.gone = before, set[Key]()
+
+    def __missing__(self, key: Key) -> Any:
+        return None if key in self.gone else self.before.get(key)
+
+    def changes(self) -> dict[Key, Any]:
+        return {**dict.fromkeys(self.gone, GONE), **self}
+
+
 @dataclass
 class Memory:
-    """The cells of one step during a batch. A fold writes `cells[key] = (writes, ...)` with `writes` one higher each time."""
+    """The cells of one step during a batch. A fold reads `cells[key]`, None for a new group, and writes `cells[key] = (writes,
+    ...)` with `writes` one higher each time; after a new group it calls `added`."""
 
-    cells: dict[Key, Any]
+    cells: Working
     writes: int
+    groups: int
     max_groups: int
 
-    def forget(self) -> None:
-        """To be called when a group was added: beyond `max_groups`, those written longest ago go, a tenth at once."""
-        if len(self.cells) > self.max_groups:
-            eldest = sorted(self.cells, key=lambda key: self.cells[key][0])
-            for key in eldest[: max(self.max_groups // _FORGET_SHARE, 1)]:
-                del self.cells[key]
+    def added(self) -> None:
+        """Count a new group. Beyond `max_groups`, those written longest ago are forgotten, a tenth at once."""
+        self.groups += 1
+        if self.groups <= self.max_groups:
+            return
+        kept = {key: cell for key, cell in self.cells.before.items() if key not in self.cells.gone} | self.cells
+        eldest = sorted(kept, key=lambda key: kept[key][0])[: self.max_groups // _FORGET_SHARE]
+        for key in eldest:
+            self.cells.pop(key, None)
+        self.cells.gone.update(eldest)
+        self.groups -= len(eldest)
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,8 @@ class FoldStage:
     max_groups: int
     step: Step
     compact: bool = False  # values it reads come as `scalars`
-    _known: list[tuple[Cells, int]] = field(default_factory=list, compare=False)  # the last cells and their highest count
+    # the last cells, their highest count of writes, how many they are: what would else be counted anew for each batch
+    _known: list[tuple[Cells, int, int]] = field(default_factory=list, compare=False)
 
     def __call__(self, state: State, rows: pa.Table) -> tuple[State, pa.Table]:
         if not any_alive(rows):
@@ -92,15 +117,14 @@ class FoldStage:
 
     def _memory(self, state: State) -> Memory:
         cells = state.of(self.owner)
-        if self._known and self._known[0][0] is cells:
-            writes = self._known[0][1]
-        else:
-            writes = max((cell[0] for cell in cells.values()), default=0)
-        return Memory(dict(cells), writes, self.max_groups)
+        if not self._known or self._known[0][0] is not cells:
+            self._known[:] = [(cells, max((cell[0] for cell in cells.values()), default=0), len(cells))]
+        _, writes, groups = self._known[0]
+        return Memory(Working(cells), writes, groups, self.max_groups)
 
     def _remember(self, state: State, memory: Memory) -> State:
-        state = state.put(self.owner, memory.cells)
-        self._known[:] = [(state.of(self.owner), memory.writes)]
+        state = state.put(self.owner, changed(state.of(self.owner), memory.cells.changes()))
+        self._known[:] = [(state.of(self.owner), memory.writes, memory.groups)]
         return state
 
 

@@ -68,11 +68,11 @@ def _counting(
         for i, (key, time, reading) in enumerate(zip(rows.keys, rows.times, rows.values[0], strict=True)):
             if reading is None:
                 continue
-            cell = cells.get(key)
+            cell = cells[key]
             if cell is None:
                 n += 1
                 cells[key] = (n, reading, time, False)
-                memory.forget()
+                memory.added()
                 continue
             _, last, last_time, doubted = cell
             if reading < last and 0 < last_time - time < LATE_MAX_US:
@@ -133,7 +133,7 @@ def compile_previous(stages: Stages, spec: Previous, path: str) -> None:
         fates: list[int] = [ALIVE] * len(rows)
         made: list[list[Any]] = [[None] * len(rows) for _ in at]
         for i, (key, values) in enumerate(zip(rows.keys, zip(*rows.values, strict=True), strict=True)):
-            cell = cells.get(key)
+            cell = cells[key]
             if cell is not None:
                 for column, place in zip(made, at, strict=True):
                     column[i] = cell[1][place]
@@ -143,7 +143,7 @@ def compile_previous(stages: Stages, spec: Previous, path: str) -> None:
             n += 1
             cells[key] = (n, values)
             if cell is None:
-                memory.forget()
+                memory.added()
         memory.writes = n
         return fates if long else None, made
 

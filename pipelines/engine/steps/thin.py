@@ -31,7 +31,7 @@ def compile_dedupe(stages: Stages, spec: Dedupe, path: str) -> None:
         cells, n = memory.cells, memory.writes
         fates, before = [0] * len(rows), [0] * len(rows)
         for i, (key, time) in enumerate(zip(rows.keys, rows.times, strict=True)):
-            cell = cells.get(key)
+            cell = cells[key]
             if cell is not None and -within < time - cell[1] < within:
                 fates[i] = dropped
                 if counts:
@@ -41,7 +41,7 @@ def compile_dedupe(stages: Stages, spec: Dedupe, path: str) -> None:
             n += 1
             cells[key] = (n, time, 0)
             if cell is None:
-                memory.forget()
+                memory.added()
             else:
                 before[i] = cell[2]
         memory.writes = n
@@ -68,14 +68,14 @@ def compile_deadband(stages: Stages, spec: Deadband, path: str) -> None:
         cells, n = memory.cells, memory.writes
         fates = [0] * len(rows)
         for i, (key, time, values) in enumerate(zip(rows.keys, rows.times, zip(*rows.values, strict=True), strict=True)):
-            cell = cells.get(key)
+            cell = cells[key]
             if cell is not None and not _moved(cell[2], values, bands) and (every is None or abs(time - cell[1]) < every):
                 fates[i] = filtered
                 continue
             n += 1
             cells[key] = (n, time, values)
             if cell is None:
-                memory.forget()
+                memory.added()
         memory.writes = n
         return fates, []
 
@@ -111,14 +111,14 @@ def compile_changes(stages: Stages, spec: Changes, path: str) -> None:
         cells, n = memory.cells, memory.writes
         fates = [0] * len(rows)
         for i, (key, values) in enumerate(zip(rows.keys, zip(*rows.values, strict=True), strict=True)):
-            cell = cells.get(key)
+            cell = cells[key]
             if cell is not None and cell[1] == values:
                 fates[i] = filtered
                 continue
             n += 1
             cells[key] = (n, values)
             if cell is None:
-                memory.forget()
+                memory.added()
         memory.writes = n
         return fates, []
 
@@ -137,14 +137,14 @@ def compile_sample(stages: Stages, spec: Sample, path: str) -> None:
         cells, n = memory.cells, memory.writes
         fates = [0] * len(rows)
         for i, key in enumerate(rows.keys):
-            cell = cells.get(key)
+            cell = cells[key]
             since = 0 if cell is None else (cell[1] + 1) % every
             if since:
                 fates[i] = filtered
             n += 1
             cells[key] = (n, since)
             if cell is None:
-                memory.forget()
+                memory.added()
         memory.writes = n
         return fates, []
 
@@ -170,7 +170,7 @@ def compile_rate_limit(stages: Stages, spec: RateLimit, path: str) -> None:
         cells, n = memory.cells, memory.writes
         fates = [0] * len(rows)
         for i, (key, time) in enumerate(zip(rows.keys, rows.times, strict=True)):
-            cell = cells.get(key)
+            cell = cells[key]
             start, passed = (time, 0) if cell is None or not -per < time - cell[1] < per else (cell[1], cell[2])
             if passed >= limit:
                 fates[i] = filtered
@@ -178,7 +178,7 @@ def compile_rate_limit(stages: Stages, spec: RateLimit, path: str) -> None:
             n += 1
             cells[key] = (n, start, passed + 1)
             if cell is None:
-                memory.forget()
+                memory.added()
         memory.writes = n
         return fates, []
 
