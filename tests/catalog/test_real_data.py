@@ -31,9 +31,9 @@ from tests.catalog.real_data import (
 pytestmark = needs_data
 
 
-def run_alone(home: Path, name: str, paths: list[Path]) -> dict[str, Any]:
-    """The report of a stand-alone run over these files."""
-    (home / f"{name}.yaml").write_text(catalog_text(name, paths))
+def run_alone(home: Path, name: str, paths: list[Path], text: str = "") -> dict[str, Any]:
+    """The report of a stand-alone run over these files; of `text` instead of the catalog's pipeline."""
+    (home / f"{name}.yaml").write_text(text or catalog_text(name, paths))
     command = [sys.executable, "-m", "edge_agent", "run", f"{name}.yaml", "--until-eof", "--json", "--data-dir", "data"]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
