@@ -13,6 +13,7 @@ from pipelines.contract import segment
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine import run
 from pipelines.engine.connection import ENGINE
+from pipelines.engine.incident import alarms_of, open_incidents
 from pipelines.engine.ipc import encode_rows
 from pipelines.engine.state import State, entries
 
@@ -52,7 +53,7 @@ class Uncommitted:
         return self.bytes >= SEAL_BYTES
 
     def has_changes(self, state: State) -> bool:
-        return self.bytes > 0 or state.ledger() != self._committed.ledger() or state.alarms != self._committed.alarms
+        return self.bytes > 0 or state.ledger() != self._committed.ledger() or alarms_of(state) != alarms_of(self._committed)
 
     def add(self, state: State, output: run.Output, params: str) -> State:
         """Take what a batch gave under `params` (a digest); returns the state with the ledger entries of what was given up."""
@@ -100,11 +101,10 @@ class Uncommitted:
                 word = name.split(".")[0]
                 totals[word] = totals.get(word, 0) + n
         marks = [mark.us for mark in state.watermarks.values() if mark.us is not None]
-        open_incidents = sum(alarm.phase == "active" for alarm in state.alarms.values())
         return {
             **totals,
             "watermark_us": min(marks, default=None),
-            "open_incidents": open_incidents,
+            "open_incidents": open_incidents(state),
             "uncommitted_bytes": self.bytes,
         }
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Key = tuple[Any, ...]
 GONE: Final[Any] = object()
+SPARE_ROWS = 4_096
 _DELTA_MAX = 64  # changes kept beside a mapping before they are merged into a new one
 
 
@@ -64,7 +66,7 @@ def changed(cells: Mapping[Key, Any], changes: Mapping[Key, Any]) -> Mapping[Key
 class Chunks(Mapping[Key, Any]):
     """Rows in the order they came, as one table per commit: a chunk that was stored is not written again. `rest`: other cells."""
 
-    __slots__ = ("_epoch", "_open", "_table", "rest", "sealed")
+    __slots__ = ("_epoch", "_flat", "_open", "_table", "rest", "sealed")
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class Chunks(Mapping[Key, Any]):
     ) -> None:
         self.sealed, self._epoch, self._open, self.rest = sealed, epoch, open_, rest or {}
         self._table: pa.Table | None = None
+        self._flat: dict[Key, Any] | None = None
 
     @classmethod
     def of(cls, cells: Mapping[Key, Any]) -> Chunks:
@@ -86,12 +89,18 @@ class Chunks(Mapping[Key, Any]):
     def with_rows(self, epoch: int, rows: pa.Table) -> Chunks:
         if self._open is None or epoch != self._epoch:
             sealed = self.tables() if self._open is not None else self.sealed
-            return Chunks({k: t for k, t in sealed.items() if k != epoch}, epoch, (sealed_of(sealed, epoch), rows), self.rest)
+            before = (None, sealed[epoch]) if epoch in sealed else None  # after a restore into the same epoch
+            return Chunks({k: t for k, t in sealed.items() if k != epoch}, epoch, (before, rows), self.rest)
         return Chunks(self.sealed, epoch, (self._open, rows), self.rest)
 
     def without(self, epochs: Sequence[int]) -> Chunks:
         sealed = {epoch: table for epoch, table in self.sealed.items() if epoch not in epochs}
         return Chunks(sealed, self._epoch, self._open, self.rest)
+
+    def compacted(self, epoch: int, numbers: Sequence[int]) -> Chunks:
+        """The same with only the rows of these sequence numbers."""
+        whole = pa.concat_tables([*self.tables().values()])
+        return Chunks({}, epoch, (None, whole.take(places_of(whole, numbers)).combine_chunks()), self.rest)
 
     def with_rest(self, rest: Mapping[Key, Any]) -> Chunks:
         return Chunks(self.sealed, self._epoch, self._open, rest)
@@ -108,16 +117,69 @@ class Chunks(Mapping[Key, Any]):
             self._open = (None, self._table)
         return {**self.sealed, self._epoch: self._table}
 
+    def flat(self) -> dict[Key, Any]:
+        if self._flat is None:
+            self._flat = {**{("rows", epoch): table for epoch, table in self.tables().items()}, **self.rest}
+        return self._flat
+
     def __getitem__(self, key: Key) -> Any:
-        return self.tables()[key[1]] if key[0] == "rows" else self.rest[key]
+        return self.flat()[key]
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([*(("rows", epoch) for epoch in self.tables()), *self.rest])
+        return iter(self.flat())
 
     def __len__(self) -> int:
         return len(self.sealed) + (self._open is not None) + len(self.rest)
 
+    def items(self) -> Any:
+        return self.flat().items()
 
-def sealed_of(sealed: Mapping[int, pa.Table], epoch: int) -> tuple[Any, ...] | None:
-    """The rows of a chunk that goes on: only after a restore into the same epoch."""
-    return (None, sealed[epoch]) if epoch in sealed else None
+
+class Census:
+    """How many rows of each chunk are stored, and how many of them still count."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, int] = {}
+        self.stored: dict[int, int] = {}
+        self.total = self.total_stored = 0
+        self._empty: set[int] = set()
+
+    def store(self, chunk: int, n: int) -> None:
+        self.stored[chunk] = self.stored.get(chunk, 0) + n
+        self.alive.setdefault(chunk, 0)
+        self.total_stored += n
+        self._empty.add(chunk)
+
+    def count(self, chunk: int, n: int) -> None:
+        """`n` more rows of it count, or, below 0, less."""
+        alive = self.alive[chunk] = self.alive.get(chunk, 0) + n
+        self.total += n
+        if alive <= 0:
+            self._empty.add(chunk)
+
+    def forget_empty(self, current: int) -> list[int]:
+        """Chunks no row of which counts any more, but for the current one."""
+        if not self._empty:
+            return []
+        gone = [chunk for chunk in self._empty if chunk != current and self.alive.get(chunk, 1) <= 0]
+        self._empty = {current} & self._empty
+        for chunk in gone:
+            self.total_stored -= self.stored.pop(chunk, 0)
+            del self.alive[chunk]
+        return gone
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it pays to write what counts again, and to drop the chunks."""
+        return self.total_stored > 2 * self.total + SPARE_ROWS
+
+
+def in_order(chunks: Chunks) -> list[tuple[int, pa.Table]]:
+    """The chunks that have rows, oldest rows first."""
+    found = [(epoch, table) for epoch, table in chunks.tables().items() if table.num_rows]
+    return sorted(found, key=lambda chunk: int(chunk[1]["_seq"][0].as_py()))
+
+
+def places_of(rows: pa.Table, numbers: Sequence[int]) -> pa.Array:
+    """Where the rows with these sequence numbers stand."""
+    return pc.index_in(pa.array(numbers, pa.int64()), rows["_seq"].combine_chunks())

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.contract.language.triggers import Trigger
+from pipelines.contract.language.triggers import Action, Trigger
 from pipelines.engine import alarm as machine
 from pipelines.engine.alarm import ACKNOWLEDGED, CLEARED, NORMAL, RAISED, Alarm, Moment, Rules, Step
 from pipelines.engine.cells import GONE, changed
 from pipelines.engine.state import Group, State
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-MORE = "more"  # the group of the one incident that stands for those beyond a limit
+MORE = "\0more"  # the group of the one incident that stands for what is beyond a limit
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Identity:
         return "i" + hashlib.sha256(words.encode()).hexdigest()[:15]
 
     def words(self, group: Sequence[Any]) -> dict[str, Any]:
-        return {MORE: group[1]} if group[:1] == (MORE,) and len(group) != len(self.by) else dict(zip(self.by, group, strict=True))
+        return {"more": group[1]} if is_more(group) else dict(zip(self.by, group, strict=True))
 
     def render(self, words: Mapping[str, Any]) -> str:
         """The message with `{name}` of group, parameters, values, `count` and `node` filled in."""
@@ -94,6 +94,27 @@ class Identity:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "true" if value is True else "false" if value is False else str(value)
+
+
+_ACTIONS = {
+    **dict.fromkeys((machine.RAISED, machine.RAISED_AGAIN, machine.UNSUPPRESSED), "on_raise"),
+    machine.ACKNOWLEDGED: "on_ack",
+    **dict.fromkeys((machine.CLEARED, machine.RESET, machine.RETIRED), "on_clear"),
+}
+
+
+def wanted_actions(spec: Trigger, transition: Transition) -> Sequence[Action]:
+    """What is to be done at a transition."""
+    actions, what = spec.actions, transition.transition
+    if not transition.sounds:
+        return ()
+    if what == machine.ESCALATED:
+        return sorted(spec.escalate, key=lambda step: step.after)[transition.escalation].actions
+    if transition.trigger.endswith(".degraded"):
+        return actions.on_degraded if _ACTIONS.get(what) == "on_raise" else ()
+    if what == machine.REMINDED:
+        return actions.on_raise if actions.on_remind is None else actions.on_remind
+    return getattr(actions, _ACTIONS[what], ()) if what in _ACTIONS else ()
 
 
 Values = Mapping[str, Any]  # label of an aggregate -> its value; `count`
@@ -116,14 +137,15 @@ class Book:
         self.identity, self.lineage = identity, lineage
         self.cells = state.of(identity.owner)
         self.alarms: dict[Group, Alarm] = {key: Alarm(*value) for key, value in self.cells.items()}
-        self.open = sum(a.is_open for k, a in self.alarms.items() if not _is_more(k, identity))
+        self.open = sum(a.is_open for k, a in self.alarms.items() if not is_more(k))
         self.beyond = sum(a.active and not a.is_open for a in self.alarms.values())
         self.touched: dict[Group, Any] = {}
         self.transitions: list[Transition] = []
         self.changes: list[Change] = []
 
     def is_of(self, state: State) -> bool:
-        return self.cells is state.of(self.identity.owner) and (bool(self.cells) or not self.alarms)
+        same = self.cells is state.of(self.identity.owner) and self.lineage == state.lineage
+        return same and (bool(self.cells) or not self.alarms)
 
     def begin(self) -> None:
         self.transitions, self.changes = [], []
@@ -145,14 +167,22 @@ class Book:
     # -- inputs
 
     def see(
-        self, group: Group, moment: Moment, values: Callable[[], Values], row: int, place: int, *, silent: bool = False
+        self,
+        group: Group,
+        moment: Moment,
+        values: Callable[[], Values],
+        row: int,
+        place: int,
+        *,
+        silent: bool = False,
+        at_us: int | None = None,
     ) -> Alarm:
-        """One row or timer of a group."""
+        """One row or timer of a group. `at_us`: what to tell as the time, where the group has none."""
         old = self.alarms.get(group, NORMAL)
         look = machine.see_silence if silent else machine.see
         new, steps = look(self.identity.rules, old, moment, lambda n: self._id(group, n))
         if new is not old:
-            new = self._take(group, old, new, steps, moment.t_us, values, row, place)
+            new = self._take(group, old, new, steps, moment.t_us if at_us is None else at_us, values, row, place)
         return new
 
     def pass_time(self, group: Group, arrival_us: int, at_us: int) -> None:
@@ -169,6 +199,9 @@ class Book:
 
     def by_hand(self, group: Group, result: tuple[Alarm, Sequence[Step]], at_us: int) -> None:
         self._take(group, self.alarms[group], *result, at_us, dict, -1, -1)
+
+    def has_limit(self, what: str) -> bool:
+        return (MORE, what) in self.alarms and self.alarms[MORE, what].is_open
 
     def put(self, group: Group, alarm: Alarm) -> None:
         if alarm == NORMAL:
@@ -254,8 +287,18 @@ class Book:
         )
 
 
-def _is_more(group: Group, identity: Identity) -> bool:
-    return group[:1] == (MORE,) and len(group) != len(identity.by)
+def is_more(group: Sequence[Any]) -> bool:
+    """Whether this is no group, but what is beyond a limit."""
+    return len(group) > 0 and group[0] == MORE
+
+
+def open_incidents(state: State) -> int:
+    return sum(Alarm(*alarm).is_open for cells in alarms_of(state) for alarm in cells.values())
+
+
+def alarms_of(state: State) -> list[Mapping[Group, Any]]:
+    """The alarms of each trigger."""
+    return [cells for owner, cells in sorted(state.cells.items()) if owner.startswith("alarm.")]
 
 
 class Suppression:
@@ -287,7 +330,7 @@ class _Followed:
         shared = [name for name in by if name in book.identity.by]
         self.mine = [by.index(name) for name in shared]
         self.theirs = [book.identity.by.index(name) for name in shared]
-        active = dict.fromkeys(g for g in book.active_groups() if not _is_more(g, book.identity))
+        active = dict.fromkeys(g for g in book.active_groups() if not is_more(g))
         for change in reversed(book.changes):
             if change.active:
                 active.pop(change.group, None)

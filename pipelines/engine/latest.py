@@ -46,6 +46,14 @@ class Latest:
         rows[key] = (t_us, te_us, values)
         return alone
 
+    def restore(self, t_us: int, te_us: int, key: Any, values: tuple[Any, ...]) -> None:
+        """A row that came in earlier; in the order in which they came."""
+        self.t_us = t_us if self.t_us is None else max(self.t_us, t_us)
+        self.rows[key] = (t_us, te_us, values)
+        self.count += 1
+        for tally, value in zip(self.tallies, values, strict=True):
+            tally.add(value, key)
+
     def drop_stale(self, floor_us: int, gone: list[Any]) -> None:
         rows = self.rows
         while rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,19 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.language.triggers import Action
 from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
+from pipelines.engine.arrived import Arrived
 from pipelines.engine.decode import Batch, Lines
 from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
-from pipelines.engine.records import Records
+from pipelines.engine.incident import Transition, wanted_actions
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
+from pipelines.engine.records import Records
 from pipelines.engine.sinks import narrowed
 from pipelines.engine.stage import owners
 from pipelines.engine.state import State, Watermark
 from pipelines.engine.transform import keep_column
-from pipelines.engine.trigger import Transition
 from pipelines.engine.watermark import Stretch, advance, reached_us
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
@@ -44,7 +45,7 @@ INCIDENT_SCHEMA = pa.schema(
         ("_event_time", TIMESTAMP),
         ("at", TIMESTAMP),
         *((name, pa.string()) for name in ("incident", "pipeline", "trigger", "group", "transition", "severity", "message")),
-        *((name, pa.string()) for name in ("by", "reason", "value")),
+        *((name, pa.string()) for name in ("by", "reason", "value", "state", "flags", "advice")),
     ]
 )
 
@@ -95,7 +96,7 @@ class Output:
 def run_batch(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     """The state after `batch` and what it gave. A batch without lines is a timer: time passes, nothing else."""
     if batch.lines is None:
-        state, output = _tick(plan, state, batch.arrival_us)
+        state, output = _tick(plan, state, batch)
     elif len(batch.lines):
         state, output = _rows(plan, state, batch)
     else:
@@ -163,7 +164,10 @@ def _naive(values: pa.Array) -> pa.Array:
 def finish(plan: Plan, state: State) -> tuple[State, Output]:
     """The end of bounded input: every open window is emitted."""
     fed = windows.feed(plan.windows, state, None, _newest(state), early=True)
-    return _emitted(plan, fed)
+    state, output = _emitted(plan, fed)
+    now_us = max((mark.arrival_us for mark in state.watermarks.values()), default=0)
+    state, made = _watch(plan, state, None, Batch("", now_us, _newest(state) or 0), _arrived(fed, None, now_us))
+    return state, (output + made).with_actions(plan, now_us)
 
 
 def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> tuple[State, Output]:
@@ -178,11 +182,7 @@ def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> 
         if successor is None or name not in successor.triggers:
             state, transitions = triggers.retire(trigger, state, arrival_us)
             output += Output(transitions=transitions)
-    kept_spans = {(t.name, t.definition) for t in successor.triggers.values()} if successor else set()
-    state = replace(
-        state,
-        spans={key: rows for key, rows in state.spans.items() if key in kept_spans},
-    )
+    state = triggers.keep_only(state, plan.triggers, successor.triggers if successor else {})
     kept_steps = owners(successor.stages) if successor else set()
     for owner in [name for name in state.cells if name.startswith("step.") and name not in kept_steps]:
         state = state.put(owner, {})
@@ -193,12 +193,19 @@ def acknowledge(
     plan: Plan, state: State, incident: str, by: str, reason: str, at_us: int, arrival_us: int
 ) -> tuple[State, Output]:
     """Mark an open incident acknowledged. Without effect on one that is closed, unknown or acknowledged already (I5)."""
-    for (name, group), alarm in state.alarms.items():
-        if alarm.incident == incident and alarm.phase == "active" and not alarm.acknowledged and name in plan.triggers:
-            transition = triggers.acknowledged(plan.triggers[name], group, incident, by, reason, at_us)
-            state = replace(state, alarms={**state.alarms, (name, group): replace(alarm, acknowledged=True)})
-            return state, Output(transitions=[transition]).with_actions(plan, arrival_us)
-    return state, Output()
+    return _by_hand(plan, state, "acknowledge", incident, by, reason, at_us, arrival_us)
+
+
+def reset(plan: Plan, state: State, incident: str, by: str, reason: str, at_us: int, arrival_us: int) -> tuple[State, Output]:
+    """Let go of an incident that a latch holds. Without effect while its cause is there."""
+    return _by_hand(plan, state, "reset", incident, by, reason, at_us, arrival_us)
+
+
+def _by_hand(
+    plan: Plan, state: State, verb: str, incident: str, by: str, reason: str, at_us: int, arrival_us: int
+) -> tuple[State, Output]:
+    state, transitions = triggers.by_hand(plan.triggers, state, verb, incident, by, reason, at_us)
+    return state, Output(transitions=transitions).with_actions(plan, arrival_us)
 
 
 def dry_run(plan: Plan) -> None:
@@ -211,8 +218,7 @@ def dry_run(plan: Plan) -> None:
             state, rows = stage(state, rows)
         rows = _timed(rows, none, none)
         windows.dry_run(plan.windows, rows)
-        for trigger in plan.triggers.values():
-            triggers.watch(trigger, State(""), rows, 0, evaluate_empty=True)
+    triggers.dry_run(plan.triggers)
 
 
 # -- the steps of a batch
@@ -307,17 +313,49 @@ def _stretch(
         before = pc.min_element_wise(before, pa.scalar(others_us, pa.int64()))
     rows = _timed(accepted.slice(stretch.start, length), before, at)
     output = Output()
-    for trigger in plan.triggers.values():
-        state, transitions = triggers.watch(trigger, state, rows, origin.batch.arrival_us)
-        output += Output(transitions=transitions)
-    reached = at[-1].as_py() if others_us is None else min(at[-1].as_py(), others_us)
-    fed = windows.feed(plan.windows, state, rows, reached)
+    reached = at if others_us is None else pc.min_element_wise(at, pa.scalar(others_us, pa.int64()))
+    fed = windows.feed(plan.windows, state, rows, reached[-1].as_py())
     state, made = _emitted(plan, fed)
     output += made
+    if plan.triggers:
+        arrived = Arrived(rows, origin.batch.arrival_us, origin.batch.source)
+        emitted = _arrived(fed, (reached, arrived.row), origin.batch.arrival_us) if fed.tables else {}
+        state, made = _watch(plan, state, arrived, origin.batch, emitted)
+        output += made
     if fed.refused:
         state, table = _refused(plan, state, origin, fed.refused)
         output += Output(quarantine=[table])
     return state, output
+
+
+def _watch(
+    plan: Plan, state: State, rows: Arrived | None, batch: Batch, emitted: Mapping[str, Arrived] | None
+) -> tuple[State, Output]:
+    """Rows and those of windows through the triggers; captured ones to their sinks. Neither: a timer."""
+    state, watched = triggers.watch(plan.triggers, state, rows, batch.arrival_us, batch.received_at_us, emitted)
+    output = Output(transitions=watched.transitions)
+    for stream, table in watched.captured.items():
+        state, made = _to_sinks(plan, state, table, stream)
+        output += made
+    return state, output
+
+
+def _arrived(fed: windows.Fed, moved: tuple[pa.Array, Sequence[int]] | None, arrival_us: int) -> dict[str, Arrived]:
+    """The rows of windows that closed. `moved`: how far event time had come after each row of the batch, and their numbers."""
+    found: dict[str, Arrived] = {}
+    for name, tables in fed.tables.items():
+        table = pa.concat_tables(tables) if tables else None
+        if table is None or not table.num_rows:
+            continue
+        times = table["_window_end"].cast(pa.int64())
+        table = table.append_column("_et", times).append_column("_at", pc.cumulative_max(times))
+        if moved is None:
+            numbers = [-1] * table.num_rows
+        else:
+            reached, rows = moved[0].to_pylist(), moved[1]
+            numbers = [rows[min(bisect_left(reached, due), len(rows) - 1)] for due in table["_due"].to_pylist()]
+        found[name] = Arrived(table.append_column("_row", pa.array(numbers, pa.int32())), arrival_us)
+    return found
 
 
 def _refused(plan: Plan, state: State, origin: Origin, rows: Sequence[tuple[str, int, str]]) -> tuple[State, pa.Table]:
@@ -343,13 +381,14 @@ def _timed(rows: pa.Table, before: pa.Array, at: pa.Array) -> pa.Table:
     return rows.append_column("_before", before).append_column("_at", at)
 
 
-def _tick(plan: Plan, state: State, arrival_us: int) -> tuple[State, Output]:
+def _tick(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     """Time passes: windows of idle sources close, triggers look again."""
-    output = Output()
-    for trigger in plan.triggers.values():
-        state, transitions = triggers.watch(trigger, state, None, arrival_us)
-        output += Output(transitions=transitions)
-    state, made = _emitted(plan, windows.feed(plan.windows, state, None, _least_reached(plan, state.watermarks, arrival_us)))
+    fed = windows.feed(plan.windows, state, None, _least_reached(plan, state.watermarks, batch.arrival_us))
+    state, output = _emitted(plan, fed)
+    if emitted := _arrived(fed, None, batch.arrival_us):
+        state, made = _watch(plan, state, None, batch, emitted)
+        output += made
+    state, made = _watch(plan, state, None, batch, None)
     return state, output + made
 
 
@@ -367,20 +406,18 @@ def _newest(state: State) -> int | None:
 def _new_time_line(plan: Plan, state: State) -> tuple[State, Output]:
     """Event time was set back: windows are closed as they are, spans and pending alarms forgotten."""
     state, output = _emitted(plan, windows.feed(plan.windows, state, None, None, early=True, partial=True))
-    for name in plan.triggers:
-        state = triggers.forget_time_line(state, name)
+    state = triggers.forget_time_line(state, plan.triggers)
     return windows.forget_time_line(plan.windows, state), output
 
 
 def _to_sinks(plan: Plan, state: State, rows: pa.Table | None, window: str | None) -> tuple[State, Output]:
-    """Offer rows to the sinks of the row stream or of one window."""
+    """Offer rows to the sinks of the row stream, of one window or of one capture."""
     if rows is None or not rows.num_rows:
         return state, Output()
-    stream = (
-        _row_stream(plan, rows)
-        if window is None
-        else rows.select(plan.windows[window].schema.names).cast(plan.windows[window].schema)
-    )
+    if window is not None and window in plan.windows:
+        stream = rows.select(plan.windows[window].schema.names).cast(plan.windows[window].schema)
+    else:
+        stream = _row_stream(plan, rows)
     taken: dict[str, list[pa.Table]] = {}
     for name, sink in plan.spec.sinks.items():
         if sink.from_ != window:
@@ -401,7 +438,8 @@ def _keep_column(plan: Plan, sink: str) -> str:
 def _row_stream(plan: Plan, accepted: pa.Table) -> pa.Table:
     columns = list(plan.row_schema)[1:]
     values = [accepted["_et"].cast(TIMESTAMP), *(accepted[column.name].cast(column.type) for column in columns)]
-    return pa.Table.from_arrays(values, schema=plan.row_schema)
+    stream = pa.Table.from_arrays(values, schema=plan.row_schema)
+    return stream.append_column("_incident", accepted["_incident"]) if "_incident" in accepted.column_names else stream
 
 
 def offer(state: State, stream: str, offered: int, written: int) -> State:
@@ -409,19 +447,16 @@ def offer(state: State, stream: str, offered: int, written: int) -> State:
     return state.with_counts("streams", stream, {"offered": offered, "not_selected": offered - written, "written": written})
 
 
-_ON = {triggers.RAISED: "on_raise", triggers.ACKNOWLEDGED: "on_ack", triggers.CLEARED: "on_clear"}
-
-
 def _actions_of(plan: Plan, transition: Transition, arrival_us: int) -> Iterator[PlannedAction]:
-    wanted: Sequence[Action] = getattr(plan.spec.triggers[transition.trigger].actions, _ON[transition.transition])
-    context = {k: v for k, v in asdict(transition).items() if k != "row"}
+    wanted = wanted_actions(plan.triggers[transition.trigger.split(".")[0]].spec, transition)
+    context = {k: v for k, v in asdict(transition).items() if k not in ("row", "sounds", "escalation")}
     context |= {"group": json.loads(transition.group), "value": json.loads(transition.value)}
     for i, action in enumerate(wanted):
         config = getattr(action, action.kind).model_dump(mode="json")
         if "timeout" in config:
             config["timeout_s"] = getattr(action, action.kind).timeout / 1e6
             del config["timeout"]
-        words = f"{transition.incident}/{transition.transition}/{i}"
+        words = f"{transition.incident}/{transition.transition}/{transition.n}/{i}"
         yield PlannedAction(
             id=hashlib.sha256(words.encode()).hexdigest()[:32],
             incident=transition.incident,

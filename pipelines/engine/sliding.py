@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.engine.tally import Tally
 
-Row = tuple[int, int, tuple[Any, ...]]  # event time, chunk, what it brings to each tally
+Row = tuple[int, int, tuple[Any, ...], int]  # event time, chunk, what it brings to each tally, sequence number
 
 
 class Sliding:
@@ -22,7 +22,7 @@ class Sliding:
         self.t_us: int | None = None
         self.count = 0
 
-    def push(self, t_us: int, over_us: int, chunk: int, values: tuple[Any, ...], left: dict[int, int]) -> bool:
+    def push(self, t_us: int, over_us: int, chunk: int, seq: int, values: tuple[Any, ...], left: dict[int, int]) -> bool:
         """A row enters, those out of the span leave (counted by chunk in `left`). Whether it sees no other."""
         rows = self.rows
         if self.t_us is not None and self.t_us > t_us:
@@ -32,14 +32,14 @@ class Sliding:
         while rows and rows[0][0] <= floor_us:
             self.drop_oldest(left)
         alone = not rows
-        rows.append((t_us, chunk, values))
+        rows.append((t_us, chunk, values, seq))
         for tally, value in zip(self.tallies, values, strict=True):
             tally.add(value, None)
         self.count += 1
         return alone
 
     def drop_oldest(self, left: dict[int, int]) -> None:
-        _, chunk, values = self.rows.popleft()
+        _, chunk, values, _ = self.rows.popleft()
         for tally, value in zip(self.tallies, values, strict=True):
             tally.remove(value, None)
         self.count -= 1

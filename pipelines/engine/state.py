@@ -1,4 +1,4 @@
-"""What a pipeline remembers between batches: watermarks, open windows, spans, alarms, ledgers. Values are never changed in place.
+"""What a pipeline remembers between batches: watermarks, cells, ledgers. Values are never changed in place.
 
 `entries` and `restore` turn it into named blobs and back, so that a commit writes only what differs from the last one (I1).
 """
@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.contract.frames import canonical_json
 from pipelines.engine.ipc import decode_rows, encode_rows
@@ -35,27 +34,13 @@ class Watermark:
     streak_us: int = 0  # the farthest of them
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """One trigger for one group. `occurrence` counts what was raised, so an incident's id needs no clock and no chance."""
-
-    phase: str = "normal"  # normal | pending | active
-    since_us: int = 0  # event time since which the condition holds
-    since_arrival_us: int = 0  # the same in node time
-    occurrence: int = 0
-    incident: str = ""
-    acknowledged: bool = False
-
-
 @dataclass(frozen=True)
 class State:
-    """`lineage` is the random id of this unbroken history on this node; `epoch` counts commits and names new span chunks."""
+    """`lineage` is the random id of this unbroken history on this node; `epoch` counts commits and names new chunks."""
 
     lineage: str
     epoch: int = 1
     watermarks: Mapping[str, Watermark] = field(default_factory=dict)
-    spans: Mapping[tuple[str, str], pa.Table] = field(default_factory=dict)  # (trigger, definition) -> rows it still sees
-    alarms: Mapping[tuple[str, Group], Alarm] = field(default_factory=dict)
     cells: Mapping[str, Cells] = field(default_factory=dict)  # by owner: all that a step, window or trigger keeps
     sources: Mapping[str, Counts] = field(default_factory=dict)  # source ledgers (I4)
     streams: Mapping[str, Counts] = field(default_factory=dict)  # stream ledgers (I4), windows as `windows.<name>`
@@ -89,9 +74,8 @@ def entries(state: State, since: State | None) -> tuple[dict[str, bytes], list[s
     new = _parts(state)
     put = {key: _encode(value) for key, value in new.items() if old.get(key) is not value and old.get(key) != value}
     gone = [key for key in old if key not in new]
-    chunks, gone_chunks = _chunk_changes(state, since)
     cells, gone_cells = _cell_changes(state, since)
-    return {**put, **chunks, **cells}, [*gone, *gone_chunks, *gone_cells]
+    return {**put, **cells}, [*gone, *gone_cells]
 
 
 def _cell_changes(state: State, since: State | None) -> tuple[dict[str, bytes], list[str]]:
@@ -165,8 +149,6 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the naive UTC of DuckDB's timest
 def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[str, Any], epoch: int) -> State:
     """The state from the entries of earlier commits."""
     watermarks: dict[str, Watermark] = {}
-    alarms: dict[tuple[str, Group], Alarm] = {}
-    chunks: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
     cells: dict[str, dict[Key, Any]] = {}
     for key, data in stored:
         kind, *rest = json.loads(key)
@@ -174,24 +156,15 @@ def restore(lineage: str, stored: Iterable[tuple[str, bytes]], ledger: Mapping[s
             owner, *words = rest
             cells.setdefault(owner, {})[_unpack(words)] = _decode_cell(data)
             continue
-        if kind == "span":
-            trigger, definition, chunk = rest
-            chunks.setdefault((trigger, definition), []).append((chunk, decode_rows(data)))
-            continue
         value = json.loads(data)
         if kind == "watermark":
             watermarks[rest[0]] = Watermark(**value)
-        elif kind == "alarm":
-            alarms[rest[0], tuple(rest[1])] = Alarm(**value)
-    spans = {key: pa.concat_tables([table for _, table in sorted(found, key=lambda c: c[0])]) for key, found in chunks.items()}
     ledgers = dict(ledger.get("sources", {})), dict(ledger.get("streams", {}))
-    return State(lineage, epoch, watermarks, spans, alarms, cells, *ledgers)
+    return State(lineage, epoch, watermarks, cells, *ledgers)
 
 
 def _parts(state: State) -> dict[str, Any]:
-    parts: dict[str, Any] = {_key("watermark", name): mark for name, mark in state.watermarks.items()}
-    parts |= {_key("alarm", trigger, list(group)): alarm for (trigger, group), alarm in state.alarms.items()}
-    return parts
+    return {_key("watermark", name): mark for name, mark in state.watermarks.items()}
 
 
 def _encode(value: Any) -> bytes:
@@ -200,21 +173,3 @@ def _encode(value: Any) -> bytes:
 
 def _key(kind: str, *words: Any) -> str:
     return json.dumps([kind, *words], ensure_ascii=False, separators=(",", ":"))
-
-
-def _chunk_changes(state: State, since: State | None) -> tuple[dict[str, bytes], list[str]]:
-    """Span rows are stored by the epoch they came in: a chunk is written once, and deleted when its last row has left."""
-    put: dict[str, bytes] = {}
-    old_keys = {_key("span", *span, chunk) for span, rows in (since.spans if since else {}).items() for chunk in _chunks(rows)}
-    new_keys: set[str] = set()
-    for span, rows in state.spans.items():
-        for chunk in _chunks(rows):
-            key = _key("span", *span, chunk)
-            new_keys.add(key)
-            if key not in old_keys:
-                put[key] = encode_rows(rows.filter(pc.equal(rows["_chunk"], chunk)))
-    return put, sorted(old_keys - new_keys)
-
-
-def _chunks(rows: pa.Table) -> list[int]:
-    return [int(chunk) for chunk in pc.unique(rows["_chunk"]).to_pylist()]

@@ -1,311 +1,718 @@
-"""Alarm logic: rows to conditions by one DuckDB statement, conditions to incident transitions by a small state machine.
+"""Triggers: rows to conditions by aggregates that rows enter and leave, conditions to incidents by the state machine of alarm.py.
 
-Each row is evaluated at its own event time over the rows of its group that came before it within `over`, so the split into
-batches is invisible (I14). Event time within a group never goes back, and keeps within an hour of the watermark. A timer
-evaluates every group again at the time it would be now, without counting as a row.
+Each row is evaluated at its own event time over the rows of its group that are in sight: those of the span `over` before it, or,
+with `over: latest`, the newest of each key. So the split into batches is invisible (I14). Event time within a group never goes
+back, and keeps within an hour of the watermark.
 
-    normal --when--> pending --held for `for`--> active (raised) --clear_when and not when--> normal (cleared)
-
-NULL is neither true nor false: it ends `pending` and clears nothing. No rows in the span: nothing changes (hold), but what held
-before does not count for `for` in node time.
+Between its rows a group stays as its last row left it: a writer, a link or an agent that stalls changes nothing. Timers let node
+time pass for what is under way (`for`, `clear_for`, reminders), until the group was silent for `over` or `stale_after`: then it
+has no data, and `on_no_data` decides.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.contract.language.triggers import Trigger
-from pipelines.engine.connection import quote
-from pipelines.engine.state import Alarm, Group, State, Watermark
-from pipelines.engine.statement import Statement
+from pipelines.engine import alarm as machine
+from pipelines.engine.absent import BEGUN, CLOCK, Silence
+from pipelines.engine.alarm import NORMAL, Alarm, Moment
+from pipelines.engine.arrived import Arrived, Pace, as_keys, as_tuple, from_tuple, pace
+from pipelines.engine.capture import Keeper, row_bytes
+from pipelines.engine.cells import GONE, SPARE_ROWS, Census, Chunks, changed, in_order
+from pipelines.engine.condition import Abstain
+from pipelines.engine.incident import Book, Identity, Suppression, Transition, is_more
+from pipelines.engine.latest import Latest
+from pipelines.engine.sliding import Sliding
+from pipelines.engine.state import Group, State, Watermark
+from pipelines.engine.trigger_plan import AbsentPlan, AnyPlan, TriggerPlan
 from pipelines.engine.watermark import FAR_US
 
-SPAN = "_span"  # the window over which a trigger's aggregates are taken
-RAISED, ACKNOWLEDGED, CLEARED = "raised", "acknowledged", "cleared"
+SPAN_ROWS_MAX = 100_000  # rows in sight of one trigger with a span: about 20 MB; the oldest leave early
 NO_WATERMARK = Watermark()
-_HOLD, _TRUE, _NOT_TRUE = 0, 1, 2
+PACE = "pace"  # owner: see `pace`
+_AT_END = 1 << 62
+Out = tuple[Any, ...]  # what `evaluate` gives
 
 
 @dataclass(frozen=True)
-class Transition:
-    """One step in the life of an incident: a row of the `incidents` table, and what actions are told."""
+class Watched:
+    """What the triggers gave: transitions in row order, and the captured rows by stream."""
 
-    incident: str
-    pipeline: str
-    trigger: str
-    group: str  # JSON of the values of `by`
-    transition: str
-    severity: str
-    message: str
-    at_us: int  # event time
-    by: str = ""
-    reason: str = ""
-    value: str = "{}"  # JSON: the aggregates of `when` at that row, and `count`
-    row: int = -1
-
-
-@dataclass(frozen=True)
-class TriggerPlan:
-    """A trigger, bound. `columns` are what it keeps of a row besides `by`; `aggregates` are (label, SQL over the frame `SPAN`);
-    `when` and `clear` are SQL over the aggregates `_a0`..., `by` and literals."""
-
-    engine: duckdb.DuckDBPyConnection
-    name: str
-    pipeline: str
-    node: str
-    spec: Trigger
-    definition: str
-    columns: tuple[str, ...]
-    aggregates: tuple[tuple[str, str], ...]
-    when: str
-    clear: str
-    params: Mapping[str, Any]
-
-    @property
-    def kept(self) -> list[str]:
-        return list(dict.fromkeys([*self.spec.by, *self.columns]))
-
-    @cached_property
-    def statement(self) -> Statement:
-        """Over `_seen`: the span's rows in arrival order (`_i`), those to evaluate marked `_new`. Out: the same rows by `_group`
-        (the first `_i` of the group) and arrival, with `_t` their time, the aggregates, `_when`, `_clear`, and `_alone`: no other
-        row in sight."""
-        by = ", ".join(quote(name) for name in self.spec.by)
-        part = f"PARTITION BY {by} " if by else ""
-        ordered = (
-            f"SELECT *, max(_te) OVER ({part}ORDER BY _i ROWS UNBOUNDED PRECEDING) AS _t, "
-            f"row_number() OVER ({part}ORDER BY _i) AS _n, min(_i) OVER ({part}) AS _group FROM _seen"
-        )
-        before = f"RANGE BETWEEN UNBOUNDED PRECEDING AND {self.spec.over} PRECEDING"
-        framed = f"SELECT *, _n - 1 - count(*) OVER ({part}ORDER BY _t {before}) AS _k FROM ({ordered})"
-        aggregates = "".join(f", {sql} AS _a{i}" for i, (_, sql) in enumerate(self.aggregates))
-        frame = "ROWS BETWEEN greatest(_k, 0) PRECEDING AND CASE WHEN _probe THEN 1 ELSE 0 END PRECEDING"
-        evaluated = (
-            f"SELECT *, count(*) OVER {SPAN} AS _count, max(_t) OVER ({part}) AS _newest{aggregates} "
-            f"FROM ({framed}) WINDOW {SPAN} AS ({part}ORDER BY _n {frame})"
-        )
-        when, clear = (
-            f"CASE WHEN _count = 0 THEN {_HOLD} WHEN TRY({c}) THEN {_TRUE} ELSE {_NOT_TRUE} END" for c in (self.when, self.clear)
-        )
-        return Statement(
-            self.engine,
-            f"SELECT *, {when} AS _when, {clear} AS _clear, (_k <= 0) AS _alone FROM ({evaluated}) ORDER BY _group, _n",
-            "_seen",
-        )
+    transitions: list[Transition] = field(default_factory=list)
+    captured: dict[str, pa.Table] = field(default_factory=dict)
 
 
 def watch(
-    plan: TriggerPlan, state: State, rows: pa.Table | None, arrival_us: int, *, evaluate_empty: bool = False
+    plans: Mapping[str, AnyPlan],
+    state: State,
+    rows: Arrived | None,
+    arrival_us: int,
+    now_us: int,
+    windows: Mapping[str, Arrived] | None = None,
+) -> tuple[State, Watched]:
+    """Evaluate accepted rows and rows of windows, or, with None and no windows, a timer. `now_us`: the wall clock, a label for
+    what has no event time."""
+    if not plans:
+        return state, Watched()
+    if not state.of(CLOCK):
+        state = state.put(CLOCK, {BEGUN: arrival_us})
+    if rows is not None and any(plan.spec.max_age for plan in plans.values()):
+        state = _paced(state, rows)
+    sights: dict[str, _Sight | Silence] = {}
+    found = Watched()
+    is_timer = rows is None and windows is None
+    for name, plan in plans.items():
+        sight = sights[name] = _sight(plan, state)
+        plan.memory.clear()  # whatever happens now, it must not be taken for what the cells say
+        suppression = _suppression(plan, sight, sights)
+        if is_timer:
+            sight.pass_time(state, arrival_us, now_us, suppression)
+        else:
+            mine = rows if plan.spec.from_ is None else (windows or {}).get(plan.spec.from_)
+            sight.rows(state, mine, arrival_us, suppression)
+        state = sight.commit(state, found.captured)
+        plan.memory.append(sight)
+        found.transitions.extend(sight.transitions())
+    found.transitions.sort(key=lambda t: t.row)
+    return state, found
+
+
+def _sight(plan: AnyPlan, state: State) -> _Sight | Silence:
+    """What the plan remembers if it is of this state, or anew."""
+    if plan.memory and plan.memory[0].is_of(state):
+        sight: _Sight | Silence = plan.memory[0]
+        sight.begin()
+        return sight
+    return Silence(plan, state) if isinstance(plan, AbsentPlan) else _Sight(plan, state)
+
+
+def _suppression(plan: AnyPlan, sight: _Sight | Silence, sights: Mapping[str, _Sight | Silence]) -> list[Suppression]:
+    names = [name for name in plan.spec.suppressed_by if name in sights]
+    return [Suppression(book, {name: sights[name].book for name in names}) for book in sight.books] if names else []
+
+
+def _paced(state: State, rows: Arrived) -> State:
+    cells = state.of(PACE)
+    old: Pace | None = cells.get((rows.source,))
+    new = pace(old, rows)
+    return state if new == old else state.put(PACE, {**cells, (rows.source,): new})
+
+
+class _Group:
+    __slots__ = ("bad", "flagged", "heard_us", "is_steady", "key", "out", "seen")
+
+    def __init__(self, key: Group, seen: Any) -> None:
+        self.key = key
+        self.seen = seen  # Sliding or Latest
+        self.heard_us = 0  # node time of its last row
+        self.out: Out | None = None  # what its last row gave
+        self.is_steady = False  # seeing the same again changes nothing
+        self.flagged: bool | None = None  # what its incident says of its inputs; None: there is none
+        self.bad: dict[Any, int] = {}  # keys whose newest row is unfit -> the group's time then
+
+
+class _Entry(NamedTuple):
+    """A row that was let in, and what was in sight then."""
+
+    place: int
+    group: _Group
+    alone: bool  # no other row
+    is_bad: bool
+    t_us: int
+    in_sight: int  # rows
+    values: tuple[Any, ...]  # of the aggregates
+    fits: bool
+
+
+class _Sight:
+    """What one trigger has in sight while a batch is evaluated. A cache: all of it follows from the cells it was made of."""
+
+    def __init__(self, plan: TriggerPlan, state: State) -> None:
+        self.plan, self.spec = plan, plan.spec
+        self.book = Book(plan.identity, state.lineage, state)
+        self.books = [self.book]
+        if plan.degraded:
+            self.books.append(Book(plan.degraded, state.lineage, state))
+        self.over_us = plan.spec.over_us or 0
+        self.limit_us = plan.spec.stale_after if plan.spec.is_latest else self.over_us
+        self.groups: dict[Any, _Group] = {}
+        self.restless: dict[Any, _Group] = {}  # groups that a timer may change
+        self.cells, self.bad_cells = state.of(plan.owner), state.of(plan.bad_owner)
+        self.chunks = Chunks.of({} if plan.spec.is_latest else self.cells)
+        self.floor: tuple[int, int] | None = self.chunks.rest.get(("floor",))  # newest row that left early, and the watermark
+        self.census = Census()
+        self.order: deque[tuple[_Group, Any]] = deque()  # rows of spans, oldest first
+        self.left: dict[int, int] = {}  # rows that left, by chunk
+        self.next = self.rows_in_sight = 0
+        self.is_full = False
+        self.touched: dict[Any, Any] = {}  # keys of `latest`: the place of their newest row, or GONE
+        self.bad_touched: dict[Any, _Group] = {}
+        self.newest_us, self.sweep_at_us = 0, _AT_END  # event time
+        self.fresh: tuple[Arrived, list[int], list[int]] | None = None  # rows to store: places, times
+        self.keeper = Keeper(plan.spec.capture, plan.capture_owner, plan.by, plan.columns, state) if plan.spec.capture else None
+        self.seen_by_keeper: tuple[Arrived, list[int], list[int], list[int]] | None = None  # places, bytes, times
+        self._makers = [aggregate.make for aggregate in plan.aggregates]
+        self._restore()
+
+    def is_of(self, state: State) -> bool:
+        if self.keeper is not None and not self.keeper.is_of(state):
+            return False
+        rows = self.cells is state.of(self.plan.owner) and (bool(self.cells) or not self.groups)
+        return rows and self.bad_cells is state.of(self.plan.bad_owner) and all(book.is_of(state) for book in self.books)
+
+    def begin(self) -> None:
+        for book in self.books:
+            book.begin()
+
+    def transitions(self) -> list[Transition]:
+        return [transition for book in self.books for transition in book.transitions]
+
+    # -- rows
+
+    def rows(self, state: State, rows: Arrived | None, arrival_us: int, suppression: Sequence[Suppression]) -> None:
+        if rows is not None and rows.n:
+            entries = self._enter(state.epoch, rows)
+            judged = self._with_outs(entries) if self.plan.evaluate is not None else self._with_outs_of_duckdb(list(entries))
+            sizes = row_bytes(rows, self.plan.columns) if self.keeper is not None else []
+            self.seen_by_keeper = (rows, [], [], [])
+            for entry, out in judged:
+                group = entry.group
+                if self.keeper is not None:
+                    self._keep(entry, sizes[entry.place], state.epoch)
+                for one in suppression:
+                    one.advance(entry.place, arrival_us, rows.row)
+                if out is None:
+                    out = group.out
+                    if out is None:
+                        continue
+                if not (group.is_steady and out == group.out and group.flagged in (None, entry.is_bad)):
+                    self._judge(rows, entry, out, suppression)
+            self.newest_us = max(self.newest_us, rows.at_us[-1])
+        for one in suppression:
+            one.advance(_AT_END, arrival_us, rows.row if rows is not None else ())
+
+    def _enter(self, epoch: int, rows: Arrived) -> Iterator[_Entry]:
+        """Let the rows in, one by one."""
+        spec, groups, is_latest = self.spec, self.groups, self.spec.is_latest
+        by_keys = rows.keys(self.plan.by)
+        each_keys = rows.keys(self.plan.each) if is_latest else by_keys
+        inputs, times, arrival_us = self._inputs(rows), rows.te_us, rows.arrival_us
+        unfit = rows.unfit if spec.quality == "good" else None
+        stored: list[int] = []
+        stamps: list[int] = []
+        gone: list[Any] = []
+        self.fresh = (rows, stored, stamps)
+        for i in range(rows.n):
+            key = by_keys[i]
+            group = groups.get(key) or self._admit(key, rows, i)
+            if group is None:
+                continue
+            seen = group.seen
+            if unfit is not None and unfit[i]:
+                self._note_bad(group, each_keys[i] if is_latest else None, times[i])
+                t_us = times[i] if seen.t_us is None else seen.t_us
+                yield _Entry(i, group, False, True, t_us, seen.count, seen.results(), False)
+                continue
+            before = seen.count
+            if is_latest:
+                each = each_keys[i]
+                if (self.rows_in_sight >= spec.max_groups or self.is_full) and not self._has_room(group, each, rows, i):
+                    continue
+                alone = seen.push(times[i], spec.stale_after, each, inputs[i], gone)
+                for old in gone:
+                    self.touched[key, old] = GONE
+                gone.clear()
+                if alone is not None:
+                    self.touched[key, each] = (self.next, i)
+                    if group.bad:
+                        self._forget_bad(group, each)
+            else:
+                alone = seen.push(times[i], self.over_us, epoch, self.next, inputs[i], self.left)
+                stored.append(i)
+                stamps.append(seen.t_us)
+                self.order.append((group, seen.rows[-1]))
+                if group.bad:
+                    self._forget_bad(group, None)
+            if alone is not None:
+                self.next += 1
+                group.heard_us = arrival_us
+            self.rows_in_sight += seen.count - before
+            if not is_latest and self.rows_in_sight > SPAN_ROWS_MAX:
+                self._make_room(rows.at_us[i])
+            yield _Entry(i, group, bool(alone), bool(group.bad), seen.t_us, seen.count, seen.results(), True)
+
+    def _with_outs(self, entries: Iterator[_Entry]) -> Iterator[tuple[_Entry, Out | None]]:
+        """None as the out of a row that is not judged."""
+        evaluate = self.plan.evaluate
+        assert evaluate is not None
+        for entry in entries:
+            if not entry.fits:
+                yield entry, None
+                continue
+            try:
+                out = evaluate(*entry.values, *entry.group.key)
+            except Abstain:
+                out = self._ask_duckdb([(entry.values, entry.group.key)])[0]
+            yield entry, out
+
+    def _with_outs_of_duckdb(self, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, Out | None]]:
+        outs = iter(self._ask_duckdb([(entry.values, entry.group.key) for entry in entries if entry.fits]))
+        for entry in entries:
+            yield entry, next(outs) if entry.fits else None
+
+    def _inputs(self, rows: Arrived) -> list[tuple[Any, ...]]:
+        """What each row brings to each aggregate."""
+        if all(self.plan.arguments):
+            arguments = [rows.column(name) for name in self.plan.arguments]
+        else:
+            arguments = self._arguments(rows.table)
+        columns = [aggregate.inputs(arguments) for aggregate in self.plan.aggregates]
+        return list(zip(*columns, strict=True)) if columns else [()] * rows.n
+
+    def _arguments(self, rows: pa.Table) -> list[list[Any]]:
+        """What the aggregates take, computed from the kept columns."""
+        kept = self.plan.kept
+        if not rows.num_rows:
+            return [[] for _ in self.plan.arguments]
+        columns = {name: rows[name].cast(type_) for name, type_ in kept.items()} or {"_": pa.nulls(rows.num_rows, pa.int64())}
+        made = self.plan.argument_values(pa.table(columns))
+        return [made.column(i).to_pylist() for i in range(len(self.plan.arguments))]
+
+    def _ask_duckdb(self, cases: Sequence[tuple[tuple[Any, ...], Group]]) -> list[Out]:
+        if not cases:
+            return []
+        lists = zip(*((*values, *group) for values, group in cases), strict=True)
+        columns = {n: _array(list(v), type_) for v, (n, type_) in zip(lists, self.plan.values.items(), strict=True)}
+        try:
+            made = self.plan.evaluation(pa.table(columns))
+        except duckdb.Error:  # the engine itself fails, whatever TRY holds
+            if len(cases) == 1:
+                return [(None,) * len(self.plan.outputs)]
+            return [out for case in cases for out in self._ask_duckdb([case])]
+        return list(zip(*(made.column(i).to_pylist() for i in range(made.num_columns)), strict=True))
+
+    # -- who is let in
+
+    def _admit(self, key: Any, rows: Arrived, i: int) -> _Group | None:
+        """A new group, unless there are too many."""
+        full = len(self.groups) >= self.spec.max_groups
+        if full:
+            self._sweep(rows.at_us[i])
+            full = len(self.groups) >= self.spec.max_groups
+        if full or self.book.has_limit("groups"):
+            text = f"more than {self.spec.max_groups} groups: rows of new ones are not judged"
+            self.book.limit("groups", full, rows.te_us[i], rows.row[i], text)
+        if full:
+            return None
+        if self.limit_us is not None:
+            self.sweep_at_us = min(self.sweep_at_us, rows.te_us[i] + FAR_US + self.limit_us)
+        return self._new_group(key)
+
+    def _new_group(self, key: Any) -> _Group:
+        seen = Latest(self._makers) if self.spec.is_latest else Sliding(self._makers)
+        group = self.groups[key] = _Group(as_tuple(key, self.plan.by), seen)
+        return group
+
+    def _has_room(self, group: _Group, each: Any, rows: Arrived, i: int) -> bool:
+        """Whether one more key may come: else the row is not judged."""
+        if each in group.seen.rows:
+            return True
+        self._sweep(rows.at_us[i])
+        full = self.rows_in_sight >= self.spec.max_groups
+        text = f"more than {self.spec.max_groups} keys: rows of new ones are not judged"
+        self.book.limit("keys", full, rows.te_us[i], rows.row[i], text)
+        self.is_full = full
+        return not full
+
+    def _make_room(self, at_us: int) -> None:
+        """The oldest rows of a span leave early."""
+        self._sweep(at_us)
+        while self.rows_in_sight > SPAN_ROWS_MAX:
+            group, row = self.order.popleft()
+            if group.seen.rows and group.seen.rows[0] is row:
+                group.seen.drop_oldest(self.left)
+                self.rows_in_sight -= 1
+                self.floor = (row[3], at_us)
+
+    def _sweep(self, at_us: int) -> None:
+        """Forget groups that were silent for so long that no row of theirs can see another: nobody can tell."""
+        if at_us < self.sweep_at_us or self.limit_us is None:
+            return
+        floor_us = at_us - FAR_US - self.limit_us
+        self.sweep_at_us = _AT_END
+        for key, group in list(self.groups.items()):
+            newest_us = max([group.seen.t_us or 0, *group.bad.values()])
+            if newest_us > floor_us:
+                self.sweep_at_us = min(self.sweep_at_us, newest_us + FAR_US + self.limit_us)
+                continue
+            self._empty(key, group)
+            if all(book.alarm(group.key) == NORMAL for book in self.books):
+                del self.groups[key]
+                self.restless.pop(key, None)
+
+    def _empty(self, key: Any, group: _Group) -> None:
+        self.rows_in_sight -= group.seen.count
+        if self.spec.is_latest:
+            gone: list[Any] = []
+            group.seen.drop_stale(_AT_END, gone)
+            self.touched |= {(key, each): GONE for each in gone}
+        else:
+            while group.seen.rows:
+                group.seen.drop_oldest(self.left)
+        if group.bad:
+            group.bad = {}
+            self.bad_touched[group.key] = group
+
+    # -- judging
+
+    def _judge(self, rows: Arrived, entry: _Entry, out: Out, suppression: Sequence[Suppression]) -> None:
+        group, i = entry.group, entry.place
+        max_age_us = self.spec.max_age
+        late = max_age_us is not None and rows.late_us is not None and rows.late_us[i] > max_age_us
+        base = Moment(None, None, entry.t_us, rows.arrival_us, alone=entry.alone, late=late, unreliable=entry.is_bad)
+        told = lambda: self._told(entry.values, entry.in_sight, entry.t_us)  # noqa: E731 - only when something is told
+        self._see(group, base, out, told, rows.row[i], i, suppression)
+
+    def _see(
+        self,
+        group: _Group,
+        base: Moment,
+        out: Out | None,
+        told: Callable[[], Mapping[str, Any]],
+        row: int,
+        place: int,
+        suppression: Sequence[Suppression],
+        *,
+        silent: bool = False,
+        at_us: int | None = None,
+    ) -> None:
+        group.is_steady = True
+        for which, book in enumerate(self.books):
+            moment = self._moment(book.identity, base, out)
+            if suppression:
+                moment = moment._replace(suppressor=suppression[which].of(group.key))
+            was = book.alarm(group.key)
+            alarm = book.see(group.key, moment, told, row, place, silent=silent, at_us=at_us)
+            group.is_steady = group.is_steady and machine.is_steady(book.identity.rules, alarm)
+            if self.keeper is not None and which == 0 and alarm.is_open and alarm.active and not was.active:
+                self.keeper.raised(group.key, alarm.incident, base.t_us, place)
+        group.out = out
+        own = self.book.alarm(group.key)
+        group.flagged = own.unreliable if own.is_open else None
+        if group.is_steady and not any(book.alarm(group.key).is_open for book in self.books):
+            self.restless.pop(from_tuple(group.key), None)
+        else:
+            self.restless[from_tuple(group.key)] = group
+
+    def _moment(self, identity: Identity, base: Moment, out: Out | None) -> Moment:
+        said = dict(zip(self.plan.outputs, out, strict=True)) if out is not None else {}
+        for_us = _delay(self.spec.for_, said.get("for"))
+        clear_for_us = _delay(self.spec.clear_for, said.get("clear_for"))
+        if identity.kind:
+            when = said.get("degraded")
+            settle_us = max(for_us, self.limit_us or 0)  # rows come one by one: at first there are always too few
+            return base._replace(when=when, clear=when is False, for_us=settle_us, clear_for_us=clear_for_us, late=False)
+        when = said.get("when")
+        clear = said.get("clear", None if when is None else not when)
+        only = said.get("only") if self.spec.only_when else True
+        return base._replace(when=when, clear=clear, only=only, for_us=for_us, clear_for_us=clear_for_us)
+
+    def _told(self, values: tuple[Any, ...], count: int, t_us: int) -> dict[str, Any]:
+        """What messages and the incident's `value` say."""
+        aggregates = self.plan.aggregates
+        told = {a.label: value for a, value in zip(aggregates, values, strict=True) if not a.is_secret}
+        if self.floor is not None and self.floor[1] + self.over_us > t_us:
+            told["truncated"] = True  # rows left the span early
+        first = None if aggregates[0].is_secret else values[0]
+        return {**told, "value": first, "count": count}
+
+    # -- unfit rows
+
+    def _note_bad(self, group: _Group, key: Any, te_us: int) -> None:
+        group.bad[key] = te_us if group.seen.t_us is None else max(group.seen.t_us, te_us)
+        self.bad_touched[group.key] = group
+
+    def _forget_bad(self, group: _Group, good: Any) -> None:
+        """Unfit rows that are out of sight, or that a good one came after."""
+        floor_us = None if self.limit_us is None else group.seen.t_us - self.limit_us
+        is_latest = self.spec.is_latest
+        kept = {k: t for k, t in group.bad.items() if not (is_latest and k == good) and (floor_us is None or t > floor_us)}
+        if len(kept) < len(group.bad):
+            group.bad = kept
+            self.bad_touched[group.key] = group
+
+    # -- timers
+
+    def pass_time(self, state: State, arrival_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
+        for one in suppression:
+            one.advance(_AT_END, arrival_us, ())
+        begun_us = state.of(CLOCK)[BEGUN]
+        if self.spec.on_no_data == "raise" and not self.plan.by and not self.groups:
+            self._new_group(())
+        self._sweep(self.newest_us)
+        looks_at_all = self.limit_us is not None and (self.spec.on_no_data != "hold" or self.plan.degraded is not None)
+        for group in list((self.groups if looks_at_all else self.restless).values()):
+            self._pass_time(group, arrival_us, max(group.heard_us, begun_us), now_us, suppression)
+
+    def _pass_time(self, group: _Group, arrival_us: int, heard_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
+        seen, elapsed_us = group.seen, max(arrival_us - heard_us, 0)
+        silent = self.limit_us is not None and elapsed_us >= self.limit_us
+        t_us = (self.newest_us if seen.t_us is None else seen.t_us) + elapsed_us
+        at_us = now_us if seen.t_us is None else t_us
+        values = seen.results()
+        out = group.out
+        if out is None and seen.count:
+            out = next(self._with_outs_of_duckdb([_Entry(0, group, False, False, t_us, seen.count, values, True)]))[1]
+        if silent or (out is not None and not group.is_steady):
+            base = Moment(None, None, t_us, arrival_us, unreliable=bool(group.bad))
+            told = lambda: self._told(values, seen.count, t_us)  # noqa: E731 - only when something is told
+            self._see(group, base, out, told, -1, -1, suppression, silent=silent, at_us=at_us)
+        for book in self.books:
+            book.pass_time(group.key, arrival_us, at_us)
+
+    # -- by hand, and the end
+
+    def by_hand(self, verb: str, incident: str, by: str, reason: str, at_us: int) -> bool:
+        for book in self.books:
+            for group, alarm in book.alarms.items():
+                if alarm.incident == incident:
+                    act = machine.acknowledge if verb == "acknowledge" else machine.reset
+                    book.by_hand(group, act(book.identity.rules, alarm, by, reason), at_us)
+                    if not is_more(group):
+                        self._group(group).is_steady = False
+                    return True
+        return False
+
+    # -- state
+
+    def commit(self, state: State, captured: dict[str, pa.Table]) -> State:
+        state = self._commit_latest(state) if self.spec.is_latest else self._commit_span(state)
+        if self.bad_touched:
+            bad = {key: tuple(group.bad.items()) or GONE for key, group in self.bad_touched.items()}
+            state = state.put(self.plan.bad_owner, changed(self.bad_cells, bad))
+            self.bad_cells, self.bad_touched = state.of(self.plan.bad_owner), {}
+        for book in self.books:
+            state = book.commit(state)
+        if self.keeper is not None:
+            state = self._commit_capture(state, self.keeper, captured)
+        self.fresh = self.seen_by_keeper = None
+        return state
+
+    def _commit_latest(self, state: State) -> State:
+        if not self.touched:
+            return state
+        rows = self.fresh[0] if self.fresh else None
+        lists = [rows.column(name) for name in self.plan.kept] if rows is not None else []
+        changes: dict[Group, Any] = {}
+        for (key, each), found in self.touched.items():
+            cell = (*as_tuple(key, self.plan.by), *as_tuple(each, self.plan.each))
+            if found is GONE:
+                changes[cell] = GONE
+                continue
+            t_us, te_us, _ = self.groups[key].seen.rows[each]
+            seq, i = found
+            changes[cell] = (seq, te_us, t_us, rows.arrival_us if rows is not None else 0, *(values[i] for values in lists))
+        state = state.put(self.plan.owner, changed(self.cells, changes))
+        self.cells, self.touched = state.of(self.plan.owner), {}
+        return state
+
+    def _commit_span(self, state: State) -> State:
+        chunks, epoch = self.chunks, state.epoch
+        if self.fresh is not None and self.fresh[1]:
+            rows, places, stamps = self.fresh
+            n = len(places)
+            self.census.store(epoch, n)
+            self.census.count(epoch, n)
+            columns = {name: rows.table[name] for name in self.plan.kept}
+            if n < rows.n:
+                columns = {name: values.take(pa.array(places, pa.int64())) for name, values in columns.items()}
+            numbers = pa.array(range(self.next - n, self.next), pa.int64())
+            own = {"_t": pa.array(stamps, pa.int64()), "_seq": numbers, "_arrival": _repeat(rows.arrival_us, n)}
+            chunks = chunks.with_rows(epoch, pa.table({**columns, **own}))
+        for chunk, left in self.left.items():
+            self.census.count(chunk, -left)
+        self.left.clear()
+        if gone := self.census.forget_empty(epoch):
+            chunks = chunks.without(gone)
+        if self.floor is not None and chunks.rest.get(("floor",)) != self.floor:
+            chunks = chunks.with_rest({("floor",): self.floor})
+        if len(self.order) > 2 * self.rows_in_sight + SPARE_ROWS:
+            self.order = deque((g, row) for g, row in self.order if g.seen.rows and g.seen.rows[0][3] <= row[3])
+        sparse = self.census.is_sparse
+        if sparse:
+            alive = sorted(row[3] for group in self.groups.values() for row in group.seen.rows)
+            chunks = chunks.compacted(epoch, alive)
+        if chunks is not self.chunks:
+            state = state.put(self.plan.owner, chunks)
+            self.chunks, self.cells = chunks, state.of(self.plan.owner)
+        if sparse:
+            self.cells = {}  # made anew from what is stored now: chunks have other numbers
+        return state
+
+    def _commit_capture(self, state: State, keeper: Keeper, captured: dict[str, pa.Table]) -> State:
+        table, places, sizes, times = None, *(self.seen_by_keeper or (None, [], [], []))[1:]
+        if self.seen_by_keeper is not None:
+            table = self.seen_by_keeper[0].table
+            if len(places) < table.num_rows:
+                table = table.take(pa.array(places, pa.int64()))
+        state, taken = keeper.commit(state, table, sizes, times)
+        if taken is not None and taken.num_rows and self.spec.capture is not None:
+            captured[self.spec.capture.to] = taken
+        return state
+
+    def _keep(self, entry: _Entry, size: int, epoch: int) -> None:
+        assert self.keeper is not None and self.seen_by_keeper is not None
+        self.keeper.row(entry.group.key, entry.t_us, size, entry.place, epoch)
+        for values, value in zip(self.seen_by_keeper[1:], (entry.place, size, entry.t_us), strict=True):
+            values.append(value)
+
+    def _restore(self) -> None:
+        if self.spec.is_latest:
+            self._restore_latest()
+        else:
+            self._restore_span()
+        for key, bad in self.bad_cells.items():
+            self._group(key).bad = dict(bad)
+        for book in self.books:
+            for key in book.alarms:
+                if not is_more(key):
+                    self.restless[from_tuple(key)] = self._group(key)
+        self.sweep_at_us, self.is_full = 0, self.book.has_limit("keys")
+
+    def _group(self, key: Group) -> _Group:
+        return self.groups.get(from_tuple(key)) or self._new_group(from_tuple(key))
+
+    def _restore_latest(self) -> None:
+        rows = sorted(self.cells.items(), key=lambda cell: int(cell[1][0]))
+        columns = list(zip(*(value[4:] for _, value in rows), strict=True)) if self.plan.kept else []
+        kept = {n: pa.array(list(v), t) for v, (n, t) in zip(columns, self.plan.kept.items(), strict=True)} if rows else {}
+        inputs = self._restored_inputs(pa.table(kept), len(rows))
+        n_by = len(self.plan.by)
+        for (cell, (seq, te_us, t_us, arrival_us, *_)), values in zip(rows, inputs, strict=True):
+            group = self._group(cell[:n_by])
+            group.seen.restore(t_us, te_us, from_tuple(cell[n_by:]), values)
+            group.heard_us = max(group.heard_us, arrival_us)
+            self.next = seq + 1
+            self.rows_in_sight += 1
+
+    def _restore_span(self) -> None:
+        floor = self.floor[0] if self.floor else -1
+        for epoch, table in in_order(self.chunks):
+            inputs = self._restored_inputs(table, table.num_rows)
+            self.census.store(epoch, table.num_rows)
+            keys = as_keys([table[name].to_pylist() for name in self.plan.by], table.num_rows)
+            own = zip(*(table[name].to_pylist() for name in ("_t", "_seq", "_arrival")), strict=True)
+            for key, (t_us, seq, arrival_us), values in zip(keys, own, inputs, strict=True):
+                if seq > floor:
+                    group = self.groups.get(key) or self._new_group(key)
+                    before = group.seen.count
+                    group.seen.push(t_us, self.over_us, epoch, seq, values, self.left)
+                    self.rows_in_sight += group.seen.count - before
+                    self.census.count(epoch, 1)
+                    self.order.append((group, group.seen.rows[-1]))
+                    group.heard_us = max(group.heard_us, arrival_us)
+                self.next = max(self.next, seq + 1)
+
+    def _restored_inputs(self, kept: pa.Table, n: int) -> list[tuple[Any, ...]]:
+        arguments = self._arguments(kept) if n else []
+        columns = [aggregate.inputs(arguments) for aggregate in self.plan.aggregates] if n else []
+        return list(zip(*columns, strict=True)) if columns else [()] * n
+
+
+def _delay(given: int | str, seconds: Any) -> int:
+    """Microseconds; an expression in seconds that is NULL or below 0 is no delay."""
+    if isinstance(given, int):
+        return given
+    return 0 if seconds is None or seconds <= 0 else round(float(seconds) * 1_000_000)
+
+
+def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type_)
+    except (pa.ArrowInvalid, OverflowError):
+        return pa.array([v if isinstance(v, int) and -(2**63) <= v < 2**63 else None for v in values], type_)
+
+
+def _repeat(value: int, n: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.int64()), n)
+
+
+def dry_run(plans: Mapping[str, AnyPlan]) -> None:
+    """Run the statements of triggers over no rows. Raises `duckdb.Error` for one that does not bind."""
+    for plan in plans.values():
+        if isinstance(plan, TriggerPlan):
+            kept = {name: pa.array([], type_) for name, type_ in plan.kept.items()} or {"_": pa.array([], pa.int64())}
+            plan.argument_values(pa.table(kept))
+            plan.evaluation(pa.table({name: pa.array([], type_) for name, type_ in plan.values.items()}))
+
+
+# -- by hand, and the end
+
+
+def by_hand(
+    plans: Mapping[str, AnyPlan], state: State, verb: str, incident: str, by: str, reason: str, at_us: int
 ) -> tuple[State, list[Transition]]:
-    """Evaluate accepted rows (with `_et`, `_row`, `_at`), or, with None, a timer. `evaluate_empty`: bind the statement anyway."""
-    key = (plan.name, plan.definition)
-    span = state.spans.get(key)
-    fresh = _new_rows(plan, rows, state.epoch, arrival_us) if rows is not None else _probes(plan, span, arrival_us)
-    if fresh is None or (not fresh.num_rows and not evaluate_empty):
-        return state, []
-    seen = pa.concat_tables([span, fresh]) if span is not None and span.num_rows else fresh
-    result = plan.statement(seen.append_column("_i", pa.array(range(seen.num_rows), pa.int64())))
-    if not fresh.num_rows:
-        return state, []
-    if rows is not None:
-        state = replace(state, spans={**state.spans, key: _still_seen(plan, result, fresh.schema, pc.max(rows["_at"]).as_py())})
-    return _fold(plan, state, result.filter(result["_new"]), arrival_us)
+    """Acknowledge or reset an open incident. Without effect on one that is closed, unknown, or has nothing to acknowledge."""
+    for plan in plans.values():
+        sight = _sight(plan, state)
+        found = sight.by_hand(verb, incident, by, reason, at_us)
+        if found:
+            plan.memory.clear()
+            state = sight.commit(state, {})
+            plan.memory.append(sight)
+            return state, sight.transitions()
+        plan.memory[:] = [sight]
+    return state, []
 
 
-def _new_rows(plan: TriggerPlan, rows: pa.Table, epoch: int, arrival_us: int) -> pa.Table:
-    n = rows.num_rows
-    own = {
-        # never further behind the watermark than a silent group is remembered; see `_still_seen`
-        "_te": pc.max_element_wise(pc.min_element_wise(rows["_et"], rows["_at"]), pc.subtract(rows["_at"], FAR_US)),
-        "_arrival": pa.repeat(pa.scalar(arrival_us, pa.int64()), n),
-        "_chunk": pa.repeat(pa.scalar(epoch, pa.int64()), n),
-        "_row": rows["_row"],
-        "_new": pa.repeat(True, n),
-        "_probe": pa.repeat(False, n),
-    }
-    return pa.table({**{name: rows[name] for name in plan.kept}, **own})
+def retire(plan: AnyPlan, state: State, at_us: int) -> tuple[State, list[Transition]]:
+    """Close the incidents of a trigger that is no more, and forget all it kept."""
+    sight = _sight(plan, state)
+    plan.memory.clear()
+    for book in sight.books:
+        for group, alarm in list(book.alarms.items()):
+            book.by_hand(group, machine.retire(alarm, "retired: the trigger was removed"), at_us)
+        state = state.put(book.identity.owner, {})
+    for owner in plan.owners:
+        state = state.put(owner, {})
+    return state, sight.transitions()
 
 
-def _probes(plan: TriggerPlan, span: pa.Table | None, arrival_us: int) -> pa.Table | None:
-    """For each group one row that counts as none, at the time it would be there now."""
-    if span is None or not span.num_rows:
-        return None
-    by = plan.spec.by
-    newest = span.group_by(by).aggregate([("_te", "max"), ("_arrival", "max")])
-    n = newest.num_rows
-    elapsed = pc.max_element_wise(pc.subtract(arrival_us, newest["_arrival_max"]), 0)
-    own = {
-        "_te": pc.add(newest["_te_max"], elapsed),
-        "_arrival": pa.repeat(pa.scalar(arrival_us, pa.int64()), n),
-        "_chunk": pa.repeat(pa.scalar(0, pa.int64()), n),
-        "_row": pa.repeat(pa.scalar(-1, pa.int32()), n),
-        "_new": pa.repeat(True, n),
-        "_probe": pa.repeat(True, n),
-    }
-    kept = {name: newest[name] if name in by else pa.nulls(n, span.schema.field(name).type) for name in plan.kept}
-    return pa.table({**kept, **own})
-
-
-def _still_seen(plan: TriggerPlan, result: pa.Table, schema: pa.Schema, watermark_us: int) -> pa.Table:
-    """The rows that a later row of their group can still see, in arrival order; groups long silent are forgotten."""
-    floor_us = pc.max_element_wise(result["_newest"], watermark_us - FAR_US)
-    kept = result.filter(pc.greater(result["_t"], pc.subtract(floor_us, plan.spec.over)))
-    kept = kept.take(pc.sort_indices(kept["_i"]))
-    columns = {name: kept[name] for name in schema.names} | {"_te": kept["_t"], "_new": pa.repeat(False, kept.num_rows)}
-    return pa.table(columns).select(schema.names).combine_chunks()
-
-
-def _fold(plan: TriggerPlan, state: State, rows: pa.Table, arrival_us: int) -> tuple[State, list[Transition]]:
-    """Run the state machine of each group over its stretches of equal condition."""
-    alarms = dict(state.alarms)
-    transitions: list[Transition] = []
-    for group, start, stop in _groups(plan, rows):
-        key = (plan.name, group)
-        part = rows.slice(start, stop - start)
-        old = alarms.get(key, Alarm())
-        new = old
-        for first, last in _stretches(part):
-            new, steps = _step(plan, state.lineage, group, new, part, first, last, arrival_us)
-            transitions += steps
-        if new != old:
-            alarms[key] = new
-            if new == Alarm():
-                del alarms[key]
-    transitions.sort(key=lambda t: (t.row, t.group))
-    return replace(state, alarms=alarms), transitions
-
-
-def _groups(plan: TriggerPlan, rows: pa.Table) -> Iterator[tuple[Group, int, int]]:
-    """(values of by, start, stop) of each group in a table sorted by group."""
-    start = 0
-    for end in pc.run_end_encode(rows["_group"].combine_chunks()).run_ends.to_pylist():
-        yield tuple(rows[name][start].as_py() for name in plan.spec.by), start, end
-        start = end
-
-
-def _stretches(part: pa.Table) -> Iterator[tuple[int, int]]:
-    """(first, last) index of each run of rows whose condition is the same; a row that sees no other starts a run."""
-    code = pc.add(pc.multiply(pc.cast(part["_when"], pa.int64()), 3), pc.cast(part["_clear"], pa.int64()))
-    code = pc.if_else(part["_alone"], pc.add(code, pc.multiply(pc.add(part["_n"], 1), 9)), code)
-    start = 0
-    for end in pc.run_end_encode(code.combine_chunks()).run_ends.to_pylist():
-        yield start, end - 1
-        start = end
-
-
-def _step(
-    plan: TriggerPlan, lineage: str, group: Group, alarm: Alarm, part: pa.Table, first: int, last: int, arrival_us: int
-) -> tuple[Alarm, list[Transition]]:
-    """One stretch of rows with one condition: at most one transition, however the stretch is cut (I14)."""
-    when, clear = part["_when"][first].as_py(), part["_clear"][first].as_py()
-    if when == _HOLD:
-        return (replace(alarm, since_arrival_us=arrival_us) if alarm.phase == "pending" else alarm), []
-    if alarm.phase == "active":
-        if when == _TRUE or clear != _TRUE:
-            return alarm, []
-        return Alarm(occurrence=alarm.occurrence), [_transition(plan, group, alarm.incident, CLEARED, part, first)]
-    if when != _TRUE:
-        return Alarm(occurrence=alarm.occurrence), []
-    if alarm.phase == "normal" or part["_alone"][first].as_py():
-        since_us, since_arrival_us = part["_t"][first].as_py(), part["_arrival"][first].as_py()
-        alarm = replace(alarm, phase="pending", since_us=since_us, since_arrival_us=since_arrival_us)
-    at = _held(plan, alarm, part, first, last, arrival_us)
-    if at is None:
-        return alarm, []
-    occurrence = alarm.occurrence + 1
-    incident = _incident_id(plan, lineage, group, occurrence)
-    raised = replace(alarm, phase="active", occurrence=occurrence, incident=incident, acknowledged=False)
-    return raised, [_transition(plan, group, incident, RAISED, part, at)]
-
-
-def _held(plan: TriggerPlan, alarm: Alarm, part: pa.Table, first: int, last: int, arrival_us: int) -> int | None:
-    """The first row of the stretch at which the condition has held for `for`, in node time or in event time."""
-    if arrival_us - alarm.since_arrival_us >= plan.spec.for_:
-        return first
-    due_us = alarm.since_us + plan.spec.for_
-    if part["_t"][last].as_py() < due_us:
-        return None
-    low, high = first, last
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if part["_t"][middle].as_py() >= due_us else (middle + 1, high)
-    return low
-
-
-def _incident_id(plan: TriggerPlan, lineage: str, group: Group, occurrence: int) -> str:
-    words = json.dumps([lineage, plan.pipeline, plan.name, list(group), occurrence], default=str)
-    return "i" + hashlib.sha256(words.encode()).hexdigest()[:15]
-
-
-def _transition(plan: TriggerPlan, group: Group, incident: str, what: str, part: pa.Table, at: int) -> Transition:
-    value = {label: part[f"_a{i}"][at].as_py() for i, (label, _) in enumerate(plan.aggregates)}
-    value["count"] = part["_count"][at].as_py()
-    words = dict(zip(plan.spec.by, group, strict=True))
-    return Transition(
-        incident=incident,
-        pipeline=plan.pipeline,
-        trigger=plan.name,
-        group=json.dumps(words, default=str, ensure_ascii=False),
-        transition=what,
-        severity=plan.spec.severity,
-        message=render(plan, {**words, "count": value["count"]}),
-        at_us=part["_t"][at].as_py(),
-        value=json.dumps(value, default=str, ensure_ascii=False),
-        row=part["_row"][at].as_py(),
-    )
-
-
-def acknowledged(plan: TriggerPlan, group: Group, incident: str, by: str, reason: str, at_us: int) -> Transition:
-    return _by_hand(plan, group, incident, ACKNOWLEDGED, at_us, by, reason)
-
-
-def retire(plan: TriggerPlan, state: State, at_us: int) -> tuple[State, list[Transition]]:
-    """Close the incidents of a trigger that is no more, and forget its alarms."""
-    mine = {key: alarm for key, alarm in state.alarms.items() if key[0] == plan.name}
-    closed = [
-        _by_hand(plan, group, alarm.incident, CLEARED, at_us, "", "retired: the trigger was removed")
-        for (_, group), alarm in mine.items()
-        if alarm.phase == "active"
-    ]
-    return replace(state, alarms={key: alarm for key, alarm in state.alarms.items() if key not in mine}), closed
-
-
-def _by_hand(plan: TriggerPlan, group: Group, incident: str, what: str, at_us: int, by: str, reason: str) -> Transition:
-    words = dict(zip(plan.spec.by, group, strict=True))
-    text = json.dumps(words, default=str, ensure_ascii=False)
-    return Transition(
-        incident, plan.pipeline, plan.name, text, what, plan.spec.severity, render(plan, words), at_us, by=by, reason=reason
-    )
-
-
-def render(plan: TriggerPlan, words: Mapping[str, Any]) -> str:
-    """The trigger's message with `{name}` of its group, parameters, `count` and `node` filled in."""
-    text = plan.spec.message or plan.name
-    for name, value in {**plan.params, "node": plan.node, **words}.items():
-        text = text.replace("{" + name + "}", f"{value:g}" if isinstance(value, float) else str(value))
-    return text
+def keep_only(state: State, plans: Mapping[str, AnyPlan], successors: Mapping[str, AnyPlan]) -> State:
+    """The state without the rows that the successors do not look at."""
+    kept = {owner for plan in successors.values() for owner in plan.owners}
+    for owner in [owner for plan in plans.values() for owner in plan.owners if owner not in kept]:
+        state = state.put(owner, {})
+    return state if successors else state.put(CLOCK, {}).put(PACE, {})
 
 
 def resume(state: State, arrival_us: int) -> State:
-    """The state after a pause of the runner: what held before it has not held through it in node time."""
-    pending = {key: replace(a, since_arrival_us=arrival_us) for key, a in state.alarms.items() if a.phase == "pending"}
-    return replace(state, alarms={**state.alarms, **pending})
+    """The state after a pause of the runner: what held before it is not known to have held through it in node time, and nobody
+    was silent for it."""
+    state = state.put(CLOCK, {BEGUN: arrival_us})
+    for owner in [owner for owner in state.cells if owner.startswith("alarm.")]:
+        cells = state.of(owner)
+        changes = {key: new for key, old in cells.items() if (new := machine.pause(Alarm(*old))) != tuple(old)}
+        state = state.put(owner, changed(cells, changes))
+    return state
 
 
-def forget_time_line(state: State, trigger: str) -> State:
-    """Drop the span and what is pending: event time started again, and durations across it mean nothing."""
-    spans = {key: rows for key, rows in state.spans.items() if key[0] != trigger}
-    alarms = {
-        key: Alarm(occurrence=a.occurrence) if key[0] == trigger and a.phase == "pending" else a
-        for key, a in state.alarms.items()
-    }
-    return replace(state, spans=spans, alarms={key: a for key, a in alarms.items() if a != Alarm()})
+def forget_time_line(state: State, plans: Mapping[str, AnyPlan]) -> State:
+    """Drop the rows in sight and what is under way: event time started again, and durations across it mean nothing."""
+    for plan in plans.values():
+        if isinstance(plan, AbsentPlan):
+            continue
+        for owner in plan.owners:
+            state = state.put(owner, {})
+        for identity in filter(None, (plan.identity, plan.degraded)):
+            cells = state.of(identity.owner)
+            forgotten = {key: (old, machine.forget_time_line(Alarm(*old))) for key, old in cells.items()}
+            changes = {k: GONE if new == NORMAL else new for k, (old, new) in forgotten.items() if new != tuple(old)}
+            state = state.put(identity.owner, changed(cells, changes))
+    return state.put(PACE, {})

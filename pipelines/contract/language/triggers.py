@@ -88,15 +88,17 @@ Actions = list[Annotated[Action, BeforeValidator(_action_short_form)]]
 
 
 class TriggerActions(Model):
-    """What to do when an incident is raised, acknowledged, back to normal; every `remind`: `on_remind`, or `on_raise` again."""
+    """What to do when an incident is raised, acknowledged, back to normal; every `remind`: `on_remind`, or `on_raise` again;
+    when it cannot judge any more (`degraded_when`)."""
 
     on_raise: Actions = []
     on_ack: Actions = []
     on_clear: Actions = []
     on_remind: Actions | None = None
+    on_degraded: Actions = []
 
     def every(self) -> list[Action]:
-        return [*self.on_raise, *self.on_ack, *self.on_clear, *(self.on_remind or [])]
+        return [*self.on_raise, *self.on_ack, *self.on_clear, *(self.on_remind or []), *self.on_degraded]
 
 
 class Escalation(Model):
@@ -179,6 +181,8 @@ class Trigger(Model):
         exactly_one(self, "trigger", ("when", "absent"))
         if self.absent is not None:
             self._refuse(_OF_CONDITIONS, "absent")
+            if isinstance(self.for_, str) or isinstance(self.clear_for, str):
+                raise ValueError("beside absent, for and clear_for are durations")
             if self.on_no_data != "hold":
                 raise ValueError("on_no_data has no meaning beside absent")
             if isinstance(self.expect, (list, ExpectLookup)) and len(self.by) != 1:
