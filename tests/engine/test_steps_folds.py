@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -403,3 +405,41 @@ def test_what_is_refused(text: str, says: str) -> None:
 )
 def test_what_has_not_the_shape(text: str, says: str) -> None:
     assert says in problem(text)
+
+
+TYPED = """
+  ts: {type: timestamp, event_time: true, unit: s}
+  d: {type: decimal, precision: 10, scale: 2, nullable: true}
+  b: {type: binary, nullable: true}
+  t: {type: timestamp, nullable: true}
+  f: {type: boolean, nullable: true}
+  l: {type: list, of: integer, nullable: true}
+"""
+
+
+def typed(text: str, *records: dict[str, Any]) -> Run:
+    plan = compile_plan(load_spec(pipeline(f"steps:\n  - {text}\n", schema=TYPED)))
+    run = Run(plan)
+    for i, record in enumerate(records):
+        run.feed(batch([json.dumps({"ts": T0 / S + i, **record})]))
+        stored, _ = entries(run.state, None)
+        run.state = restore("l", stored.items(), run.state.ledger(), 2)
+    ledgers_balance(run.state)
+    return run
+
+
+def test_groups_and_values_of_every_type_are_remembered() -> None:
+    one = {"d": "1.50", "b": "AAE=", "t": "2026-01-01T00:00:00Z", "f": True, "l": [1, 2]}
+    two = {**one, "d": "1.51"}
+    assert len(typed("dedupe: {by: [d, b, t, f], within: 1h}", one, one, two, one).rows()) == 2
+    assert len(typed("changes: {of: [d, b, t, f]}", one, one, two, one).rows()) == 3
+    found = typed("previous: {take: {d0: d, b0: b, t0: t, f0: f, l0: l}}", one, two).rows()[1]
+    assert [found[f"{name}0"] for name in "dbtfl"] == [Decimal("1.50"), b"\0\1", found["t"], True, [1, 2]]
+    assert len(typed("deadband: {of: {d: 0.5, f: any}}", one, two, {**one, "f": False}, {**one, "d": "2.01"}).rows()) == 3
+    made = typed("counter: {of: d, into: used, wraps_at: 99999999.99}", one, two, {**one, "d": None}, {"d": "0.25"}).rows()
+    assert [r["used"] for r in made] == [None, Decimal("0.01"), None, Decimal("0.25")]
+
+
+def test_rows_are_not_told_apart_by_lists() -> None:
+    with pytest.raises(SpecError, match=r'"l" is a BIGINT\[\]: rows are not compared by it'):
+        typed("dedupe: {by: [l], within: 1h}")
