@@ -8,7 +8,6 @@ it is that one incident, not one for each of its groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,6 @@ from pipelines.engine.state import Group, State
 from pipelines.engine.trigger_plan import AbsentPlan
 
 CLOCK, BEGUN = "triggers", ("begun",)  # the cell that says since when node time counts: the start, or the end of a pause
-SOURCE_DOWN = "source_down"
 _Heard = tuple[int, str, int]  # node time, source, event time
 
 
@@ -31,10 +29,7 @@ class Silence:
 
     def __init__(self, plan: AbsentPlan, state: State) -> None:
         self.plan, self.spec = plan, plan.spec
-        self.book = Book(plan.identity, state.lineage, state)
-        down = replace(plan.identity, kind=SOURCE_DOWN, by=("source",), rules=replace(plan.identity.rules, flapping_raises=0))
-        self.down = Book(down, state.lineage, state)
-        self.books = [self.book, self.down]
+        self.book, self.down = self.books = [Book(identity, state.lineage, state) for identity in plan.identities]
         self.cells, self.source_cells = state.of(plan.owner), state.of(plan.source_owner)
         self.heard: dict[Any, _Heard] = {from_tuple(key): value for key, value in self.cells.items()}
         self.sources: dict[str, tuple[int, int]] = {key[0]: value for key, value in self.source_cells.items()}  # last row, back

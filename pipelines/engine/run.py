@@ -178,11 +178,8 @@ def drain(plan: Plan, state: State, successor: Plan | None, arrival_us: int) -> 
     kept = {name for name, window in plan.windows.items() if window.owner in goes_on}
     state, made = _emitted(plan, windows.drain(plan.windows, state, kept, _newest(state)))
     output += made
-    for name, trigger in plan.triggers.items():
-        if successor is None or name not in successor.triggers:
-            state, transitions = triggers.retire(trigger, state, arrival_us)
-            output += Output(transitions=transitions)
-    state = triggers.keep_only(state, plan.triggers, successor.triggers if successor else {})
+    state, transitions = triggers.hand_over(state, plan.triggers, successor.triggers if successor else {}, arrival_us)
+    output += Output(transitions=transitions)
     kept_steps = owners(successor.stages) if successor else set()
     for owner in [name for name in state.cells if name.startswith("step.") and name not in kept_steps]:
         state = state.put(owner, {})

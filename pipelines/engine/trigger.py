@@ -392,7 +392,7 @@ class _Sight:
         silent: bool = False,
         at_us: int | None = None,
     ) -> None:
-        group.is_steady = True
+        group.is_steady = not silent  # its next row is news
         for which, book in enumerate(self.books):
             moment = self._moment(book.identity, base, out)
             if suppression:
@@ -671,25 +671,25 @@ def by_hand(
     return state, []
 
 
-def retire(plan: AnyPlan, state: State, at_us: int) -> tuple[State, list[Transition]]:
-    """Close the incidents of a trigger that is no more, and forget all it kept."""
-    sight = _sight(plan, state)
-    plan.memory.clear()
-    for book in sight.books:
-        for group, alarm in list(book.alarms.items()):
-            book.by_hand(group, machine.retire(alarm, "retired: the trigger was removed"), at_us)
-        state = state.put(book.identity.owner, {})
-    for owner in plan.owners:
-        state = state.put(owner, {})
-    return state, sight.transitions()
-
-
-def keep_only(state: State, plans: Mapping[str, AnyPlan], successors: Mapping[str, AnyPlan]) -> State:
-    """The state without the rows that the successors do not look at."""
+def hand_over(
+    state: State, plans: Mapping[str, AnyPlan], successors: Mapping[str, AnyPlan], at_us: int
+) -> tuple[State, list[Transition]]:
+    """Close the incidents of triggers that are no more, and forget the rows that the successors do not look at."""
+    goes_on = {identity.owner for plan in successors.values() for identity in plan.identities}
     kept = {owner for plan in successors.values() for owner in plan.owners}
-    for owner in [owner for plan in plans.values() for owner in plan.owners if owner not in kept]:
-        state = state.put(owner, {})
-    return state if successors else state.put(CLOCK, {}).put(PACE, {})
+    transitions: list[Transition] = []
+    for plan in plans.values():
+        sight = _sight(plan, state)
+        plan.memory.clear()
+        for book in sight.books:
+            if book.identity.owner not in goes_on:
+                for group, alarm in list(book.alarms.items()):
+                    book.by_hand(group, machine.retire(alarm, "retired: the trigger was removed"), at_us)
+                transitions += book.transitions
+                state = state.put(book.identity.owner, {})
+        for owner in plan.owners:
+            state = state if owner in kept else state.put(owner, {})
+    return (state if successors else state.put(CLOCK, {}).put(PACE, {})), transitions
 
 
 def resume(state: State, arrival_us: int) -> State:

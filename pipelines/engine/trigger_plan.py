@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +84,11 @@ class TriggerPlan:
         return self.identity.by
 
     @property
+    def identities(self) -> list[Identity]:
+        """One for each kind of incident."""
+        return [self.identity] if self.degraded is None else [self.identity, self.degraded]
+
+    @property
     def owner(self) -> str:
         """Whose cells the rows in sight are."""
         return f"{'latest' if self.spec.is_latest else 'span'}.{self.name}.{self.definition}"
@@ -119,6 +124,12 @@ class AbsentPlan:
         return self.identity.by
 
     @property
+    def identities(self) -> list[Identity]:
+        """One for silent groups, one for silent sources."""
+        rules = replace(self.identity.rules, flapping_raises=0)
+        return [self.identity, replace(self.identity, kind=SOURCE_DOWN, by=("source",), rules=rules)]
+
+    @property
     def owner(self) -> str:
         return f"heard.{self.name}.{self.definition}"
 
@@ -133,6 +144,7 @@ class AbsentPlan:
 
 
 AnyPlan = TriggerPlan | AbsentPlan
+SOURCE_DOWN = "source_down"
 SEEN_US = 7 * 86_400_000_000  # without `expect`
 
 
