@@ -274,14 +274,15 @@ class Agent:
 
     async def _hand_over(self, note: Note, incident: Mapping[str, Any]) -> None:
         """A note has its effect once: an incident that is raised again is not acknowledged by what was said before."""
-        name, mark = incident["incident"], f"{note.author}/{note.seq}"
+        name, mark = incident["incident"], f"{note.kind} {note.author}/{note.seq}"
         keeper = self.keepers.get(incident["pipeline"])
-        if mark in incident.get("notes_done", ()):
+        if incident.get("notes", {}).get(mark) == "done":
             return
         if _is_moot(note, incident):
-            await self.store.note_done(name, mark)
+            await self.store.mark_note(name, mark, "done")
         elif keeper is not None and keeper.is_ready and (keeper.pid, mark) not in self._handed:
             self._handed.add((keeper.pid, mark))
+            await self.store.mark_note(name, mark, "handed")
             await keeper.tell(note.kind, name, by=note.by or note.author, reason=note.reason, at=note.at)
 
     async def _report(self) -> None:

@@ -61,9 +61,7 @@ async def reset(agent: Agent, word: str, *, by: str, reason: str, dry_run: bool)
     found = [i for i in incidents if i.get("trigger") == word] or [i for i in incidents if i["incident"].startswith(word)]
     latched = [i for i in found if "latched" in (i.get("flags") or ())]
     if not latched:
-        what = (
-            f"no latched incident has the id or trigger {word}" if not found else "its cause is still there, or it is not latched"
-        )
+        what = "it is not latched, or its cause is still there" if found else f"no incident has the id or trigger {word}"
         raise Refused(what, op="reset", hint="the open ones: tidewire-agent status")
     if not dry_run:
         for incident in latched:

@@ -260,9 +260,10 @@ class Store:
         waiting for an acknowledgement or a reset) and whether they are `acknowledged`."""
         return await self._read(_incidents)
 
-    async def note_done(self, incident: str, note: str) -> None:
-        """Remember that a note about the incident has had what effect it could have."""
-        await self._write(lambda db: _note_done(db, incident, note))
+    async def mark_note(self, incident: str, note: str, how: str) -> None:
+        """Remember of a note (its kind, author and number) about an open incident that it was `handed` to a runner, or that it is
+        `done`: it can have no more effect. The commit that acknowledges the incident marks as done what was handed."""
+        await self._write(lambda db: _mark_note(db, incident, note, how))
 
     async def pending_actions(self) -> list[dict[str, Any]]:
         """What was to be done and is not known to be: each as in the protocol, with `tries`."""
@@ -390,6 +391,8 @@ def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping
     body, acknowledged = (json.loads(row[0]), bool(row[1])) if row else ({}, False)
     is_raise = what in _RAISES or not body
     body |= dict(transition) if is_raise else {name: transition.get(name) for name in ("transition", "flags", "by", "reason")}
+    if what == "acknowledged":
+        body["notes"] = {note: "done" if note.startswith("acknowledge ") else how for note, how in body.get("notes", {}).items()}
     acknowledged = transition.get("acknowledged", what == "acknowledged" or (acknowledged and not is_raise))
     values = (incident, pipeline, int(acknowledged), json.dumps({**body, "state": state}, default=str))
     db.execute("INSERT OR REPLACE INTO incidents VALUES (?, ?, ?, ?)", values)
@@ -400,11 +403,11 @@ def _incidents(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return [{**json.loads(body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
 
 
-def _note_done(db: sqlite3.Connection, incident: str, note: str) -> None:
+def _mark_note(db: sqlite3.Connection, incident: str, note: str, how: str) -> None:
     row = db.execute("SELECT body FROM incidents WHERE incident = ?", (incident,)).fetchone()
     if row is not None:
         body = json.loads(row[0])
-        body["notes_done"] = [*body.get("notes_done", ()), note]
+        body["notes"] = {**body.get("notes", {}), note: how}
         db.execute("UPDATE incidents SET body = ? WHERE incident = ?", (json.dumps(body), incident))
 
 

@@ -28,7 +28,7 @@ class FakeRunner:
         self.committed = 0
         self.n = 0
         self.stopping = False
-        self.acknowledged: list[str] = []
+        self.told: list[str] = []
 
     def run(self) -> None:
         if self.start["mode"] == "drain" and (reason := self.version.get("drain")):
@@ -59,7 +59,10 @@ class FakeRunner:
         elif header["type"] == "params":
             self.channel.send({"type": "stats", "params": header["params"]})
         elif header["type"] == "acknowledge":
+            self.told.append(header["type"])
             self.transition(header["incident"], "acknowledged", by=header["by"])
+        elif header["type"] == "reset":
+            self.transition(header["incident"], "reset", by=header["by"], state="closed")
 
     def commit(self, rows: int, **more: Any) -> None:
         """One segment that holds the next `rows` numbers as text."""
@@ -117,6 +120,14 @@ class FakeRunner:
     def do_raise(self, incident: str) -> None:
         self.transition(incident, "raised")
 
+    def do_await(self, what: str) -> None:
+        while what not in self.told and not self.stopping:
+            self.listen(None)
+
+    def do_say(self, words: list[Any]) -> None:
+        incident, transition, more = words
+        self.transition(incident, transition, **more)
+
     def do_act(self, actions: list[dict[str, Any]]) -> None:
         self.channel.send({"type": "act", "actions": actions})
 
@@ -132,6 +143,9 @@ class FakeRunner:
 
     def do_tell_secrets(self, _: Any) -> None:
         self.channel.send({"type": "stats", "secrets": self.start["secrets"]})
+
+    def do_sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def do_hang(self, _: Any) -> None:
         while True:

@@ -244,6 +244,22 @@ def test_exec_runs_few_programs_at_once(tmp_path: Path) -> None:
     with_actions(tmp_path, work, Policy(exec=(str(program),)))
 
 
+def test_a_program_that_waited_too_long_for_its_turn_is_expired(tmp_path: Path) -> None:
+    program = tmp_path / "slow.sh"
+    program.write_text(f"#!/bin/sh\necho $1 >> {tmp_path}/seen; sleep 0.5\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    async def work(store: Store, actions: Actions) -> None:
+        for n in range(actions_module.PROGRAMS_AT_ONCE):
+            actions.offer("p", action(f"a{n}", "exec", {"program": str(program), "args": ["early"]}, incident=f"i{n}"))
+        late = action("late", "exec", {"program": str(program), "args": ["late"]}, incident="late")
+        actions.offer("p", {**late, "at_us": store.clock.now_us(), "valid_for_us": 200_000})
+        assert (await ended(store, "late"))["status"] == "expired"
+        assert "late" not in (tmp_path / "seen").read_text()
+
+    with_actions(tmp_path, work, Policy(exec=(str(program),)))
+
+
 @pytest.mark.parametrize("message", ["hot\0dog", "x" * 140_000, "\ud800"], ids=["NUL", "long", "surrogate"])
 def test_exec_gets_a_message_that_no_environment_takes(tmp_path: Path, message: str) -> None:
     program = tmp_path / "keep.sh"

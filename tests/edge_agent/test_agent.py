@@ -24,6 +24,7 @@ from edge_agent.keeper import Status
 from edge_agent.link import Login, NatsLink
 from edge_agent.local_api import SOCKET
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract import subjects
@@ -93,7 +94,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uplink_module, "_PAUSE_FIRST_S", 0.05)
 
 
-def version(*do: dict[str, Any], number: int = 1, pipeline: str = "press") -> PipelineVersion:
+def version(*do: dict[str, Any], number: int = 1, pipeline: str = "press", more: str = "") -> PipelineVersion:
     """A version that a real agent can read and the fake runner can run: its script is in the description."""
     text = f"""
 tidewire: 1
@@ -108,6 +109,7 @@ schema:
   ts: {{type: timestamp, event_time: true}}
 sinks:
   numbers: {{lake: {{table: numbers}}}}
+{more}
 """
     return PipelineVersion.of(load_spec(text), number)
 
@@ -260,6 +262,75 @@ async def test_an_incident_is_acknowledged_from_the_centre_and_on_site(world: Wo
         await until(lambda: _acknowledged(agent, {"i1", "i2"}))
         notes = {note.subject: note.by for note in agent.record.document.notes()}
         assert notes == {"i1": "bob", "i2": "eve"}
+
+
+ACTION = """
+triggers:
+  hot:
+    over: 10s
+    when: count(*) > $limit
+    actions:
+      on_raise:
+        - webhook: {url: "http://${label:pager}/", headers: {key: "${secret:pager}"}}
+"""
+
+
+@with_control
+async def test_a_pipeline_waits_for_its_labels_and_secrets_and_says_so_at_the_centre(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, more=ACTION))
+        await until(lambda: "label pager is not set on this node" in _reason(world))
+        world.control.labels = {"pager": "localhost"}
+        await world.control.assign(version(READY, more=ACTION))
+        await until(lambda: "(on the node: tidewire-agent secret set pager)" in _reason(world))
+        SecretStore(agent.config.data_dir).put("pager", "s3cret")
+        await ask(world, "POST", "/look", now=True)
+        await until(lambda: phase(world) == "1 running")
+        SecretStore(agent.config.data_dir).remove("pager")
+        await ask(world, "POST", "/look", now=True)
+        await until(lambda: phase(world) == "1 failed")
+        status = json.dumps(await ask(world, "GET", "/status"))
+        assert "s3cret" not in status and "secret set pager" in status
+
+
+def _reason(world: World) -> str:
+    reported = world.control.document.reported().get("press")
+    return reported.reason if reported else ""
+
+
+@with_control
+async def test_what_was_acknowledged_once_does_not_acknowledge_the_next_raise(world: World) -> None:
+    again = {"state": "active", "acknowledged": False}
+    async with world.agent() as agent:
+        do = version(READY, {"raise": "i1"}, {"await": "acknowledge"}, {"say": ["i1", "raised_again", again]})
+        await world.control.assign(do)
+        await until(lambda: _open_incidents(agent, 1))
+        await world.control.acknowledge("i1")
+        await until(lambda: _said(agent, "raised_again"))
+        agent.keepers["press"].host.kill()  # type: ignore[union-attr]  # it runs
+        await until(lambda: agent.keepers["press"].restarts == 1 and agent.keepers["press"].is_ready)
+        await until(lambda: _said(agent, "raised"))  # the script from the start
+        await asyncio.sleep(0.3)
+        assert not (await agent.store.incidents())[0]["acknowledged"]
+
+
+@with_control
+async def test_a_latched_incident_is_reset_on_site_and_only_then(world: World) -> None:
+    latched = {"state": "active", "flags": "latched"}
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, {"raise": "i1"}, {"await": "acknowledge"}, {"say": ["i1", "latched", latched]}))
+        await until(lambda: _open_incidents(agent, 1))
+        who = {"by": "eve", "reason": "", "dry_run": False}
+        assert "not latched" in (await ask(world, "POST", "/reset", incident="i1", **who))["error"]
+        assert "no incident" in (await ask(world, "POST", "/reset", incident="i9", **who))["error"]
+        await world.control.acknowledge("i1")
+        await until(lambda: _said(agent, "latched"))
+        assert (await ask(world, "POST", "/reset", incident="t", **who))["done"] == ["press/t i1: reset; hot"]
+        await until(lambda: _open_incidents(agent, 0))
+
+
+async def _said(agent: Agent, transition: str) -> bool:
+    return [i["transition"] for i in await agent.store.incidents()] == [transition]
 
 
 @with_control

@@ -267,3 +267,46 @@ def test_eviction_leaves_the_successor_of_a_run_alone_while_it_is_sealed_anew(tm
         assert await numbers_in_outbox(store) == list(range(40)), "evicted half way, the rest would never be sent"
 
     in_store(tmp_path, work)
+
+
+def said(what: str, **more: Any) -> dict[str, Any]:
+    return {"incident": "i1", "trigger": "t", "transition": what, "severity": "critical", "message": what, **more}
+
+
+async def after(store: Store, *transitions: dict[str, Any]) -> list[tuple[str, str, bool, str]]:
+    """(transition, state, acknowledged, message) of the incidents that are open."""
+    for transition in transitions:
+        await store.commit("p", "sha256:v", 1, Commit({}, {}, transitions=[transition]))
+    return [(i["transition"], i["state"], i["acknowledged"], i["message"]) for i in await store.incidents()]
+
+
+def test_an_incident_is_open_until_a_transition_closes_it(tmp_path: Path) -> None:
+    async def go(store: Store) -> None:
+        await store.checkpoint("p")
+        assert await after(store, said("raised", state="active")) == [("raised", "active", False, "raised")]
+        for word in ("reminded", "escalated", "suppressed", "a word of a newer engine"):
+            assert await after(store, said(word, state="active")) == [(word, "active", False, "raised")]
+        assert await after(store, said("cleared", state="cleared")) == [("cleared", "cleared", False, "raised")]
+        again = said("raised_again", state="active", acknowledged=False)
+        assert await after(store, said("acknowledged", state="active", acknowledged=True), again) == [
+            ("raised_again", "active", False, "raised_again")
+        ]
+        latched = said("latched", state="active", acknowledged=False, flags="latched,chattering")
+        assert await after(store, latched) == [("latched", "active", False, "raised_again")]
+        assert (await store.incidents())[0]["flags"] == "latched,chattering"
+        assert await after(store, said("reset", state="closed")) == []
+        await store.mark_note("i1", "reset ann/4", "done")  # of one that is closed: nothing to remember
+
+    with open_store(tmp_path) as store:
+        asyncio.run(go(store))
+
+
+@pytest.mark.parametrize("word", ["cleared", "reset", "retired"])
+def test_a_transition_without_a_state_closes_by_its_word(tmp_path: Path, word: str) -> None:
+    async def go(store: Store) -> None:
+        await store.checkpoint("p")
+        assert await after(store, said("acknowledged")) == [("acknowledged", "active", True, "acknowledged")]
+        assert await after(store, said(word)) == []
+
+    with open_store(tmp_path) as store:
+        asyncio.run(go(store))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from support import fake_version, numbers_in_outbox, open_store, services_for, until
 
+from edge_agent import host as host_module
 from edge_agent.host import Outcome, PipelineHost, Services
 from edge_agent.store import Store
 
@@ -33,6 +35,19 @@ def test_a_runner_that_says_why_it_failed_is_failed(tmp_path: Path) -> None:
 def test_i11_a_runner_that_exits_or_talks_nonsense_ends_only_itself(tmp_path: Path) -> None:
     assert run_to_end(tmp_path, {"die": 3})[0] == Outcome("died", "the runner exited with status 3")
     assert run_to_end(tmp_path, {"garbage": 1})[0].kind == "failed"
+
+
+def test_i11_a_runner_that_hangs_is_killed_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "LOOK_S", 0.05)
+    outcome, numbers = run_to_end(tmp_path, {"ready": 1}, {"commits": 3}, {"hang": 1})
+    assert (outcome.kind, numbers) == ("failed", [0, 1, 2])
+    assert outcome.reason == "the runner gave no sign of life for 0.6 s and was killed"
+
+
+def test_a_runner_that_speaks_now_and_then_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "LOOK_S", 0.05)
+    speaking = [{"sleep": 0.3}, {"stats": {}}] * 4
+    assert run_to_end(tmp_path, {"ready": 1}, *speaking, {"stop": 1})[0].kind == "stopped"
 
 
 def test_a_restart_resumes_where_the_last_commit_stood(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Agent:
         self.messages: list[dict[str, Any]] = []
         self.segments: list[tuple[dict[str, Any], bytes]] = []
         self.transitions: list[dict[str, Any]] = []
+        self.kept: list[tuple[int, bytes]] = []  # what stays on the node
         self.last_n = self.answered = 0
         self.withholds = False
 
@@ -102,12 +103,14 @@ class Agent:
         assert header["n"] == self.last_n + 1
         self.last_n = header["n"]
         keys = header["state_set"]
-        assert len(blobs) == len(keys) + len(header["sealed"])
+        assert len(blobs) == len(keys) + len(header["sealed"]) + len(header["quarantined"])
         for key in header["state_delete"]:
             del self.state[key]
         self.state.update(zip(keys, blobs, strict=False))
         self.positions, self.ledger = header["positions"], header["ledger"]
-        self.segments += zip(header["sealed"], blobs[len(keys) :], strict=True)
+        kept = len(blobs) - len(header["quarantined"])
+        self.segments += zip(header["sealed"], blobs[len(keys) : kept], strict=True)
+        self.kept += zip(header["quarantined"], blobs[kept:], strict=True)
         self.transitions += header["transitions"]
 
     def answer(self) -> None:
