@@ -187,7 +187,7 @@ def _from_yaml_error(error: yaml.MarkedYAMLError, text: str, file: str) -> Probl
     here = lines[line - 1] if line <= len(lines) else ""
     if here[column - 1 : column] == "\t":
         hint = "indent with spaces, not tabs"
-    elif _QUOTE_FIRST.search(here[:column]) and ("<scalar>" in message or "comment or a line break" in message):
+    elif _QUOTE_FIRST.search(here[:column]) and ("found '<scalar>'" in message or "comment or a line break" in message):
         message, hint = "the value ends at its closing quote, and there is more", _OTHER_QUOTES
     else:
         found = next(((what, do) for words, what, do in _WORDS if words in message), None)

@@ -219,7 +219,7 @@ def open_input(spec: PipelineSpec, source: str, data: bytes, limit: int) -> Walk
     found = spec.sources[source]
     lines = open_framer(found.framing).frame(data, 0, is_last=True).lines if data else None
     header: tuple[str, ...] = ()
-    if lines is None:
+    if lines is None or not len(lines):
         raise TidewireError("there is no record in it", op="explain", hint="give it raw records, as the source would read them")
     if found.decode.csv:
         header = tuple(found.decode.csv.columns or ())
