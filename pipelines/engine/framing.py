@@ -208,7 +208,8 @@ def _lines(raw: pa.BinaryArray, starts: pa.Int64Array, trim: str, max_bytes: int
         raw = pa.array([value[: _kept(max_bytes)] if len(value) > max_bytes else value for value in raw.to_pylist()], pa.binary())
     text = _unchecked(raw)
     if trim:
-        text = pc.ascii_trim(text, trim) if "\n" in trim else pc.ascii_rtrim(text, trim)
+        trimmed = pc.ascii_trim(text, trim) if "\n" in trim else pc.ascii_rtrim(text, trim)
+        text = trimmed if too_long is None else pc.if_else(too_long, text, trimmed)
     if pc.min(pc.binary_length(text)).as_py() == 0:
         is_record = pc.greater(pc.binary_length(text), 0)
         text, starts = text.filter(is_record), starts.filter(is_record)
@@ -228,9 +229,8 @@ def _mended(i: int, value: bytes, bad: dict[int, str]) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        if i not in bad:
-            bad[i] = f"not UTF-8 at byte {error.start}"
-        return value.decode(errors="replace" if "UTF-8" in bad[i] else "ignore")  # a text cut short may end within a character
+        bad.setdefault(i, f"not UTF-8 at byte {error.start}")
+        return value.decode(errors="replace")
 
 
 def _listed(records: list[bytes], starts: list[int], bad: Mapping[int, str]) -> Lines | None:
@@ -244,7 +244,7 @@ def _listed(records: list[bytes], starts: list[int], bad: Mapping[int, str]) -> 
 
 
 def _too_long(data: bytes, start: int, base: int, max_bytes: int) -> Lines:
-    text = data[start : start + _kept(max_bytes)].decode(errors="ignore")
+    text = data[start : start + _kept(max_bytes)].decode(errors="replace")
     return Lines(pa.array([text], pa.string()), pa.array([base + start], pa.int64()), {0: _longer_than(max_bytes)})
 
 
