@@ -137,5 +137,5 @@ def _takes(table: pa.DataType, batch: pa.DataType) -> bool:
         fields = [(table.field(i), batch.field(i)) for i in range(min(table.num_fields, batch.num_fields))]
         return table.num_fields == batch.num_fields and all(x.name == y.name and _takes(x.type, y.type) for x, y in fields)
     if pa.types.is_decimal128(table) and pa.types.is_decimal128(batch):
-        return table.scale >= batch.scale and table.precision - table.scale >= batch.precision - batch.scale
+        return bool(table.scale >= batch.scale and table.precision - table.scale >= batch.precision - batch.scale)
     return bool(table.equals(batch))
