@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipelines.contract.language.schema import Element, FieldSpec, fit_decimal, precision_of, scale_of
 from pipelines.engine import timestamps
 from pipelines.engine.json_template import INTEGER, NUMBER
-from pipelines.engine.json_text import NotJson, Number, parse, text_of
+from pipelines.engine.json_text import Doubled, NotJson, Number, parse, text_of
 from pipelines.engine.timestamps import MICROS, Format
 from pipelines.engine.types import of_field, to_arrow
 
@@ -72,11 +72,12 @@ class Converter:
 
     def value(self, raw: Any, received_us: int) -> Any:
         """The value, for `pa.array(.., self.type)`; `raw` is not null. Raises Unfit."""
-        text = text_of(raw)
         try:
-            return self._parse_number(text, received_us) if type(raw) is Number else self._parse(text, received_us)
+            if type(raw) is Number:
+                return self._parse_number(raw, received_us)
+            return self._parse(raw if type(raw) is str else text_of(raw), received_us)
         except ValueError as error:
-            raise Unfit(str(error) or f"is not {self.noun}", text) from None
+            raise Unfit(str(error) or f"is not {self.noun}", text_of(raw)) from None
 
     def texts(self, texts: pa.Array, received_us: int) -> tuple[pa.Array, dict[int, Unfit]]:
         """A whole column of text."""
@@ -295,7 +296,7 @@ class String(Converter):
 
 def _zero(text: str) -> str:
     """An integer as text is what it is again after a computer read it: -0 is 0."""
-    return "0" if text == "-0" else text
+    return "0" if text == "-0" else str(text)
 
 
 class Timestamp(Converter):
@@ -329,7 +330,8 @@ class Timestamp(Converter):
             return timestamps.texts_quickly(texts, self._form, self.spec.timezone)
         try:
             values, doubt = timestamps.numbers_quickly(texts.cast(pa.int64()), self._unit)
-            return values, pc.or_kleene(doubt, _hexadecimal(texts))
+            hexadecimal = _hexadecimal(texts)
+            return values, hexadecimal if doubt is None else pc.or_kleene(doubt, hexadecimal)
         except pa.ArrowInvalid:
             if self._unit not in ("s", "ms"):
                 raise
@@ -348,8 +350,7 @@ class Timestamp(Converter):
 
 
 def _between_the_years(values: pa.Array) -> Read:
-    whole = values.view(pa.int64())
-    return values, pc.or_(pc.less(whole, timestamps.FIRST_US), pc.greater(whole, timestamps.LAST_US))
+    return values, timestamps.outside(values.view(pa.int64()), timestamps.FIRST_US, timestamps.LAST_US)
 
 
 class Binary(Converter):
@@ -500,6 +501,8 @@ class Struct(_Nested):
     def _build(self, raw: Any, received_us: int) -> dict[str, Any]:
         if not isinstance(raw, dict):
             raise Unfit("is not an object", text_of(raw))
+        if isinstance(raw, Doubled) and raw.names & self._fields.keys():
+            raise Unfit("has a key twice", text_of(raw))
         return {name: self._member(inner, raw.get(name), f".{name}", received_us) for name, inner in self._fields.items()}
 
 

@@ -31,6 +31,7 @@ BLOCK_ROWS_MIN = 33  # below, one by one is faster
 _EXAMPLES = 3  # lines of which the first plain one is the example
 _TEMPLATES_MAX = 4  # shapes of lines that are tried, each on what the one before left
 _FEW_ALIKE = 4  # a template for less than a quarter of the lines does not pay
+_FEW_ODD = 8  # up to an eighth of other lines is put in among those that match
 _FEW = 50  # a fiftieth of the lines is read one by one without ado
 _ARROW_ROW = re.compile(r" in row (\d+)")
 _LONG = 2 * DEPTH_MAX  # a line nested deeper than DEPTH_MAX is longer than this
@@ -69,6 +70,8 @@ class JsonReader:
     def __init__(self, fields: Sequence[JsonField], rows: Path | None, keep: Sequence[str], unknown: str) -> None:
         self._fields, self._rows, self._keep, self._unknown = fields, rows, tuple(keep), unknown
         self._named = _tree([f.path for f in fields])
+        self._ways = [(str(f.path[0]) if len(f.path) == 1 else "", f.path, f.converter.value) for f in fields]
+        self._is_flat = not any(pa.types.is_nested(f.converter.type) for f in fields)
         self._dirt = _dirt(fields) if rows is None else ""
         self._shapes: dict[tuple[str, ...], _Shape | None] = {}
         self.types = [f.converter.type for f in fields] + ([pa.string()] if unknown == "keep" else [])
@@ -96,8 +99,8 @@ class JsonReader:
             if left is None:
                 break
             rest = left
-        if not len(rest[0]):
-            return
+            if not len(rest[0]):
+                return
         if len(rest[0]) <= len(texts) // _FEW:
             yield self._one_by_one(*rest, {}, received_us)
         else:
@@ -142,6 +145,11 @@ class JsonReader:
         if count * _FEW_ALIKE < len(texts):
             return nothing
         alike, others = (texts, lines), None
+        if len(texts) - count <= len(texts) // _FEW_ODD and self._is_flat:
+            try:
+                return [self._patched(template, natives, texts, lines, matches, received_us)], (texts.slice(0, 0), None)
+            except pa.ArrowInvalid:
+                return nothing
         if count < len(texts):
             alike, others = _pick(texts, lines, matches), _pick(texts, lines, pc.invert(matches))
         try:
@@ -149,6 +157,30 @@ class JsonReader:
         except pa.ArrowInvalid:
             return nothing
         return list(self._sure(*alike, columns, None, doubt, received_us)), others or (texts.slice(0, 0), None)
+
+    def _patched(
+        self,
+        template: Template,
+        natives: Sequence[Native | None],
+        texts: pa.Array,
+        lines: pa.Array | None,
+        matches: pa.Array,
+        received_us: int,
+    ) -> Part:
+        """All lines as if they matched, and the few odd ones put in from one by one. Raises ArrowInvalid."""
+        clean = pc.all(matches).as_py()
+        example = pa.scalar(None, pa.string()) if clean else texts[pc.index(matches, pa.scalar(True)).as_py()]
+        columns, doubt = self._cut(template, natives, texts if clean else pc.if_else(matches, texts, example), received_us)
+        odd = pc.invert(matches) if doubt is None else pc.or_kleene(pc.invert(matches), doubt)
+        if not pc.any(odd).as_py():
+            return Part(columns, None, lines, len(texts))
+        odd = pc.fill_null(odd, False)
+        rows = pc.indices_nonzero(odd).cast(pa.int32())
+        alone = self._one_by_one(texts.filter(odd), rows if lines is None else lines.take(rows), {}, received_us)
+        columns = [pc.replace_with_mask(column, odd, found) for column, found in zip(columns, alone.columns, strict=True)]
+        at = rows.to_pylist()
+        told = ({at[row]: what for row, what in each.items()} for each in (alone.unfit, alone.undecodable, alone.unknown))
+        return Part(columns, None, lines, len(texts), *told)
 
     def _template(self, examples: Sequence[str]) -> tuple[Template, Sequence[Native | None]] | None:
         """From the first example that is a plain object."""
@@ -313,24 +345,31 @@ class JsonReader:
                 for record in self._records(parse_object(text)):
                     self._record(record, made, line, received_us)
             except (_Undecodable, NotJson) as error:
-                made.undecodable[made.start(line)] = str(error)
+                made.spoil(line, str(error))
         return made.part(self.types, lines, len(texts))
 
     def _record(self, record: Mapping[str, Any], made: _Rows, line: int, received_us: int) -> None:
-        raws = [_walk(record, leaf.path) for leaf in self._fields]
-        row = made.start(line)
-        for i, (raw, leaf) in enumerate(zip(raws, self._fields, strict=True)):
-            if raw is None:
-                continue
-            try:
-                made.columns[i][row] = leaf.converter.value(raw, received_us)
-            except Unfit as why:
-                made.unfit.setdefault(row, {})[i] = why
-        if self._unknown == "ignore":
+        try:
+            raws = [record.get(key) if key and type(record) is dict else _walk(record, path) for key, path, _ in self._ways]
+        except _Undecodable as error:
+            made.spoil(line, str(error))
             return
-        unknown = _unnamed(record, self._named)
-        if unknown and self._unknown == "keep":
-            made.columns[-1][row] = to_json(unknown)
+        row = len(made.line)
+        made.line.append(line)
+        for i, raw in enumerate(raws):
+            value = None
+            if raw is not None:
+                try:
+                    value = self._ways[i][2](raw, received_us)
+                except Unfit as why:
+                    made.unfit.setdefault(row, {})[i] = why
+            made.columns[i].append(value)
+        if self._unknown != "ignore":
+            self._tell_unknown(_unnamed(record, self._named), made, row)
+
+    def _tell_unknown(self, unknown: Mapping[str, Any], made: _Rows, row: int) -> None:
+        if self._unknown == "keep":
+            made.columns[-1].append(to_json(unknown) if unknown else None)
         elif unknown:
             made.unknown[row] = list(_names(unknown, self._named))
 
@@ -375,12 +414,12 @@ class _Rows:
     undecodable: dict[int, str] = field(default_factory=dict)
     unknown: dict[int, list[str]] = field(default_factory=dict)
 
-    def start(self, line: int) -> int:
-        """A new record, of NULLs."""
+    def spoil(self, line: int, why: str) -> None:
+        """A record that does not decode."""
+        self.undecodable[len(self.line)] = why
         self.line.append(line)
         for column in self.columns:
             column.append(None)
-        return len(self.line) - 1
 
     def part(self, types: Sequence[pa.DataType], lines: pa.Array | None, count: int) -> Part:
         columns = [pa.array(values, type_) for values, type_ in zip(self.columns, types, strict=True)]

@@ -63,7 +63,7 @@ class Template:
     def values(self, pieces: pa.Array, path: Path, rows: pa.Array) -> pa.Array:
         """The text of one value in each row; `rows` are the numbers 0 to n - 1."""
         _, piece, before, after = self.cuts[path]
-        at = pc.add(pc.multiply(rows, self.pieces), piece)
+        at = pc.add(pc.multiply(rows, pa.scalar(self.pieces, rows.type)), pa.scalar(piece, rows.type))
         raw = pieces.take(at).cast(pa.binary())
         return _as_text(pc.binary_slice(raw, before, -after if after else _END))
 

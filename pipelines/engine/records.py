@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,13 +17,12 @@ from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import decoders
 from pipelines.engine.bind import Binder, Column
-from pipelines.engine.connection import quote
 from pipelines.engine.convert import Converter, Unfit, converter
 from pipelines.engine.decode import META, Batch, Lines, meta_column, meta_values
 from pipelines.engine.decoders import TextDecoder
 from pipelines.engine.delimited import Delimited
 from pipelines.engine.enforce import Contract, Reasons, matching
-from pipelines.engine.fate import ALIVE, INVALID, UNDECODABLE
+from pipelines.engine.fate import INVALID, UNDECODABLE
 from pipelines.engine.json_records import JsonField, JsonReader, parse_path
 from pipelines.engine.statement import Statement
 from pipelines.engine.table_read import TableRead
@@ -118,12 +118,12 @@ def _from_meta(values: pa.Array, made: Converter, received_us: int) -> tuple[pa.
 def _fate(found: TableRead, reasons: Reasons) -> pa.Array | None:
     if not reasons and not found.undecodable:
         return None
-    codes = [ALIVE] * found.count
+    codes = array("h", bytes(2 * found.count))  # ALIVE is 0
     for row in reasons:
         codes[row] = INVALID
     for row in found.undecodable:
         codes[row] = UNDECODABLE
-    return pa.array(codes, pa.int16())
+    return pa.Array.from_buffers(pa.int16(), found.count, [None, pa.py_buffer(codes)])
 
 
 def _all_reasons(found: TableRead, reasons: Reasons) -> Mapping[int, tuple[str, ...]]:
@@ -157,7 +157,9 @@ _FALSE, _FAILS = 1, 2
 
 
 def _compile_checks(binder: Binder, columns: Mapping[str, Column]) -> Checks | None:
-    texts, sql, reads = [], [], set()
+    texts: list[str] = []
+    sql: list[str] = []
+    reads: set[str] = set()
     before = len(binder.problems)
     for name, spec in binder.spec.schema_.items():
         if spec.check is not None:
@@ -206,7 +208,7 @@ class _TextLines:
             columns.append(values)
             for row, why in whys.items():
                 unfit.setdefault(row, {})[i] = why
-        unknown = {row: others for row in range(len(lines))} if others and self.unknown == "reject" else {}
+        unknown = dict.fromkeys(range(len(lines)), others) if others and self.unknown == "reject" else {}
         if self.unknown == "keep":
             columns.append(_kept({name: texts[name] for name in others}, len(lines)))
         return TableRead(columns, len(lines), None, unfit, bad, unknown)
