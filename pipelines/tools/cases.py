@@ -91,6 +91,10 @@ class IncidentStep(Model):
     by: str | None = None
     reason: str | None = None
     value: Record | None = None
+    state: str | None = None
+    acked: bool | None = None
+    flags: list[str] | None = None
+    advice: str | None = None
 
 
 class ActionTaken(Model):
@@ -111,10 +115,11 @@ class ActionTaken(Model):
 
 
 class AlarmState(Model):
-    """The state of a trigger's newest incident in a group: `none` when there never was one."""
+    """The state of a trigger's newest incident in a group. `cleared`: back to normal, and somebody has yet to acknowledge it;
+    `closed`: over; `none`: there never was one."""
 
     group: Record | None = None
-    state: Literal["active", "cleared", "none"] | None = None
+    state: Literal["active", "cleared", "closed", "none"] | None = None
     acked: bool | None = None
     flags: list[str] | None = None
 

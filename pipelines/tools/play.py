@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.contract.duration import US_PER
 from pipelines.contract.errors import Problem, SpecError
+from pipelines.contract.interpolate import Unset, Values, resolve
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import Path
@@ -90,9 +91,22 @@ class Player:
         if key not in self._plans:
             self._check_params(params, path)
             facts = NodeFacts(node.id, node.name, node.labels, node.facts) if node else NodeFacts("node-1", "node-1")
-            tables = {name: pa.Table.from_pylist(rows) for name, rows in lookups.items()}
+            tables = {name: _table(rows) for name, rows in lookups.items()}
+            self._check_lookups(lookups, path)
             self._plans[key] = compile_plan(self.spec, values, facts, secrets=secrets, lookups=tables)
         return self._plans[key]
+
+    def _check_lookups(self, lookups: Mapping[str, Any], path: Path) -> None:
+        files = [name for name, table in self.spec.lookups.items() if table.rows is None]
+        for name in lookups:
+            if name not in files:
+                text = f'there is no lookup table "{name}" from a file{did_you_mean(name, files)}'
+                hint = "rows that stand in the pipeline are those of the case" if name in self.spec.lookups else "remove it"
+                raise SpecError([self.cases.problem((*path, "lookups", name), text, hint)])
+        for name in files:
+            if name not in lookups:
+                hint = f"add `lookups:` with `{name}:` and a list of rows to the case, or to the head of the file"
+                raise SpecError([self.cases.problem(path, f'the rows of lookup table "{name}" are not given', hint)])
 
     def _check_params(self, params: Mapping[str, Any], path: Path) -> None:
         for name, value in params.items():
@@ -112,15 +126,18 @@ class Player:
                 raise SpecError([self.cases.problem(place, str(error))]) from None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Alarm:
-    """The newest incident of a trigger in a group, folded from its transitions."""
+    """The newest incident of a trigger in a group, as its last transition left it."""
 
     incident: str
     group: Mapping[str, Any]
-    state: str = "active"
-    acked: bool = False
-    flags: tuple[str, ...] = ()
+    state: str
+    acked: bool
+    flags: tuple[str, ...]
+
+    def as_expected(self) -> dict[str, Any]:
+        return {"group": self.group, "state": self.state, "acked": self.acked, "flags": list(self.flags)}
 
 
 @dataclass
@@ -132,7 +149,7 @@ class _Seen:
     incidents: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, output: Output, raw: str) -> None:
+    def add(self, output: Output, raw: str, values: Values) -> None:
         """`raw`: what becomes of the raw bytes; as in the lake, there are none unless they go up."""
         for sink, tables in output.rows.items():
             self.rows.setdefault(sink, []).extend(row for table in tables for row in table.to_pylist())
@@ -140,7 +157,7 @@ class _Seen:
             row if raw == "upload" else {**row, "raw": None} for table in output.quarantine for row in table.to_pylist()
         ]
         self.incidents += [_incident(transition) for transition in output.transitions]
-        self.actions += [_action(action) for action in output.actions]
+        self.actions += [_action(action, values) for action in output.actions]
 
 
 class _Story:
@@ -241,22 +258,26 @@ class _Story:
             alarm
             for (trigger, _), alarm in self.alarms.items()
             if trigger == who.trigger and (who.group is None or not misfits(who.group, alarm.group, self.start_us))
-            if (alarm.state == "active" or alarm.flags if verb == "reset" else not alarm.acked)
+            if ("latched" in alarm.flags if verb == "reset" else alarm.state != "closed" and not alarm.acked)
         ]
         if not found:
             text = f"there is no incident of {who.trigger} to {'acknowledge' if verb == 'ack' else 'reset'}"
             self._fail(instant.key, text, (*instant.path, verb))
-        do = engine.acknowledge if verb == "ack" else getattr(engine, "reset", engine.acknowledge)
+        do = engine.acknowledge if verb == "ack" else engine.reset
         for alarm in found:
             self._take(*do(self.plan, self.state, alarm.incident, who.by, who.reason, self.now_us, self.now_us))
 
     def _take(self, state: State, output: Output) -> None:
         self.state = state
-        raw = self.player.spec.raw_policy
-        self.recent.add(output, raw)
-        self.whole.add(output, raw)
+        for seen in (self.recent, self.whole):
+            seen.add(output, self.player.spec.raw_policy, self._values())
         for transition in output.transitions:
-            _fold(self.alarms, transition)
+            self.alarms[transition.trigger, transition.group] = _alarm_after(transition)
+
+    def _values(self) -> Values:
+        """What references in settings mean in this case."""
+        node = self.case.node or self.player.cases.node
+        return Values(self.plan.params, node.labels if node else {}, {**self.player.cases.secrets, **self.case.secrets})
 
     # -- expectations
 
@@ -359,7 +380,7 @@ class _Story:
         groups = [a for (name, _), a in self.alarms.items() if name == trigger]
         if expected.group is not None:
             groups = [a for a in groups if not misfits(expected.group, a.group, self.start_us)]
-        got = [{"group": a.group, "state": a.state, "acked": a.acked, "flags": list(a.flags)} for a in groups]
+        got = [alarm.as_expected() for alarm in groups]
         if not groups and expected.state != "none":
             got = [{"group": {}, "state": "none", "acked": False, "flags": []}]
         wanted = expected.model_dump(exclude_none=True)
@@ -410,7 +431,7 @@ class _Story:
 
     def _check_trigger(self, name: str, path: Path) -> None:
         known = self.player.spec.triggers
-        if name not in known:
+        if name.removesuffix(".degraded") not in known:
             raise self._impossible(
                 path, f'there is no trigger "{name}"{did_you_mean(name, known)}', f"known: {', '.join(known) or 'none'}"
             )
@@ -434,9 +455,26 @@ class _Story:
 # -- the engine's values as plain ones
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """As read from a file: texts."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names})
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _batch(source: str, now_us: int, lines: Lines | None, header: tuple[str, ...], act: Act) -> Batch:
-    more: dict[str, Any] = {"meta": act.meta} if act.meta and "meta" in Batch.__dataclass_fields__ else {}
-    return Batch(source, now_us, now_us, lines, act.file, header, **more)
+    return Batch(source, now_us, now_us, lines, act.file, header, _facts(act.meta))
+
+
+def _facts(meta: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """`{topic: {machine: m1}}` and `{topic.machine: m1}` are the same fact."""
+    found: dict[str, Any] = {}
+    for word, value in meta.items():
+        found |= _facts(value, f"{before}{word}.") if isinstance(value, Mapping) else {f"{before}{word}": value}
+    return found
 
 
 def _restarted(plan: Plan, state: State, now_us: int) -> State:
@@ -447,24 +485,29 @@ def _restarted(plan: Plan, state: State, now_us: int) -> State:
 
 def _incident(transition: Any) -> dict[str, Any]:
     at = time_of(transition.at_us)
-    got = {name: getattr(transition, name) for name in ("trigger", "transition", "severity", "message", "by", "reason")}
-    return {**got, "group": json.loads(transition.group), "value": json.loads(transition.value), "at": at}
+    words = ("trigger", "transition", "severity", "message", "by", "reason", "advice", "state")
+    got = {name: getattr(transition, name) for name in words}
+    more = {"acked": transition.acknowledged, "flags": [flag for flag in transition.flags.split(",") if flag]}
+    return {**got, **more, "group": json.loads(transition.group), "value": json.loads(transition.value), "at": at}
 
 
-def _action(action: Any) -> dict[str, Any]:
-    return {"kind": action.kind, "trigger": action.trigger, "transition": action.transition, "config": dict(action.config)}
+def _action(action: Any, values: Values) -> dict[str, Any]:
+    config = {name: _resolved(one, values) for name, one in action.config.items()}
+    return {"kind": action.kind, "trigger": action.trigger, "transition": action.transition, "config": config}
 
 
-def _fold(alarms: dict[tuple[str, str], _Alarm], transition: Any) -> None:
-    key = (transition.trigger, transition.group)
-    what = transition.transition
-    if what == "raised" or key not in alarms:
-        alarms[key] = _Alarm(transition.incident, json.loads(transition.group))
-    alarm = alarms[key]
-    if what == "acknowledged":
-        alarms[key] = replace(alarm, acked=True)
-    elif what == "cleared":
-        alarms[key] = replace(alarm, state="cleared")
+def _resolved(setting: Any, values: Values) -> Any:
+    """With its references filled in, as the node does when it acts; as it stands where the case does not say what one means."""
+    try:
+        return resolve(setting, values)
+    except Unset:
+        return setting
+
+
+def _alarm_after(transition: Any) -> _Alarm:
+    flags = tuple(flag for flag in transition.flags.split(",") if flag)
+    group = json.loads(transition.group)
+    return _Alarm(transition.incident, group, transition.state, transition.acknowledged, flags)
 
 
 def _says(expected: str, text: str) -> bool:

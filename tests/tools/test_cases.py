@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
+
 import pytest
 
 from pipelines.contract.errors import SpecError
@@ -108,7 +110,7 @@ def test_an_alarm_its_acknowledgement_and_a_restart() -> None:
         + """
     at 8s: {ack: hot, expect: {actions: [{exec: {program: /usr/bin/horn, args: ["off"]}, on: acknowledged, trigger: hot}]}}
     at 9s: {restart: true, expect: {alarms: {hot: {state: active, acked: true}}}}
-    at 9.5s: {rows: [{sensor: a, temp_c: 20, ts: 30s}], expect: {incidents: [hot cleared], alarms: {hot: cleared}}}
+    at 9.5s: {rows: [{sensor: a, temp_c: 20, ts: 30s}], expect: {incidents: [hot cleared], alarms: {hot: closed}}}
     """
     )
 
@@ -212,6 +214,39 @@ def test_what_fails_is_told_at_its_place(expected: str, what: str) -> None:
     assert failure.what == what
     assert failure.when == "at 0s"
     assert failure.line == 6
+
+
+def test_references_in_settings_mean_what_the_case_says() -> None:
+    text = PRESS.replace("/usr/bin/horn", '"/usr/bin/${label:horn}"').replace('args: ["on"]', 'args: ["${param:limit_c}"]')
+    case = HOT.replace("[horn]", '[{exec: {program: /usr/bin/klaxon, args: ["85"]}}]')
+    passes("node: {labels: {horn: klaxon}}\n" + dedent(case), text)
+    passes(dedent(case).replace("/usr/bin/klaxon", '"/usr/bin/${label:horn}"'), text)
+
+
+def test_facts_of_rows() -> None:
+    text = PRESS.replace(
+        "machine: {type: string, default: m1}",
+        "machine: {type: string, from: meta.topic.machine}\n  q: {type: string, from: meta.quality}",
+    )
+    case = "at 0s:\n  meta: {topic: {machine: m7}, quality: bad}\n  rows: [{sensor: a, temp_c: 1}]\n  expect: {rows: [{machine: m7, q: bad}]}"
+    passes(case, text)
+    passes(case.replace("topic: {machine: m7}", "topic.machine: m7"), text)
+
+
+LOOKUP = PRESS.replace(
+    "steps:\n",
+    "lookups:\n  assets:\n    file: assets.csv\n    key: sensor\n    columns: {sensor: string, line: integer}\n"
+    "steps:\n  - lookup: {table: assets, take: [line]}\n",
+)
+
+
+def test_lookup_tables() -> None:
+    rows = "at 0s: {rows: [{sensor: a, temp_c: 1}, {sensor: x, temp_c: 1}], expect: {rows: [{line: 7}, {line: null}]}}\n"
+    passes(rows + "lookups: {assets: [{sensor: a, line: 7}, {sensor: b, line: 8}]}", LOOKUP)
+    passes(rows, LOOKUP, head="lookups: {assets: [{sensor: a, line: 7}]}")
+    assert 'the rows of lookup table "assets" are not given' in refused(rows, LOOKUP).message
+    wrong = refused(rows + "lookups: {assets: [{sensor: a, line: 7}], asets: []}", LOOKUP)
+    assert 'no lookup table "asets" from a file; did you mean "assets"' in wrong.message
 
 
 def test_nobody_to_acknowledge_is_a_failure() -> None:
