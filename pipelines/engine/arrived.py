@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.tally import on_grid
 from pipelines.engine.watermark import FAR_US
 
 RELAX_US = 60_000_000  # a source that is steadily behind for so long is taken as live
@@ -22,6 +23,7 @@ class Arrived:
         self.table, self.arrival_us, self.source = rows, arrival_us, source
         self.n = rows.num_rows
         self._lists: dict[str, list[Any]] = {}
+        self._grids: dict[str, list[Any]] = {}
         self._keys: dict[tuple[str, ...], list[Any]] = {}
         self.row: list[int] = self.column("_row")
         self.at_us: list[int] = self.column("_at")
@@ -35,6 +37,13 @@ class Arrived:
         found = self._lists.get(name)
         if found is None:
             found = self._lists[name] = self.table[name].to_pylist()
+        return found
+
+    def on_grid(self, name: str) -> list[Any]:
+        """A column of doubles as integers that add up exactly."""
+        found = self._grids.get(name)
+        if found is None:
+            found = self._grids[name] = on_grid(self.column(name))
         return found
 
     def keys(self, names: tuple[str, ...]) -> list[Any]:

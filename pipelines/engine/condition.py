@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import duckdb
 
-Evaluate = Callable[..., tuple[Any, ...]]
 _SOURCE_MAX = 16_384  # and/or in many levels double the text at each
 _EXACT_MAX = 2**53  # integers up to it are doubles as well
 _COMPARE = {
@@ -48,6 +48,18 @@ class _Code(NamedTuple):
     value: Any = None
 
 
+@dataclass(frozen=True)
+class Evaluate:
+    """Calls give the values of the expressions for those of the names. `source` is a Python tuple over `_v0`, `_v1`.. and the
+    names of `HELPERS`."""
+
+    source: str
+    call: Callable[..., tuple[Any, ...]]
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        return self.call(*values)
+
+
 def compile_expressions(
     engine: duckdb.DuckDBPyConnection, expressions: Sequence[str], names: Mapping[str, str]
 ) -> Evaluate | None:
@@ -58,11 +70,11 @@ def compile_expressions(
         codes = [writer.write(_tree(engine, text)).text for text in expressions]
     except Abstain:
         return None
-    source = f"lambda {', '.join(f'_v{i}' for i in range(len(names)))}: ({', '.join(codes)},)"
+    source = f"({', '.join(codes)},)"
     if len(source) > _SOURCE_MAX:
         return None
-    evaluate: Evaluate = eval(source, {"__builtins__": {}, "_d": _double, "_f": _finite, "_i": _exact, "_q": _quotient})  # noqa: S307 - written above
-    return evaluate
+    call = eval(f"lambda {', '.join(f'_v{i}' for i in range(len(names)))}: {source}", {**HELPERS})  # noqa: S307 - written above
+    return Evaluate(source, call)
 
 
 def _tree(engine: duckdb.DuckDBPyConnection, text: str) -> Mapping[str, Any]:
@@ -271,3 +283,6 @@ def _quotient(a: float, b: float) -> float:
     if b == 0:
         raise Abstain
     return _finite(a / b)
+
+
+HELPERS = {"__builtins__": {}, "_d": _double, "_f": _finite, "_i": _exact, "_q": _quotient}

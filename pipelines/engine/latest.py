@@ -7,65 +7,64 @@ from typing import Any
 
 from pipelines.engine.tally import Tally
 
-Row = tuple[int, int, tuple[Any, ...]]  # the group's time when it came, its own event time, what it brings to each tally
+# The group's time when the row came, its event time, its sequence number, what it brings to each tally. Changed in place.
+Row = list[Any]
+T, TE, SEQ, VALUES = 0, 1, 2, 3
+NEVER = 1 << 62
 
 
 class Latest:
     """Newest by event time, then by arrival. A row's age is told by the group's time when it came, so a sensor whose clock is
     behind is not stale for that."""
 
-    __slots__ = ("count", "rows", "t_us", "tallies")
+    __slots__ = ("rows", "stale_at_us", "t_us", "tallies")
 
     def __init__(self, makers: Sequence[Callable[[], Tally]]) -> None:
-        self.rows: dict[Any, Row] = {}  # in the order in which they came
+        self.rows: dict[Any, Row] = {}
         self.tallies = [make() for make in makers]
         self.t_us: int | None = None
-        self.count = 0
+        self.stale_at_us = NEVER  # no key is stale before the group's time reaches it
 
-    def push(self, te_us: int, stale_us: int | None, key: Any, values: tuple[Any, ...], gone: list[Any]) -> bool | None:
+    def push(self, te_us: int, stale_us: int | None, key: Any, seq: int, values: tuple[Any, ...], gone: list[Any]) -> bool | None:
         """A row comes; keys that are stale by now leave (into `gone`). Whether there was none; None: a newer one was there."""
         rows = self.rows
         t_us = te_us if self.t_us is None or te_us > self.t_us else self.t_us
         self.t_us = t_us
-        if stale_us is not None:
-            self.drop_stale(t_us - stale_us, gone)
+        if t_us >= self.stale_at_us and stale_us is not None:
+            self.drop_stale(t_us, stale_us, gone)
         old = rows.get(key)
-        if old is None:
-            alone = not rows
-            self.count += 1
-            for tally, value in zip(self.tallies, values, strict=True):
-                tally.add(value, key)
-        else:
-            if old[1] > te_us:
+        if old is not None:
+            if old[TE] > te_us:
                 return None
-            alone = False
-            del rows[key]
-            for tally, value, before in zip(self.tallies, values, old[2], strict=True):
+            for tally, value, before in zip(self.tallies, values, old[VALUES:], strict=True):
                 tally.remove(before, key)
                 tally.add(value, key)
-        rows[key] = (t_us, te_us, values)
-        return alone
-
-    def restore(self, t_us: int, te_us: int, key: Any, values: tuple[Any, ...]) -> None:
-        """A row that came in earlier; in the order in which they came."""
-        self.t_us = t_us if self.t_us is None else max(self.t_us, t_us)
-        self.rows[key] = (t_us, te_us, values)
-        self.count += 1
+            old[:] = (t_us, te_us, seq, *values)
+            return False
         for tally, value in zip(self.tallies, values, strict=True):
             tally.add(value, key)
+        rows[key] = [t_us, te_us, seq, *values]
+        if stale_us is not None:
+            self.stale_at_us = min(self.stale_at_us, t_us + stale_us)
+        return len(rows) == 1
 
-    def drop_stale(self, floor_us: int, gone: list[Any]) -> None:
-        rows = self.rows
-        while rows:
-            key = next(iter(rows))
-            t_us, _, values = rows[key]
-            if t_us > floor_us:
-                return
-            del rows[key]
-            self.count -= 1
-            gone.append(key)
-            for tally, value in zip(self.tallies, values, strict=True):
+    def restore(self, t_us: int, te_us: int, key: Any, seq: int, values: tuple[Any, ...], stale_us: int | None) -> None:
+        """A row that came earlier; in the order in which they came."""
+        self.t_us = t_us if self.t_us is None else max(self.t_us, t_us)
+        self.rows[key] = [t_us, te_us, seq, *values]
+        for tally, value in zip(self.tallies, values, strict=True):
+            tally.add(value, key)
+        if stale_us is not None:
+            self.stale_at_us = min(self.stale_at_us, t_us + stale_us)
+
+    def drop_stale(self, t_us: int, stale_us: int, gone: list[Any]) -> None:
+        floor_us = t_us - stale_us
+        stale = [key for key, row in self.rows.items() if row[T] <= floor_us]
+        for key in stale:
+            for tally, value in zip(self.tallies, self.rows.pop(key)[VALUES:], strict=True):
                 tally.remove(value, key)
+        gone += stale
+        self.stale_at_us = min((row[T] for row in self.rows.values()), default=NEVER) + stale_us
 
     def results(self) -> tuple[Any, ...]:
         return tuple([tally.result() for tally in self.tallies])

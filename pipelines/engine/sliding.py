@@ -14,13 +14,12 @@ Row = tuple[int, int, tuple[Any, ...], int]  # event time, chunk, what it brings
 class Sliding:
     """Event time within a group never goes back: a row behind it counts at the newest time."""
 
-    __slots__ = ("count", "rows", "t_us", "tallies")
+    __slots__ = ("rows", "t_us", "tallies")
 
     def __init__(self, makers: Sequence[Callable[[], Tally]]) -> None:
         self.rows: deque[Row] = deque()
         self.tallies = [make() for make in makers]
         self.t_us: int | None = None
-        self.count = 0
 
     def push(self, t_us: int, over_us: int, chunk: int, seq: int, values: tuple[Any, ...], left: dict[int, int]) -> bool:
         """A row enters, those out of the span leave (counted by chunk in `left`). Whether it sees no other."""
@@ -35,14 +34,12 @@ class Sliding:
         rows.append((t_us, chunk, values, seq))
         for tally, value in zip(self.tallies, values, strict=True):
             tally.add(value, None)
-        self.count += 1
         return alone
 
     def drop_oldest(self, left: dict[int, int]) -> None:
         _, chunk, values, _ = self.rows.popleft()
         for tally, value in zip(self.tallies, values, strict=True):
             tally.remove(value, None)
-        self.count -= 1
         left[chunk] = left.get(chunk, 0) + 1
 
     def results(self) -> tuple[Any, ...]:

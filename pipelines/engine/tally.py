@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 ABSENT: Any = object()
@@ -78,15 +79,17 @@ class All(Count):
         return self.true > 0 if self.any else self.true == self.n
 
 
-def on_grid(value: Any) -> int:
+def on_grid(values: list[Any]) -> list[Any]:
+    """Doubles as integers that add up exactly; what is not finite counts as none."""
+    ldexp = math.ldexp
     try:
-        return int(math.ldexp(value, GRID))
-    except OverflowError:
-        return int(value) << GRID
+        return [None if value is None else int(ldexp(value, GRID)) for value in values]
+    except (OverflowError, ValueError):
+        return [None if value is None or not math.isfinite(value) else int(Fraction(value) * 2**GRID) for value in values]
 
 
 class Sum:
-    """Of integers (grid 0) or of finite doubles."""
+    """Of integers. Doubles come as integers on the grid, see `prepared`."""
 
     __slots__ = ("grid", "n", "total")
 
@@ -95,14 +98,14 @@ class Sum:
         self.grid = grid
 
     def add(self, value: Any, key: Key) -> None:
-        if value is not None and (not self.grid or math.isfinite(value)):
+        if value is not None:
             self.n += 1
-            self.total += on_grid(value) if self.grid else value
+            self.total += value
 
     def remove(self, value: Any, key: Key) -> None:
-        if value is not None and (not self.grid or math.isfinite(value)):
+        if value is not None:
             self.n -= 1
-            self.total -= on_grid(value) if self.grid else value
+            self.total -= value
 
     def result(self) -> Any:
         if not self.n:
@@ -111,6 +114,8 @@ class Sum:
 
 
 class Mean(Sum):
+    __slots__ = ()
+
     def result(self) -> Any:
         return _ratio(self.total, self.n << self.grid) if self.n else None
 
@@ -132,18 +137,16 @@ class Spread:
         self.grid, self.root, self.sample = grid, root, sample
 
     def add(self, value: Any, key: Key) -> None:
-        if value is not None and math.isfinite(value):
-            whole = on_grid(value) if self.grid else value
+        if value is not None:
             self.n += 1
-            self.total += whole
-            self.squares += whole * whole
+            self.total += value
+            self.squares += value * value
 
     def remove(self, value: Any, key: Key) -> None:
-        if value is not None and math.isfinite(value):
-            whole = on_grid(value) if self.grid else value
+        if value is not None:
             self.n -= 1
-            self.total -= whole
-            self.squares -= whole * whole
+            self.total -= value
+            self.squares -= value * value
 
     def result(self) -> Any:
         if self.n < (2 if self.sample else 1):

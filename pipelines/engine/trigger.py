@@ -24,7 +24,7 @@ from pipelines.engine.absent import BEGUN, CLOCK, Silence
 from pipelines.engine.alarm import NORMAL, Alarm, Moment
 from pipelines.engine.arrived import Arrived, Pace, as_keys, as_tuple, from_tuple, pace
 from pipelines.engine.capture import Keeper, row_bytes
-from pipelines.engine.cells import GONE, SPARE_ROWS, Census, Chunks, changed, in_order
+from pipelines.engine.cells import GONE, Census, Chunks, changed, in_order
 from pipelines.engine.condition import Abstain
 from pipelines.engine.incident import Book, Identity, Suppression, Transition, is_more
 from pipelines.engine.latest import Latest
@@ -147,13 +147,16 @@ class _Sight:
         self.chunks = Chunks.of({} if plan.spec.is_latest else self.cells)
         self.floor: tuple[int, int] | None = self.chunks.rest.get(("floor",))  # newest row that left early, and the watermark
         self.census = Census()
-        self.order: deque[tuple[_Group, Any]] = deque()  # rows of spans, oldest first
+        self.order: deque[tuple[_Group, Any]] | None = None  # rows of spans, oldest first; only near the limit
         self.left: dict[int, int] = {}  # rows that left, by chunk
         self.next = self.rows_in_sight = 0
         self.is_full = False
-        self.touched: dict[Any, Any] = {}  # keys of `latest`: the place of their newest row, or GONE
+        self.touched: list[tuple[Any, Any, Any]] = []  # of `latest`: group, key, row
+        self.gone: set[tuple[Any, Any]] = set()  # of `latest`: group, key
         self.bad_touched: dict[Any, _Group] = {}
         self.newest_us, self.sweep_at_us = 0, _AT_END  # event time
+        self.inputs: list[list[Any]] = []
+        self.suppression: Sequence[Suppression] = ()
         self.fresh: tuple[Arrived, list[int], list[int]] | None = None  # rows to store: places, times
         self.keeper = Keeper(plan.spec.capture, plan.capture_owner, plan.by, plan.columns, state) if plan.spec.capture else None
         self.seen_by_keeper: tuple[Arrived, list[int], list[int], list[int]] | None = None  # places, bytes, times
@@ -177,75 +180,112 @@ class _Sight:
 
     def rows(self, state: State, rows: Arrived | None, arrival_us: int, suppression: Sequence[Suppression]) -> None:
         if rows is not None and rows.n:
-            entries = self._enter(state.epoch, rows)
-            judged = self._with_outs(entries) if self.plan.evaluate is not None else self._with_outs_of_duckdb(list(entries))
-            sizes = row_bytes(rows, self.plan.columns) if self.keeper is not None else []
-            self.seen_by_keeper = (rows, [], [], [])
-            for entry, out in judged:
-                group = entry.group
-                if self.keeper is not None:
-                    self._keep(entry, sizes[entry.place], state.epoch)
-                for one in suppression:
-                    one.advance(entry.place, arrival_us, rows.row)
-                if out is None:
-                    out = group.out
-                    if out is None:
-                        continue
-                if not (group.is_steady and out == group.out and group.flagged in (None, entry.is_bad)):
-                    self._judge(rows, entry, out, suppression)
+            self.fresh = (rows, [], [])
+            self.inputs = self._inputs(rows)
+            self.suppression = suppression
+            fits = self.spec.is_latest or self.rows_in_sight + rows.n <= SPAN_ROWS_MAX
+            if self.plan.loop is not None and self.keeper is None and fits and (rows.unfit is None or self.spec.quality == "any"):
+                self.order = None
+                self._loop(rows, state.epoch)
+            else:
+                self._one_by_one(rows, state.epoch)
+            self.next += rows.n
             self.newest_us = max(self.newest_us, rows.at_us[-1])
         for one in suppression:
             one.advance(_AT_END, arrival_us, rows.row if rows is not None else ())
 
-    def _enter(self, epoch: int, rows: Arrived) -> Iterator[_Entry]:
-        """Let the rows in, one by one."""
+    def _loop(self, rows: Arrived, epoch: int) -> None:
+        assert self.plan.loop is not None and self.fresh is not None
+        by_keys = rows.keys(self.plan.by)
+
+        def slow(i: int) -> None:
+            for entry, out in self._with_outs(self._enter(epoch, rows, (i,))):
+                self._consider(rows, entry, out)
+
+        def judge(i: int, group: _Group, alone: bool, values: tuple[Any, ...], out: Out | None) -> None:
+            if out is None:
+                out = self._ask_duckdb([(values, group.key)])[0]
+            seen = group.seen
+            self._consider(rows, _Entry(i, group, alone, False, seen.t_us, len(seen.rows), values, True), out)
+
+        if self.spec.is_latest:
+            columns = [range(rows.n), by_keys, rows.keys(self.plan.each), rows.te_us, *self.inputs]
+            self.plan.loop(*columns, self.groups, self.next, rows.arrival_us, self.touched, slow, judge)
+        else:
+            columns = [range(rows.n), by_keys, rows.te_us, *self.inputs]
+            own = (self.next, self.over_us, epoch, rows.arrival_us, self.left, *self.fresh[1:])
+            self.rows_in_sight += self.plan.loop(*columns, self.groups, *own, slow, judge)
+
+    def _one_by_one(self, rows: Arrived, epoch: int) -> None:
+        """As `_loop`, for all that it has no words for."""
+        entries = self._enter(epoch, rows, range(rows.n))
+        judged = self._with_outs(entries) if self.plan.evaluate is not None else self._with_outs_of_duckdb(list(entries))
+        sizes = row_bytes(rows, self.plan.columns) if self.keeper is not None else []
+        self.seen_by_keeper = (rows, [], [], [])
+        for entry, out in judged:
+            if self.keeper is not None:
+                self._keep(entry, sizes[entry.place], epoch)
+            self._consider(rows, entry, out)
+
+    def _consider(self, rows: Arrived, entry: _Entry, out: Out | None) -> None:
+        """Judge a row, unless nothing can come of it. None: as the row before it."""
+        group = entry.group
+        if out is None:
+            out = group.out
+            if out is None:
+                return
+        if not (group.is_steady and out == group.out and group.flagged in (None, entry.is_bad)):
+            for one in self.suppression:
+                one.advance(entry.place, rows.arrival_us, rows.row)
+            self._judge(rows, entry, out, self.suppression)
+
+    def _enter(self, epoch: int, rows: Arrived, places: Sequence[int]) -> Iterator[_Entry]:
+        """Let rows in, one by one."""
+        assert self.fresh is not None
         spec, groups, is_latest = self.spec, self.groups, self.spec.is_latest
         by_keys = rows.keys(self.plan.by)
         each_keys = rows.keys(self.plan.each) if is_latest else by_keys
-        inputs, times, arrival_us = self._inputs(rows), rows.te_us, rows.arrival_us
         unfit = rows.unfit if spec.quality == "good" else None
-        stored: list[int] = []
-        stamps: list[int] = []
+        _, stored, stamps = self.fresh
         gone: list[Any] = []
-        self.fresh = (rows, stored, stamps)
-        for i in range(rows.n):
-            key = by_keys[i]
+        for i in places:
+            key, te_us = by_keys[i], rows.te_us[i]
             group = groups.get(key) or self._admit(key, rows, i)
             if group is None:
                 continue
             seen = group.seen
             if unfit is not None and unfit[i]:
-                self._note_bad(group, each_keys[i] if is_latest else None, times[i])
-                t_us = times[i] if seen.t_us is None else seen.t_us
-                yield _Entry(i, group, False, True, t_us, seen.count, seen.results(), False)
+                self._note_bad(group, each_keys[i] if is_latest else None, te_us)
+                t_us = te_us if seen.t_us is None else seen.t_us
+                yield _Entry(i, group, False, True, t_us, len(seen.rows), seen.results(), False)
                 continue
-            before = seen.count
+            before, values = len(seen.rows), tuple([column[i] for column in self.inputs])
             if is_latest:
                 each = each_keys[i]
                 if (self.rows_in_sight >= spec.max_groups or self.is_full) and not self._has_room(group, each, rows, i):
                     continue
-                alone = seen.push(times[i], spec.stale_after, each, inputs[i], gone)
-                for old in gone:
-                    self.touched[key, old] = GONE
-                gone.clear()
+                alone = seen.push(te_us, spec.stale_after, each, self.next + i, values, gone)
+                if gone:
+                    self.gone.update((key, old) for old in gone)
+                    gone.clear()
                 if alone is not None:
-                    self.touched[key, each] = (self.next, i)
+                    self.touched.append((key, each, seen.rows[each]))
+                    group.heard_us = rows.arrival_us
                     if group.bad:
                         self._forget_bad(group, each)
             else:
-                alone = seen.push(times[i], self.over_us, epoch, self.next, inputs[i], self.left)
+                alone = seen.push(te_us, self.over_us, epoch, self.next + i, values, self.left)
                 stored.append(i)
                 stamps.append(seen.t_us)
-                self.order.append((group, seen.rows[-1]))
+                group.heard_us = rows.arrival_us
+                if self.order is not None:
+                    self.order.append((group, seen.rows[-1]))
                 if group.bad:
                     self._forget_bad(group, None)
-            if alone is not None:
-                self.next += 1
-                group.heard_us = arrival_us
-            self.rows_in_sight += seen.count - before
+            self.rows_in_sight += len(seen.rows) - before
             if not is_latest and self.rows_in_sight > SPAN_ROWS_MAX:
                 self._make_room(rows.at_us[i])
-            yield _Entry(i, group, bool(alone), bool(group.bad), seen.t_us, seen.count, seen.results(), True)
+            yield _Entry(i, group, bool(alone), bool(group.bad), seen.t_us, len(seen.rows), seen.results(), True)
 
     def _with_outs(self, entries: Iterator[_Entry]) -> Iterator[tuple[_Entry, Out | None]]:
         """None as the out of a row that is not judged."""
@@ -266,14 +306,13 @@ class _Sight:
         for entry in entries:
             yield entry, next(outs) if entry.fits else None
 
-    def _inputs(self, rows: Arrived) -> list[tuple[Any, ...]]:
-        """What each row brings to each aggregate."""
-        if all(self.plan.arguments):
-            arguments = [rows.column(name) for name in self.plan.arguments]
-        else:
+    def _inputs(self, rows: Arrived) -> list[list[Any]]:
+        """What each row brings, by aggregate."""
+        if not all(self.plan.arguments):
             arguments = self._arguments(rows.table)
-        columns = [aggregate.inputs(arguments) for aggregate in self.plan.aggregates]
-        return list(zip(*columns, strict=True)) if columns else [()] * rows.n
+            return [aggregate.inputs(arguments) for aggregate in self.plan.aggregates]
+        arguments = [rows.column(name) for name in self.plan.arguments]
+        return [rows.on_grid(self.plan.arguments[a.value]) if a.on_grid else a.inputs(arguments) for a in self.plan.aggregates]
 
     def _arguments(self, rows: pa.Table) -> list[list[Any]]:
         """What the aggregates take, computed from the kept columns."""
@@ -333,6 +372,9 @@ class _Sight:
     def _make_room(self, at_us: int) -> None:
         """The oldest rows of a span leave early."""
         self._sweep(at_us)
+        if self.order is None or len(self.order) > 2 * SPAN_ROWS_MAX:
+            rows = [(group, row) for group in self.groups.values() for row in group.seen.rows]
+            self.order = deque(sorted(rows, key=lambda entry: int(entry[1][3])))
         while self.rows_in_sight > SPAN_ROWS_MAX:
             group, row = self.order.popleft()
             if group.seen.rows and group.seen.rows[0] is row:
@@ -357,11 +399,11 @@ class _Sight:
                 self.restless.pop(key, None)
 
     def _empty(self, key: Any, group: _Group) -> None:
-        self.rows_in_sight -= group.seen.count
+        self.rows_in_sight -= len(group.seen.rows)
         if self.spec.is_latest:
             gone: list[Any] = []
-            group.seen.drop_stale(_AT_END, gone)
-            self.touched |= {(key, each): GONE for each in gone}
+            group.seen.drop_stale(_AT_END, 0, gone)
+            self.gone.update((key, each) for each in gone)
         else:
             while group.seen.rows:
                 group.seen.drop_oldest(self.left)
@@ -467,11 +509,11 @@ class _Sight:
         at_us = now_us if seen.t_us is None else t_us
         values = seen.results()
         out = group.out
-        if out is None and seen.count:
-            out = next(self._with_outs_of_duckdb([_Entry(0, group, False, False, t_us, seen.count, values, True)]))[1]
+        if out is None and seen.rows:
+            out = next(self._with_outs_of_duckdb([_Entry(0, group, False, False, t_us, len(seen.rows), values, True)]))[1]
         if silent or (out is not None and not group.is_steady):
             base = Moment(None, None, t_us, arrival_us, unreliable=bool(group.bad))
-            told = lambda: self._told(values, seen.count, t_us)  # noqa: E731 - only when something is told
+            told = lambda: self._told(values, len(seen.rows), t_us)  # noqa: E731 - only when something is told
             self._see(group, base, out, told, -1, -1, suppression, silent=silent, at_us=at_us)
         for book in self.books:
             book.pass_time(group.key, arrival_us, at_us)
@@ -505,22 +547,25 @@ class _Sight:
         return state
 
     def _commit_latest(self, state: State) -> State:
-        if not self.touched:
+        if not self.touched and not self.gone:
             return state
-        rows = self.fresh[0] if self.fresh else None
-        lists = [rows.column(name) for name in self.plan.kept] if rows is not None else []
-        changes: dict[Group, Any] = {}
-        for (key, each), found in self.touched.items():
-            cell = (*as_tuple(key, self.plan.by), *as_tuple(each, self.plan.each))
-            if found is GONE:
-                changes[cell] = GONE
-                continue
-            t_us, te_us, _ = self.groups[key].seen.rows[each]
-            seq, i = found
-            changes[cell] = (seq, te_us, t_us, rows.arrival_us if rows is not None else 0, *(values[i] for values in lists))
+        changes: dict[Group, Any] = {self._cell(key, each): GONE for key, each in self.gone}
+        if self.fresh is not None:
+            rows = self.fresh[0]
+            first = self.next - rows.n
+            lists = [rows.column(name) for name in self.plan.kept]
+            for key, each, row in self.touched:
+                group = self.groups.get(key)
+                if group is not None and group.seen.rows.get(each) is row:
+                    t_us, te_us, seq = row[:3]
+                    raw = [values[seq - first] for values in lists]
+                    changes[self._cell(key, each)] = (seq, te_us, t_us, rows.arrival_us, *raw)
         state = state.put(self.plan.owner, changed(self.cells, changes))
-        self.cells, self.touched = state.of(self.plan.owner), {}
+        self.cells, self.touched, self.gone = state.of(self.plan.owner), [], set()
         return state
+
+    def _cell(self, key: Any, each: Any) -> Group:
+        return (*as_tuple(key, self.plan.by), *as_tuple(each, self.plan.each))
 
     def _commit_span(self, state: State) -> State:
         chunks, epoch = self.chunks, state.epoch
@@ -532,7 +577,8 @@ class _Sight:
             columns = {name: rows.table[name] for name in self.plan.kept}
             if n < rows.n:
                 columns = {name: values.take(pa.array(places, pa.int64())) for name, values in columns.items()}
-            numbers = pa.array(range(self.next - n, self.next), pa.int64())
+            first = self.next - rows.n
+            numbers = pa.array([first + i for i in places], pa.int64())
             own = {"_t": pa.array(stamps, pa.int64()), "_seq": numbers, "_arrival": _repeat(rows.arrival_us, n)}
             chunks = chunks.with_rows(epoch, pa.table({**columns, **own}))
         for chunk, left in self.left.items():
@@ -542,8 +588,6 @@ class _Sight:
             chunks = chunks.without(gone)
         if self.floor is not None and chunks.rest.get(("floor",)) != self.floor:
             chunks = chunks.with_rest({("floor",): self.floor})
-        if len(self.order) > 2 * self.rows_in_sight + SPARE_ROWS:
-            self.order = deque((g, row) for g, row in self.order if g.seen.rows and g.seen.rows[0][3] <= row[3])
         sparse = self.census.is_sparse
         if sparse:
             alive = sorted(row[3] for group in self.groups.values() for row in group.seen.rows)
@@ -596,7 +640,7 @@ class _Sight:
         n_by = len(self.plan.by)
         for (cell, (seq, te_us, t_us, arrival_us, *_)), values in zip(rows, inputs, strict=True):
             group = self._group(cell[:n_by])
-            group.seen.restore(t_us, te_us, from_tuple(cell[n_by:]), values)
+            group.seen.restore(t_us, te_us, from_tuple(cell[n_by:]), seq, values, self.spec.stale_after)
             group.heard_us = max(group.heard_us, arrival_us)
             self.next = seq + 1
             self.rows_in_sight += 1
@@ -611,11 +655,10 @@ class _Sight:
             for key, (t_us, seq, arrival_us), values in zip(keys, own, inputs, strict=True):
                 if seq > floor:
                     group = self.groups.get(key) or self._new_group(key)
-                    before = group.seen.count
+                    before = len(group.seen.rows)
                     group.seen.push(t_us, self.over_us, epoch, seq, values, self.left)
-                    self.rows_in_sight += group.seen.count - before
+                    self.rows_in_sight += len(group.seen.rows) - before
                     self.census.count(epoch, 1)
-                    self.order.append((group, group.seen.rows[-1]))
                     group.heard_us = max(group.heard_us, arrival_us)
                 self.next = max(self.next, seq + 1)
 

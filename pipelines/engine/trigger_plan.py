@@ -20,8 +20,9 @@ from pipelines.engine.decode import META
 from pipelines.engine.expression import Call, Expression, Span
 from pipelines.engine.functions import SPAN_AGGREGATES
 from pipelines.engine.incident import Identity
+from pipelines.engine.row_loop import Loop, write_loop
 from pipelines.engine.statement import Statement
-from pipelines.engine.tally import ABSENT, PAIRS, QUANTILES, SUMS, WITH_NULLS, Tally, make_tally, plain_name
+from pipelines.engine.tally import ABSENT, PAIRS, QUANTILES, SUMS, WITH_NULLS, Tally, make_tally, on_grid, plain_name
 from pipelines.engine.types import storable, to_arrow
 
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
@@ -40,11 +41,16 @@ class Aggregate:
     value: int
     other: int = -1
     is_pair: bool = False
+    on_grid: bool = False  # it sums doubles
+    is_count: bool = False  # only whether a row brings something matters
+    has_order: bool = False  # it matters when a row came
     is_secret: bool = False  # it reads a sensitive column: it is judged, not told
 
     def inputs(self, arguments: Sequence[list[Any]]) -> list[Any]:
         """What each row brings to it."""
         values = arguments[self.value]
+        if self.on_grid:
+            return on_grid(values)
         if self.other < 0:
             return values
         pairs = zip(values, arguments[self.other], strict=True)
@@ -73,6 +79,7 @@ class TriggerPlan:
     evaluation: Statement
     columns: tuple[str, ...]  # of a row, for a capture
     capture_owner: str
+    loop: Loop | None = None  # over many rows at once; None: as `evaluate`
     memory: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -294,6 +301,7 @@ class _Compiler:
         degraded = None
         if t.degraded_when:
             degraded = self._identity("degraded", Rules(on_no_data="raise"))
+        evaluate = compile_expressions(binder.engine, texts, evaluated)
         return TriggerPlan(
             identity=self._identity("", Rules(**rules)),
             degraded=degraded,
@@ -305,7 +313,8 @@ class _Compiler:
             argument_values=Statement(binder.engine, f"SELECT {selected} FROM _kept", "_kept"),
             aggregates=tuple(self.aggregates),
             outputs=tuple(sqls),
-            evaluate=compile_expressions(binder.engine, texts, evaluated),
+            evaluate=evaluate,
+            loop=write_loop(evaluate, self.aggregates, t.is_latest, len(t.by)) if evaluate else None,
             values={name: to_arrow(column.type) for name, column in over.items()},
             evaluation=Statement(binder.engine, f"SELECT {evaluation} FROM _values", "_values"),
             columns=(*self.columns, *self._wheres()),
@@ -382,8 +391,13 @@ class _Compiler:
             other = f"CASE WHEN ({condition}) THEN ({arguments[1]}) END" if condition else arguments[1]
         secret = any(c.sensitive and re.search(rf"(?i)\b{re.escape(n)}\b", call.label) for n, c in self.columns.items())
         places = self._argument(value, path), self._argument(other, path) if other else -1
+        kind: dict[str, Any] = {
+            "on_grid": name in SUMS and not whole,
+            "is_count": name == "count" and not call.distinct,
+            "has_order": name in WITH_NULLS | PAIRS | {"any_value"},
+        }
         aggregate = Aggregate(call.label, make, _result_type(name, type_, whole=whole, distinct=call.distinct), *places)
-        aggregate = Aggregate(**{**vars(aggregate), "is_pair": name in PAIRS, "is_secret": secret and name != "count"})
+        aggregate = Aggregate(**{**vars(aggregate), "is_pair": name in PAIRS, "is_secret": secret and name != "count", **kind})
         for i, known in enumerate(self.aggregates):
             if known.label == aggregate.label and (known.value, known.other) == places:
                 return f"_a{i}"
