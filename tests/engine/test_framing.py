@@ -71,11 +71,11 @@ def events(data: bytes, begins: Callable[[bytes], bool]) -> list[Record]:
     found = []
     for start, end in zip(starts, [*starts[1:], len(data)], strict=bool(starts)):
         raw = data[start:end]
-        text = raw.strip(b"\r\n").replace(b"\r\n", b"\n")
         if len(raw) > MAX:
             found.append(decoded(raw, start, len(raw)))
-        elif text:
-            found.append(decoded(text, start, len(raw)))
+        elif trimmed := raw.strip(b"\r\n"):
+            text, *rest = decoded(trimmed, start, len(raw))
+            found.append((text.replace("\r\n", "\n"), *rest))
     return found
 
 
