@@ -42,6 +42,7 @@ fix: setup
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	@$(BIN)/tidewire fmt pipelines
 	@$(BIN)/tidewire schema > docs/pipeline.schema.json && $(BIN)/tidewire schema --cases > docs/cases.schema.json
+	@$(BIN)/python -m tests.docs.cli_reference > docs/cli.md
 
 bench: setup
 	@$(BIN)/python -m benchmarks

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from edge_agent.policy import Policy
@@ -16,6 +17,7 @@ from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import check_spec
 from pipelines.tools.cases import load_cases
 from pipelines.tools.play import Player
+from tests.docs import cli_reference
 from tests.docs.blocks import Block, blocks
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +62,18 @@ def test_every_command_in_the_docs_exists(program: str, module: str) -> None:
     out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"^\W*([a-z][a-z-]+)\s", out, re.MULTILINE))
     assert named - {"needs"} <= known, f"{program} has no {sorted(named - known)}"
+
+
+def test_the_command_reference_is_that_of_the_commands() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_reference.reference(), (
+        "run: python -m tests.docs.cli_reference > docs/cli.md"
+    )
+
+
+@pytest.mark.parametrize("program", cli_reference.PROGRAMS)
+def test_every_command_and_option_says_what_it_is(program: str) -> None:
+    group = typer.main.get_command(cli_reference.PROGRAMS[program])
+    for words, command in cli_reference.commands(group, program):
+        assert command.help, f"{words} has no help"
+        for option in cli_reference.parameters(command)[1]:
+            assert option.help, f"{words} {option.opts[0]} has no help"

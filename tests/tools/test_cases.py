@@ -228,7 +228,12 @@ def test_facts_of_rows() -> None:
         "machine: {type: string, default: m1}",
         "machine: {type: string, from: meta.topic.machine}\n  q: {type: string, from: meta.quality}",
     )
-    case = "at 0s:\n  meta: {topic: {machine: m7}, quality: bad}\n  rows: [{sensor: a, temp_c: 1}]\n  expect: {rows: [{machine: m7, q: bad}]}"
+    case = """
+        at 0s:
+          meta: {topic: {machine: m7}, quality: bad}
+          rows: [{sensor: a, temp_c: 1}]
+          expect: {rows: [{machine: m7, q: bad}]}
+    """
     passes(case, text)
     passes(case.replace("topic: {machine: m7}", "topic.machine: m7"), text)
 
