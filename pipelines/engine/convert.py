@@ -205,7 +205,7 @@ class Double(Converter):
         if not self._TEXT.fullmatch(text):
             raise ValueError
         if not math.isfinite(number := float(text)):
-            raise ValueError("is too large for a double")
+            raise ValueError("is not a finite double")
         return number
 
     def _cast(self, texts: pa.Array) -> Read:
@@ -264,7 +264,8 @@ class Decimal(Converter):
             raise ValueError(str(error).removeprefix(text.strip(" \t") + " ")) from None
 
     def _cast(self, texts: pa.Array) -> Read:
-        return _with_point(texts, self.spec.decimal).cast(self.type), None
+        exponents = pc.match_substring_regex(texts, "[eE]")  # Arrow takes 1e-309 for zero
+        return _with_point(texts, self.spec.decimal).cast(self.type), exponents
 
     def native(self, kind: str) -> Native | None:
         if kind in ("integer", "number") and self.spec.decimal == ".":  # it takes text too

@@ -49,7 +49,7 @@ class Delimited:
         fits = pc.equal(lengths, pa.scalar(width, pa.int32()))
         if pc.all(fits).as_py() is False:
             for row in pc.indices_nonzero(pc.invert(fits)).to_pylist():
-                bad.setdefault(row, f"{lengths[row].as_py()} values, the header has {width} columns")
+                bad.setdefault(row, f"{lengths[row].as_py()} fields, the header has {width}")
             parts = pc.split_pattern(pc.if_else(fits, plain, self.delimiter * (width - 1)), self.delimiter)
         flat, first = parts.flatten(), pc.multiply(pa.arange(0, len(texts)), pa.scalar(width, pa.int64()))
         found = {at: flat.take(pc.add(first, pa.scalar(at, pa.int64()))) for at in places}
@@ -80,7 +80,7 @@ class Delimited:
             bad.setdefault(row, f"not CSV: {error}")
             return []
         if len(values) != width:
-            bad.setdefault(row, f"{len(values)} values, the header has {width} columns")
+            bad.setdefault(row, f"{len(values)} fields, the header has {width}")
             return []
         return values
 

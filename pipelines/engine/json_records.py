@@ -72,6 +72,7 @@ class JsonReader:
         self._named = _tree([f.path for f in fields])
         self._ways = [(str(f.path[0]) if len(f.path) == 1 else "", f.path, f.converter.value) for f in fields]
         self._is_flat = not any(pa.types.is_nested(f.converter.type) for f in fields)
+        self._has_decimals = any("decimal" in str(f.converter.type) for f in fields)
         self._dirt = _dirt(fields) if rows is None else ""
         self._shapes: dict[tuple[str, ...], _Shape | None] = {}
         self.types = [f.converter.type for f in fields] + ([pa.string()] if unknown == "keep" else [])
@@ -107,7 +108,7 @@ class JsonReader:
             yield from self._general(*rest, received_us)
 
     def _general(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> Iterator[Part]:
-        alone = _read_alone(texts)
+        alone = self._read_alone(texts)
         work: list[Some] = [(texts, lines)]
         if alone is not None:
             yield self._one_by_one(*_pick(texts, lines, alone), {}, received_us)
@@ -221,6 +222,17 @@ class JsonReader:
             columns.append(pa.nulls(len(texts), pa.string()))
         return columns, doubt
 
+    def _read_alone(self, texts: pa.Array) -> pa.Array | None:
+        """The lines that `pyarrow.json` must not see, None: it may see all."""
+        whole = pc.and_(pc.starts_with(texts, "{"), pc.ends_with(texts, "}"))
+        alone = pc.invert(whole)
+        if (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONG:
+            brackets = pc.add(pc.count_substring(texts, "["), pc.count_substring(texts, "{"))
+            alone = pc.or_(alone, pc.greater(brackets, DEPTH_MAX))
+        if self._has_decimals:  # pyarrow takes 1e-309 for a decimal zero
+            alone = pc.or_(alone, pc.match_substring_regex(texts, "[0-9.][eE][-+0-9]"))
+        return alone if pc.any(alone).as_py() else None
+
     def _dirty(self, texts: pa.Array) -> pa.Array | None:
         """The lines in which some field looks like another kind of value, if they are few. A guess: what it misses is divided out."""
         if not self._dirt:
@@ -286,7 +298,7 @@ class JsonReader:
             if unsure is not None:
                 doubt = unsure if doubt is None else pc.or_kleene(doubt, unsure)
         if self._unknown == "keep":
-            columns.append(pa.nulls(len(columns[0]), pa.string()))
+            columns.append(pa.nulls(table.num_rows if parents is None else len(parents), pa.string()))
         return columns, parents, doubt
 
     def _elements(self, found: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], pa.Array, pa.Array | None]:
@@ -545,16 +557,6 @@ def _read_json(texts: pa.Array, schema: pa.Schema, *, strict: bool) -> pa.Table:
         pa_json.ReadOptions(use_threads=False, block_size=joined.size + 1),
         pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error" if strict else "ignore"),
     )
-
-
-def _read_alone(texts: pa.Array) -> pa.Array | None:
-    """The lines that `pyarrow.json` must not see, None: it may see all."""
-    whole = pc.and_(pc.starts_with(texts, "{"), pc.ends_with(texts, "}"))
-    alone = pc.invert(whole)
-    if (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONG:
-        brackets = pc.add(pc.count_substring(texts, "["), pc.count_substring(texts, "{"))
-        alone = pc.or_(alone, pc.greater(brackets, DEPTH_MAX))
-    return alone if pc.any(alone).as_py() else None
 
 
 def _mask(rows: Mapping[int, object], n: int) -> pa.Array:

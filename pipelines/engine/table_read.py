@@ -44,7 +44,14 @@ def merge(parts: Sequence[Part], types: Sequence[pa.DataType], line_count: int, 
     if len(parts) == 1 and parts[0].lines is None:
         (part,) = parts
         line = part.line if many else None
-        return TableRead(part.columns, len(part.columns[0]), line, part.unfit, part.undecodable, part.unknown)
+        return TableRead(
+            part.columns,
+            len(part.line) if many and part.line is not None else part.line_count,
+            line,
+            part.unfit,
+            part.undecodable,
+            part.unknown,
+        )
     line = pa.concat_arrays([_line(part) for part in parts]) if parts else pa.array([], pa.int32())
     if many:
         order = pc.array_sort_indices(line).cast(pa.int32())  # stable: the records of a line stay in order

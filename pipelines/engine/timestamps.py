@@ -138,8 +138,8 @@ def compile_format(text: str) -> Format:
             raise ValueError(f'"{part}" stands twice')
         seen.add(part[1:].replace("e", "d"))
         pattern += _PARTS[part[1:]]
-    if not seen & set("smdj") and not seen & set("bB"):
-        raise ValueError("the format has no date: it needs a month and a day")
+    if not seen & set("Yys") and not ("d" in seen and seen & set("mbB")):
+        raise ValueError("the format has no date: it needs a year, or a month and a day")
     layout = tuple((part, _WIDTHS.get(part[1:], 0)) if part.startswith("%") else (part, len(part)) for part in parts)
     fixed = {"Y", "d", "H", "M"} <= seen and bool(seen & {"m", "b"}) and all(width for _, width in layout) and text.isascii()
     return Format(text, re.compile(pattern, re.ASCII | re.IGNORECASE), bool(seen & set("Yys")), layout if fixed else ())
