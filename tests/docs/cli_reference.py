@@ -13,9 +13,9 @@ import edge_agent.cli
 PROGRAMS = {"tidewire": control_plane.cli.app, "tidewire-agent": edge_agent.cli.app}
 HEAD = """# Command line
 
-`tidewire` is for the control plane and for those who write pipelines; `tidewire-agent` runs on a node. What begins
-with "offline" needs no control plane: `validate`, `fmt`, `test`, `explain`, `schema`, `new`, `catalog` and `tidewire-
-agent run FILE`.
+`tidewire` is for the control plane and for those who write pipelines; `tidewire-agent` runs on a node. These need no
+control plane, and no more than the agent's dependencies: `tidewire` `validate`, `fmt`, `test`, `explain`, `schema`, `new`,
+`catalog`, and `tidewire-agent run FILE`.
 
 Exit status: 0 done; 1 what was asked failed or is invalid; 2 wrong usage; 3 control plane or node out of reach.
 Errors are lines on stderr: what, and how to fix it. `NO_COLOR` and `FORCE_COLOR` are heeded; `TIDEWIRE_DEBUG=1` shows
@@ -25,21 +25,21 @@ the traceback of a defect. Every command has `--help`.
 
 The JSON Schema of pipeline files is [pipeline.schema.json](pipeline.schema.json), that of cases files
 [cases.schema.json](cases.schema.json); `tidewire schema` prints that of the installed version. With the YAML language
-server (VS Code, Neovim, Emacs, JetBrains through its own settings) either begin a file with
+server (VS Code, Neovim, Emacs) either begin a file with
 
 ```yaml fragment
 # yaml-language-server: $schema=./pipeline.schema.json
 tidewire: 1
 ```
 
-or, for VS Code, put into `.vscode/settings.json`:
+or, for VS Code, put into `.vscode/settings.json` (the `!` needs a recent version of the server):
 
 ```json
 {"yaml.schemas": {"./pipeline.schema.json": ["pipelines/*.yaml", "!*.cases.yaml"], "./cases.schema.json": "*.cases.yaml"}}
 ```
 
-Format on save: `tidewire fmt -` reads a file on stdin and writes its canonical form. Before a commit: `tidewire fmt
---check . && tidewire validate . && tidewire test`.
+Format on save: `tidewire fmt -` reads a file on stdin and writes its canonical form.
+Before a commit: `tidewire fmt --check . && tidewire validate . && tidewire test`.
 """
 
 
