@@ -27,4 +27,5 @@ def check_exits(binder: Binder, columns: Columns, windows: Mapping[str, Columns]
             message = f'"{event_time}" is sensitive and leaves with every row as its event time'
             binder.complain(f"sinks.{name}", message, f"make it coarser: redact: {{{event_time}: {{generalise: {{to: 1h}}}}}}")
     for name, trigger in spec.triggers.items():
-        refuse_sensitive(binder, f"triggers.{name}.by", trigger.by, columns, "an incident names its group: redact it in a step")
+        seen = windows.get(trigger.from_, {}) if trigger.from_ else columns
+        refuse_sensitive(binder, f"triggers.{name}.by", trigger.by, seen, "an incident names its group: redact it in a step")

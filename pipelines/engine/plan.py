@@ -107,7 +107,7 @@ class _Compiler:
         for name, window in self.spec.windows.items():
             if (bound := compile_window(binder, name, window, self.columns, windows)) is not None:
                 windows[name] = bound
-        outputs = {name: getattr(window, "columns", {}) for name, window in windows.items()}
+        outputs = {name: window.columns for name, window in windows.items()}
         triggers = compile_triggers(binder, self.columns, outputs)
         check_exits(binder, self.columns, outputs, (self.spec.event_time or "") if stages.time_is_sensitive else "")
         streams: dict[str | None, Collection[str]] = {name: window.schema.names for name, window in windows.items()}

@@ -22,9 +22,8 @@ from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
 from pipelines.engine.records import Records
 from pipelines.engine.sinks import narrowed
-from pipelines.engine.stage import owners
+from pipelines.engine.stage import keep_column, owners
 from pipelines.engine.state import State, Watermark
-from pipelines.engine.transform import keep_column
 from pipelines.engine.watermark import Stretch, advance, reached_us
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these

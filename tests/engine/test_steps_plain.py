@@ -455,6 +455,20 @@ def test_what_comes_of_a_sensitive_column_is_sensitive(steps: str, column: str) 
     plan_of(f"steps:\n{steps}{drop}  - redact:\n      {column}: mask\n", schema=SENSITIVE, head=ASSETS)
 
 
+def test_groups_and_windows_do_not_tell_of_a_sensitive_column_either() -> None:
+    drop = "steps:\n  - derive:\n      who: k\n  - drop: [k]\n"
+    window = "windows:\n  w: {every: 1m, by: [n], select: {top: max(v), rows_: count(*)}}\n"
+    keep_v = drop.replace("[k]", "[k, who]")
+    text = pipeline(keep_v + window, schema=SENSITIVE).replace("{table: rows}}", "{table: rows}, select: [n]}")
+    with pytest.raises(SpecError, match=r'sinks\.out: column "top" is sensitive'):
+        compile_plan(load_spec(text))
+    compile_plan(load_spec(text.replace("top: max(v), ", "")))
+    trigger = "triggers:\n  t: {over: latest, each: [who], by: [who], when: count(*) > 3}\n"
+    text = pipeline(drop + trigger, schema=SENSITIVE).replace("{table: rows}}", "{table: rows}, select: [n]}")
+    with pytest.raises(SpecError, match=r'triggers\.t\.by: column "who" is sensitive'):
+        compile_plan(load_spec(text))
+
+
 def test_a_sensitive_event_time_leaves_with_every_row() -> None:
     schema = "  ts: {type: timestamp, event_time: true, unit: s, sensitive: true}\n  n: {type: integer}\n"
     says, hint = problem("steps:\n  - drop: ts\n", schema=schema)
