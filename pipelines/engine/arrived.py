@@ -23,6 +23,7 @@ class Arrived:
         self.table, self.arrival_us, self.source = rows, arrival_us, source
         self.n = rows.num_rows
         self._lists: dict[str, list[Any]] = {}
+        self._tuples: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         self._grids: dict[str, list[Any]] = {}
         self._keys: dict[tuple[str, ...], list[Any]] = {}
         self.row: list[int] = self.column("_row")
@@ -51,6 +52,14 @@ class Arrived:
         found = self._keys.get(names)
         if found is None:
             found = self._keys[names] = as_keys([self.column(name) for name in names], self.n)
+        return found
+
+    def tuples(self, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
+        """The values of `names`, row by row."""
+        found = self._tuples.get(names)
+        if found is None:
+            lists = [self.column(name) for name in names]
+            found = self._tuples[names] = list(zip(*lists, strict=True)) if lists else [()] * self.n
         return found
 
     def _times(self) -> list[int]:

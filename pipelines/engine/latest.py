@@ -7,9 +7,9 @@ from typing import Any
 
 from pipelines.engine.tally import Tally
 
-# The group's time when the row came, its event time, its sequence number, what it brings to each tally. Changed in place.
+# The group's time when the row came, its event time, sequence number and cell, what it brings to each tally. Changed in place.
 Row = list[Any]
-T, TE, SEQ, VALUES = 0, 1, 2, 3
+T, TE, SEQ, CELL, VALUES = 0, 1, 2, 3, 4
 NEVER = 1 << 62
 
 
@@ -25,8 +25,11 @@ class Latest:
         self.t_us: int | None = None
         self.stale_at_us = NEVER  # no key is stale before the group's time reaches it
 
-    def push(self, te_us: int, stale_us: int | None, key: Any, seq: int, values: tuple[Any, ...], gone: list[Any]) -> bool | None:
-        """A row comes; keys that are stale by now leave (into `gone`). Whether there was none; None: a newer one was there."""
+    def push(
+        self, te_us: int, stale_us: int | None, key: Any, seq: int, cell: Any, values: tuple[Any, ...], gone: list[Any]
+    ) -> bool | None:
+        """A row comes; stale keys leave, their cells into `gone`. Whether there was none before; None: the key has
+        a newer one."""
         rows = self.rows
         t_us = te_us if self.t_us is None or te_us > self.t_us else self.t_us
         self.t_us = t_us
@@ -39,19 +42,21 @@ class Latest:
             for tally, value, before in zip(self.tallies, values, old[VALUES:], strict=True):
                 tally.remove(before, key)
                 tally.add(value, key)
-            old[:] = (t_us, te_us, seq, *values)
+            old[:] = (t_us, te_us, seq, cell, *values)
             return False
         for tally, value in zip(self.tallies, values, strict=True):
             tally.add(value, key)
-        rows[key] = [t_us, te_us, seq, *values]
+        rows[key] = [t_us, te_us, seq, cell, *values]
         if stale_us is not None:
             self.stale_at_us = min(self.stale_at_us, t_us + stale_us)
         return len(rows) == 1
 
-    def restore(self, t_us: int, te_us: int, key: Any, seq: int, values: tuple[Any, ...], stale_us: int | None) -> None:
+    def restore(
+        self, t_us: int, te_us: int, key: Any, seq: int, cell: Any, values: tuple[Any, ...], stale_us: int | None
+    ) -> None:
         """A row that came earlier; in the order in which they came."""
         self.t_us = t_us if self.t_us is None else max(self.t_us, t_us)
-        self.rows[key] = [t_us, te_us, seq, *values]
+        self.rows[key] = [t_us, te_us, seq, cell, *values]
         for tally, value in zip(self.tallies, values, strict=True):
             tally.add(value, key)
         if stale_us is not None:
@@ -61,9 +66,10 @@ class Latest:
         floor_us = t_us - stale_us
         stale = [key for key, row in self.rows.items() if row[T] <= floor_us]
         for key in stale:
-            for tally, value in zip(self.tallies, self.rows.pop(key)[VALUES:], strict=True):
+            row = self.rows.pop(key)
+            gone.append(row[CELL])
+            for tally, value in zip(self.tallies, row[VALUES:], strict=True):
                 tally.remove(value, key)
-        gone += stale
         self.stale_at_us = min((row[T] for row in self.rows.values()), default=NEVER) + stale_us
 
     def results(self) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ def loop(places, by_keys, each_keys, times, {columns}, groups, first_seq, arriva
                 continue
             seen.t_us = te
         if row[2] < first_seq:
-            touched.append((key, each, row))
+            touched.append(row)
         {olds}
         row[0] = seen.t_us
         row[1] = te
@@ -61,9 +61,12 @@ def loop(
         if t is None or te > t:
             seen.t_us = t = te
         floor = t - over_us
+        {tallies}
         while rows and rows[0][0] <= floor:
-            seen.drop_oldest(left)
+            _, chunk, o, _ = rows.popleft()
+            left[chunk] = left.get(chunk, 0) + 1
             in_sight -= 1
+            {removed}
         alone = not rows
         rows.append((t, epoch, ({values}), first_seq + i))
         {added}
@@ -96,13 +99,12 @@ def write_loop(evaluate: Evaluate, aggregates: Sequence[Aggregate], is_latest: b
         "if out != group.out or not group.is_steady or group.flagged:",
         f"    judge(i, group, {'False' if is_latest else 'alone'}, ({values}), out)",
     ]
-    added = [tallies] + [
-        f"if v{i} is not None: _a{i}.n += 1" if a.is_count else f"_a{i}.add(v{i}, None)" for i, a in enumerate(aggregates)
-    ]
+    added = [_add(i, a) for i, a in enumerate(aggregates)]
+    removed = [_remove(i, a) for i, a in enumerate(aggregates)]
     replaced = [tallies] + [_replace(i, a) for i, a in enumerate(aggregates)]
-    olds = f"o = row[3:]\nrow[3:] = {', '.join(f'v{i}' for i in range(n))},"
+    olds = f"o = row[4:]\nrow[4:] = {', '.join(f'v{i}' for i in range(n))},"
     if n == 1:
-        olds = "o0 = row[3]\nrow[3] = v0"
+        olds = "o0 = row[4]\nrow[4] = v0"
     else:
         olds += "\n" + ", ".join(f"o{i}" for i in range(n)) + " = o"
     same = " and ".join(f"v{i} == o{i}" for i in range(n))
@@ -116,6 +118,8 @@ def write_loop(evaluate: Evaluate, aggregates: Sequence[Aggregate], is_latest: b
         olds=_indented(olds),
         same=_indented(skip),
         replaced=_indented("\n".join(replaced)),
+        tallies=tallies,
+        removed=_indented("\n".join(removed), 12),
         added=_indented("\n".join(added)),
         judged=_indented("\n".join(judged)),
     )
@@ -129,11 +133,15 @@ def _add(i: int, aggregate: Aggregate) -> str:
     return f"if v{i} is not None: _a{i}.n += 1" if aggregate.is_count else f"_a{i}.add(v{i}, None)"
 
 
+def _remove(i: int, aggregate: Aggregate) -> str:
+    return f"if o[{i}] is not None: _a{i}.n -= 1" if aggregate.is_count else f"_a{i}.remove(o[{i}], None)"
+
+
 def _replace(i: int, aggregate: Aggregate) -> str:
     if aggregate.is_count:
         return f"_a{i}.n += (v{i} is not None) - (o{i} is not None)"
     return f"_a{i}.remove(o{i}, each); _a{i}.add(v{i}, each)"
 
 
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n        ")
+def _indented(text: str, spaces: int = 8) -> str:
+    return text.replace("\n", "\n" + " " * spaces)

@@ -151,8 +151,10 @@ class _Sight:
         self.left: dict[int, int] = {}  # rows that left, by chunk
         self.next = self.rows_in_sight = 0
         self.is_full = False
-        self.touched: list[tuple[Any, Any, Any]] = []  # of `latest`: group, key, row
-        self.gone: set[tuple[Any, Any]] = set()  # of `latest`: group, key
+        self.touched: list[Any] = []  # rows of `latest`
+        self.gone: set[Group] = set()  # cells of `latest`
+        self.told_by_key = {*plan.by, *plan.each}
+        self.kept = tuple(name for name in plan.kept if name not in self.told_by_key)
         self.bad_touched: dict[Any, _Group] = {}
         self.newest_us, self.sweep_at_us = 0, _AT_END  # event time
         self.inputs: list[list[Any]] = []
@@ -264,12 +266,12 @@ class _Sight:
                 each = each_keys[i]
                 if (self.rows_in_sight >= spec.max_groups or self.is_full) and not self._has_room(group, each, rows, i):
                     continue
-                alone = seen.push(te_us, spec.stale_after, each, self.next + i, values, gone)
+                alone = seen.push(te_us, spec.stale_after, each, self.next + i, self._cell(key, each), values, gone)
                 if gone:
-                    self.gone.update((key, old) for old in gone)
+                    self.gone.update(gone)
                     gone.clear()
                 if alone is not None:
-                    self.touched.append((key, each, seen.rows[each]))
+                    self.touched.append(seen.rows[each])
                     group.heard_us = rows.arrival_us
                     if group.bad:
                         self._forget_bad(group, each)
@@ -403,7 +405,7 @@ class _Sight:
         if self.spec.is_latest:
             gone: list[Any] = []
             group.seen.drop_stale(_AT_END, 0, gone)
-            self.gone.update((key, each) for each in gone)
+            self.gone.update(gone)
         else:
             while group.seen.rows:
                 group.seen.drop_oldest(self.left)
@@ -549,17 +551,16 @@ class _Sight:
     def _commit_latest(self, state: State) -> State:
         if not self.touched and not self.gone:
             return state
-        changes: dict[Group, Any] = {self._cell(key, each): GONE for key, each in self.gone}
+        changes: dict[Group, Any] = {}
         if self.fresh is not None:
             rows = self.fresh[0]
-            first = self.next - rows.n
-            lists = [rows.column(name) for name in self.plan.kept]
-            for key, each, row in self.touched:
-                group = self.groups.get(key)
-                if group is not None and group.seen.rows.get(each) is row:
-                    t_us, te_us, seq = row[:3]
-                    raw = [values[seq - first] for values in lists]
-                    changes[self._cell(key, each)] = (seq, te_us, t_us, rows.arrival_us, *raw)
+            first, arrival_us, tuples = self.next - rows.n, rows.arrival_us, rows.tuples(self.kept)
+            for row in self.touched:
+                changes[row[3]] = (row[2], row[1], row[0], arrival_us, *tuples[row[2] - first])
+        for cell in self.gone:
+            group = self.groups.get(from_tuple(cell[: len(self.plan.by)]))
+            if group is None or from_tuple(cell[len(self.plan.by) :]) not in group.seen.rows:
+                changes[cell] = GONE
         state = state.put(self.plan.owner, changed(self.cells, changes))
         self.cells, self.touched, self.gone = state.of(self.plan.owner), [], set()
         return state
@@ -634,13 +635,13 @@ class _Sight:
 
     def _restore_latest(self) -> None:
         rows = sorted(self.cells.items(), key=lambda cell: int(cell[1][0]))
-        columns = list(zip(*(value[4:] for _, value in rows), strict=True)) if self.plan.kept else []
-        kept = {n: pa.array(list(v), t) for v, (n, t) in zip(columns, self.plan.kept.items(), strict=True)} if rows else {}
+        told = zip((*self.plan.by, *self.plan.each, *self.kept), zip(*((*k, *v[4:]) for k, v in rows), strict=True), strict=False)
+        kept = {name: pa.array(list(values), self.plan.kept[name]) for name, values in told}
         inputs = self._restored_inputs(pa.table(kept), len(rows))
         n_by = len(self.plan.by)
         for (cell, (seq, te_us, t_us, arrival_us, *_)), values in zip(rows, inputs, strict=True):
             group = self._group(cell[:n_by])
-            group.seen.restore(t_us, te_us, from_tuple(cell[n_by:]), seq, values, self.spec.stale_after)
+            group.seen.restore(t_us, te_us, from_tuple(cell[n_by:]), seq, cell, values, self.spec.stale_after)
             group.heard_us = max(group.heard_us, arrival_us)
             self.next = seq + 1
             self.rows_in_sight += 1
