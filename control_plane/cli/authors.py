@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,11 @@ from control_plane.cli.common import (
     yaml_files,
 )
 from pipelines.contract.errors import Problem, SpecError, WrongUsage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.contract.spec import PipelineSpec
 
 app = typer.Typer()
 
@@ -150,9 +155,30 @@ def explain(
         name = source or (next(iter(spec.sources)) if len(spec.sources) == 1 else "")
         if not name:
             raise WrongUsage("whose records are these?", op="explain", hint=f"add --source, one of {', '.join(spec.sources)}")
-        parts = explaining.walk(spec, explaining.open_input(spec, name, read_bytes(given), rows))
+        parts = explaining.walk(spec, explaining.open_input(spec, name, read_bytes(given), rows), _lookup_files(spec))
     if as_json:
         output.print_json({"pipeline": spec.pipeline, "parts": [part.as_json() for part in parts]})
         return
     for part in parts:
         print_part(part.title, part.facts, part.columns, part.rows, part.note)
+
+
+def _lookup_files(spec: PipelineSpec) -> dict[str, pa.Table] | None:
+    """The lookup tables whose files are here, as texts; None when one is not: then those tables are empty."""
+    import csv
+
+    import pyarrow as pa
+
+    tables: dict[str, pa.Table] = {}
+    for name, lookup in spec.lookups.items():
+        if lookup.file is None:
+            continue
+        if not Path(lookup.file).is_file():
+            print(f"lookup table {name}: {lookup.file} is not here, so nothing is found in it", file=sys.stderr)
+            return None
+        with Path(lookup.file).open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text)
+            rows = list(reader)
+        names = reader.fieldnames or []
+        tables[name] = pa.table({column: pa.array([row[column] for row in rows], pa.string()) for column in names})
+    return tables

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.contract.duration import US_PER, format_duration
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.base import Model
@@ -124,17 +126,36 @@ def _step(spec: PipelineSpec, n: int, before: Mapping[str, Column], after: Mappi
 
 def _window(spec: PipelineSpec, name: str) -> Iterator[tuple[str, str]]:
     window = spec.windows[name]
-    shown = window.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    select = shown.pop("select", {})
-    yield "of", _words(shown) or "all rows"
-    yield "select", "; ".join(f"{column} = {text}" for column, text in select.items())
-    by = f"per group of {', '.join(window.by)}" if window.by else "once"
-    yield "emitted", f"{by}, when the watermark passes the end{_after(window.lateness)}"
-    yield "memory", "mergeable parts of each open window and group: independent of the number of rows"
+    yield "kind", _window_kind(window)
+    yield (
+        "of",
+        (f"the rows of window {window.from_}" if window.from_ else "the accepted rows")
+        + (f" where {window.where}" if window.where else ""),
+    )
+    yield "group", f"one row per {', '.join(window.by)}" if window.by else "one row for all"
+    yield "select", "; ".join(f"{column} = {text}" for column, text in window.select.items())
+    late = f" plus {format_duration(window.lateness)} of lateness" if window.lateness else ""
+    yield "emitted", f"when the watermark passes its end{late}"
+    if window.keep:
+        yield (
+            "late rows",
+            f"correct it for {format_duration(window.keep)}: it is emitted again; then they are quarantined as too_late",
+        )
+    else:
+        yield "late rows", "are quarantined as too_late"
+    yield "memory", f"mergeable parts of each open window and group, at most {window.max_groups:,} groups; not the rows"
 
 
-def _after(lateness_us: int) -> str:
-    return f" plus {format_duration(lateness_us)}" if lateness_us else ""
+def _window_kind(window: Any) -> str:
+    if window.gap is not None:
+        longest = f", at most {format_duration(window.max)} long" if window.max else ""
+        return f"a session: ends when {format_duration(window.gap)} pass without a row{longest}"
+    if window.at is not None:
+        return f"from {', '.join(window.at)} of the day to the next of them, in {window.timezone}"
+    if window.slide is not None:
+        return f"sliding: the last {format_duration(window.every)}, again each {format_duration(window.slide)}"
+    zone = f", from midnight in {window.timezone}" if window.timezone else ""
+    return f"tumbling: {format_duration(window.every)}{zone}"
 
 
 def _trigger(spec: PipelineSpec, name: str) -> Iterator[tuple[str, str]]:
@@ -235,8 +256,12 @@ def _sliced(lines: Lines, start: int, stop: int) -> Lines:
     return Lines(lines.text[start:stop], lines.offsets[start:stop], bad)
 
 
-def walk(spec: PipelineSpec, given: Walk) -> Iterator[Part]:
-    """The rows after every step, and everything that comes of them. Raises `SpecError` when the pipeline does not compile."""
+Lookups = Mapping[str, pa.Table]
+
+
+def walk(spec: PipelineSpec, given: Walk, lookups: Lookups | None = None) -> Iterator[Part]:
+    """The rows after every step, and everything that comes of them. `lookups`: tables from files, as texts; without one its table
+    is empty. Raises `SpecError` when the pipeline does not compile."""
     shown = f"the first {len(given.lines)} of {given.read} records" if given.read > len(given.lines) else ""
     yield Part(
         f"input of source {given.source}",
@@ -246,13 +271,13 @@ def walk(spec: PipelineSpec, given: Walk) -> Iterator[Part]:
     )
     before: dict[int, Mapping[str, Any]] | None = None
     for n in range(len(spec.steps) + 1):
-        plan = _until(spec, n)
+        plan = _until(spec, n, lookups)
         records = plan.records[given.source].read(given.batch)
         _, table = run_steps(plan, State("explain"), given.batch, records)
         rows = {row["_row"]: row for row in table.to_pylist()}
         yield _rows_after(spec, plan, n, rows, before, records.reasons)
         before = rows
-    yield from _outcome(spec, given)
+    yield from _outcome(spec, given, lookups)
 
 
 def _rows_after(
@@ -289,9 +314,9 @@ def _rows_after(
     return Part(title, columns=("ROW", *names, "FELL OUT"), rows=made, note=note)
 
 
-def _outcome(spec: PipelineSpec, given: Walk) -> Iterator[Part]:
+def _outcome(spec: PipelineSpec, given: Walk, lookups: Lookups | None) -> Iterator[Part]:
     """What the whole pipeline gives when the input ends there."""
-    plan = compile_plan(spec, example_params(spec), secrets=_example_secrets(spec))
+    plan = compile_plan(spec, example_params(spec), secrets=_example_secrets(spec), lookups=lookups)
     state, output = run_batch(plan, State("explain"), given.batch)
     state, last = finish(plan, state)
     output += last
@@ -314,11 +339,11 @@ def _outcome(spec: PipelineSpec, given: Walk) -> Iterator[Part]:
     yield Part("ledger", [(name, str(count)) for name, count in counts.items() if count])
 
 
-def _until(spec: PipelineSpec, steps: int) -> Plan:
+def _until(spec: PipelineSpec, steps: int, lookups: Lookups | None = None) -> Plan:
     """The pipeline up to a step, with nothing behind it."""
     cut = spec.model_copy(update={"steps": spec.steps[:steps], "windows": {}, "triggers": {}, "sinks": {}})
     cut._source = spec._source
-    return compile_plan(cut, example_params(cut), secrets=_example_secrets(spec))
+    return compile_plan(cut, example_params(cut), secrets=_example_secrets(spec), lookups=lookups)
 
 
 def _example_secrets(spec: PipelineSpec) -> Mapping[str, str]:

@@ -45,7 +45,7 @@ def test_every_part_is_told() -> None:
     assert "after a restart" in words(parts["source sensors"])
     assert parts["steps[0]"].rows == [("temp_f", "DOUBLE"), ("inverse", "BIGINT")]
     assert ("columns", "as before") in parts["steps[1]"].facts
-    assert "independent of the number of rows" in words(parts["window minute"])
+    assert "not the rows" in words(parts["window minute"])
     assert ("mean_c", "DOUBLE") in parts["window minute"].rows
     assert "when max(temp_c) > $limit_c, held for 5s" in words(parts["trigger hot"])
     assert "the rows of the last 10s of event time" in words(parts["trigger hot"])
