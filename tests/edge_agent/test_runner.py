@@ -284,7 +284,7 @@ def test_i1_a_killed_runner_resumes_from_the_last_commit(tmp_path: Path) -> None
 
 
 def test_i15_without_commits_alarms_go_on_and_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(file, "BLOCK_BYTES", 300_000)
     monkeypatch.setattr(runner, "STALL_S", 0.3)
     monkeypatch.setattr(runner, "FULL_BYTES", 200_000)
     monkeypatch.setattr(uncommitted, "KEPT_BYTES_MAX", 1_000_000)
@@ -314,7 +314,7 @@ def test_i15_without_commits_alarms_go_on_and_memory_is_bounded(tmp_path: Path, 
 
 
 def test_bounded_input_waits_for_commits_and_gives_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(file, "BLOCK_BYTES", 300_000)
     monkeypatch.setattr(runner, "STALL_S", 0.0)
     monkeypatch.setattr(runner, "FULL_BYTES", 100_000)
     monkeypatch.setattr(uncommitted, "SEAL_BYTES", 50_000)
@@ -350,7 +350,7 @@ def test_a_drain_emits_what_the_successor_does_not_carry_over(tmp_path: Path) ->
         agent.start("drain", successor=changed)
         agent.until("stopped")
     assert [(r["n"], r["_partial"]) for r in agent.rows("out")] == [(2, True)]
-    assert [(t["transition"], t["reason"][:7]) for t in agent.transitions] == [("cleared", "retired")]
+    assert [(t["transition"], t["reason"][:7]) for t in agent.transitions] == [("retired", "retired")]
     assert agent.rows() == []
     assert agent.positions == first.positions
     assert not [key for key in agent.state if json.loads(key)[0] in ("window", "alarm", "span")]
