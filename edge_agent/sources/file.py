@@ -25,6 +25,7 @@ from pipelines.engine.decode import Lines, parse_header
 from pipelines.engine.framing import Framed, open_framer
 
 BLOCK_BYTES = 1024 * 1024
+LOOKS_MAX = 16  # blocks without a record, as within one that is too long, before another file has its turn
 HEAD_BYTES_MAX = 1024
 RESCAN_S = 1.0  # a new file is noticed within this time; at once where its folder is known without a pattern
 GONE_S = 10.0  # a writer may go on for this long in a file that was renamed under it
@@ -89,7 +90,7 @@ class _File:
     def is_done(self) -> bool:
         """Whether all that lies in it now was handed on."""
         if self.stream is None or self.stream.taken is None:
-            return self.size <= self.at.offset
+            return self.at.raw is None and self.size <= self.at.offset
         return self.is_read and (self.size <= self.stream.taken or bool(self.stream.trouble))
 
     @property
@@ -106,7 +107,6 @@ class FileSource:
         self._encoding = spec.encoding
         self._csv = spec.decode.csv
         self._framer = open_framer(spec.framing)
-        self._block_bytes = max(BLOCK_BYTES, 4 * self._framer.max_bytes if self._framer.max_bytes > BLOCK_BYTES else 0)
         multiline = spec.framing.multiline if spec.framing else None
         self._flush_after_s = multiline.flush_after / 1e6 if multiline else None
         self._context = context
@@ -163,18 +163,15 @@ class FileSource:
 
     def _read_file(self, file: _File) -> Block | None:
         """The next records of one file; headers and what is no record are passed on the way."""
-        while True:
+        for _ in range(LOOKS_MAX):
             if file.size < file.at.size_min:
                 file.start_again()
             stream = self._stream(file)
             if stream is None:
                 return None
-            data, is_end = stream.read(file.at.offset, self._block_bytes)
-            file.is_read = is_end and not data
-            if not data:
-                return None
-            framed = self._framed(file, data, is_end)
+            data, is_end, framed = self._look(file, stream)
             if not framed.consumed:
+                file.is_read = is_end and (not data or bool(stream.trouble))  # a beginning that was cut off is no record
                 return None
             file.advance(framed.consumed, framed.skipping)
             file.is_read = is_end and framed.consumed == len(data)
@@ -184,10 +181,22 @@ class FileSource:
                 lines = _without_first(lines)
             if lines is not None and len(lines):
                 return Block(lines, file.path, self._columns(file))
+        return None
+
+    def _look(self, file: _File, stream: Stream) -> tuple[bytes, bool, Framed]:
+        """A block, or more where a record needs it; whether nothing lies behind it now; the records in it."""
+        size = BLOCK_BYTES
+        while True:
+            data, is_end = stream.read(file.at.offset, size)
+            framed = self._framed(file, data, is_end) if data else Framed(None, 0)
+            if framed.consumed or is_end or not data or size >= 4 * self._framer.max_bytes:
+                return data, is_end, framed
+            size *= 2
 
     def _framed(self, file: _File, data: bytes, is_end: bool) -> Framed:
         base, skipping = file.at.offset, file.at.skipping
-        is_last = is_end and (self._context.until_eof or file.has_ended)
+        is_whole = file.stream is not None and not file.stream.trouble
+        is_last = is_end and is_whole and (self._context.until_eof or file.has_ended)
         framed = self._framer.frame(data, base, skipping, is_last=is_last)
         if framed.consumed or not is_end or self._flush_after_s is None:
             return framed

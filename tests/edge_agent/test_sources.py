@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import json
+import lzma
 import os
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from edge_agent.sources import Block, Source, SourceContext, file, open_source
+from edge_agent.sources import Block, Source, SourceContext, file, open_source, stream
 from edge_agent.sources.simulate import row
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.sources import RECORD_BYTES_MAX
@@ -36,17 +43,36 @@ def context(until_eof: bool = False, may_read: Callable[[str], bool] = lambda pa
 
 
 def reader(
-    pattern: object, position: dict[str, Any] | None = None, *, csv: dict[str, Any] | None = None, **options: Any
+    pattern: object,
+    position: dict[str, Any] | None = None,
+    *,
+    csv: dict[str, Any] | None = None,
+    compression: str = "auto",
+    framing: Any = None,
+    encoding: str = "utf-8",
+    **options: Any,
 ) -> Source:
-    decode = {"csv": csv} if csv is not None else "json"
-    spec = SourceSpec.model_validate({"file": {"path": str(pattern)}, "decode": decode})
+    settings = {
+        "file": {"path": str(pattern), "compression": compression},
+        "decode": {"csv": csv} if csv is not None else "json",
+        "framing": framing,
+        "encoding": encoding,
+    }
     stored = json.loads(json.dumps(position or {}))  # as it comes back from the store
-    return open_source(spec, stored, context(**options))
+    return open_source(SourceSpec.model_validate(settings), stored, context(**options))
 
 
 def blocks(source: Source) -> Iterator[Block]:
-    while (block := source.read()) is not None:
-        yield block
+    """What it has ready now; an endless record is passed over in several looks."""
+    looks = 0
+    while looks < 20:
+        looks += 1
+        block = source.read()
+        if block is not None:
+            looks = 0
+            yield block
+        elif source.exhausted:
+            return
 
 
 def texts(source: Source) -> list[str]:
@@ -343,11 +369,253 @@ def test_bounded_input_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> 
         reader(tmp_path / "a.log", until_eof=True, may_read=lambda path: False)
 
 
-def test_empty_files_end_at_once(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv", "")
+@pytest.mark.parametrize("content", [b"", codecs.BOM_UTF8, b"\n\r\n", gzip.compress(b"")])
+def test_empty_files_end_at_once(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "a.csv", content)
     source = reader(tmp_path / "a.csv", csv={}, until_eof=True)
     assert texts(source) == []
     assert source.exhausted
+
+
+def test_a_row_of_10_mb_and_an_endless_line_of_300_mb(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    with log.open("wb") as out:
+        out.write(b"one\n" + b"y" * 10_000_000 + b"\ntwo\n")
+        out.truncate(300_000_000)  # NUL bytes that take no room
+    source = reader(log, until_eof=True)
+    tracemalloc.start()
+    found = [(text[:3], i in b.lines.bad) for b in blocks(source) for i, text in enumerate(b.lines.text.to_pylist())]
+    assert tracemalloc.get_traced_memory()[1] < 4 * file.BLOCK_BYTES
+    tracemalloc.stop()
+    assert found == [("one", False), ("yyy", True), ("two", False), ("\0\0\0", True)]
+    assert source.exhausted
+
+
+# -- framing
+
+
+def test_records_of_several_lines_are_handed_on_when_the_file_is_quiet(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    framing = {"multiline": {"starts_with": "[0-9]", "flush_after": "50ms"}}
+    write(log, "1 boom\n at a\n2 boom\n at b\n")
+    source = reader(log, framing=framing)
+    assert texts(source) == ["1 boom\n at a"]
+    write(log, " at c\n at d")
+    assert texts(source) == []
+    time.sleep(0.06)
+    assert texts(source) == ["2 boom\n at b\n at c"]
+    assert texts(reader(log, dict(source.position), framing=framing, until_eof=True)) == [" at d"]
+
+
+@pytest.mark.parametrize(
+    ("framing", "data", "expected"),
+    [
+        ({"delimiter": ";"}, b"one;two\n;\nthree", ["one", "two", "three"]),
+        ({"length": {"bytes": 2}}, b"\x00\x03one\x00\x03two", ["one", "two"]),
+        ({"multiline": {"continues_with": " "}}, b"one\n 1\ntwo\n", ["one\n 1", "two"]),
+        ({"lines": {"max": "16B"}}, b"one\n" + b"x" * 99 + b"\ntwo\n", ["one", "x" * 16, "two"]),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [5, 1 << 20])
+def test_it_resumes_within_any_framing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, framing: Any, data: bytes, expected: list[str], block_bytes: int
+) -> None:
+    monkeypatch.setattr(file, "BLOCK_BYTES", block_bytes)
+    write(tmp_path / "a", data)
+    assert read_in_turns(tmp_path / "a", framing=framing) == expected
+
+
+def read_in_turns(path: Path, **options: Any) -> list[str]:
+    """Every block by another reader, which goes on where the last one stood."""
+    found: list[str] = []
+    position: dict[str, Any] = {}
+    while True:
+        source = reader(path, position, until_eof=True, **options)
+        block = source.read()
+        if block is None and source.exhausted:
+            return found
+        found += block.lines.text.to_pylist() if block else []
+        position = dict(source.position)
+
+
+# -- packed and re-encoded files
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": lambda data: bytes(pa.compress(data, codec="zstd", asbytes=True)),
+}
+LINES = [f"{i}: {i * i % 7919}" for i in range(30_000)]
+TEXT = "".join(f"{line}\n" for line in LINES).encode()
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_packed_files_are_known_by_their_first_bytes(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.log").write_bytes(PACK[kind](TEXT))
+    assert read_in_turns(tmp_path / "a.log") == LINES
+    source = reader(tmp_path / "a.log")
+    (block,) = blocks(source)
+    assert block.lines.offsets.to_pylist()[:3] == [0, 5, 10]
+    assert source.trouble() == ""
+    assert texts(reader(tmp_path / "a.log", dict(source.position))) == []
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_members_one_behind_the_other_are_one_file(tmp_path: Path, kind: str) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(PACK[kind](TEXT[:1000]) + PACK[kind](TEXT[1000:]))
+    source = reader(log)
+    assert texts(source) == LINES
+    write(log, PACK[kind](b"more\n"))
+    assert texts(source) == ["more"]
+    assert texts(reader(log, dict(source.position))) == []
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_packed_file_cut_off_gives_what_unpacks_and_says_so(tmp_path: Path, kind: str) -> None:
+    log, packed = tmp_path / "a.log", PACK[kind](TEXT)
+    log.write_bytes(packed[:-7])
+    source = reader(log)
+    found = texts(source)
+    assert found == LINES[: len(found)]
+    assert len(found) > (0 if kind in ("bzip2", "zstd") else 20_000)  # these unpack whole blocks
+    assert "ends before its end" in source.trouble()
+    write(log, packed[-7:])
+    assert found + texts(source) == LINES
+    assert source.trouble() == ""
+    log.write_bytes(packed[:-7])
+    bounded = reader(log, until_eof=True)
+    assert texts(bounded) == found  # and no half a line
+    assert bounded.exhausted
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_damage_ends_the_file_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    packed = bytearray(PACK[kind](TEXT))
+    packed[30:80] = b"\xff" * 50
+    (tmp_path / "a.log").write_bytes(packed)
+    (tmp_path / "b.log").write_text("fine\n")
+    source = reader(tmp_path / "*.log", until_eof=True)
+    assert texts(source) == ["fine"]
+    assert "a.log" in source.trouble()
+    assert "damaged" in source.trouble()
+    assert source.exhausted
+
+
+def test_a_bomb_takes_time_not_memory(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    with gzip.open(log, "wb", compresslevel=9) as out:
+        for _ in range(64):
+            out.write(b"\0" * (1 << 20))
+        out.write(b"\nafter\n")
+    source = reader(log, until_eof=True)
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    found = [(len(b.lines.text[0].as_py()), *b.lines.bad.values()) for b in blocks(source)]
+    assert tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before < 8 << 20
+    tracemalloc.stop()
+    assert found == [(4096, f"the record has more than {RECORD_BYTES_MAX} bytes"), (5,)]
+
+
+def test_a_long_way_to_where_it_stood_is_gone_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SKIP_BYTES_MAX", 10_000)
+    monkeypatch.setattr(stream, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(file, "BLOCK_BYTES", 1_000)
+    (tmp_path / "a.log").write_bytes(gzip.compress(TEXT))
+    source = reader(tmp_path / "a.log")
+    while source.position["files"][str(tmp_path / "a.log")]["offset"] < len(TEXT) - 5_000:
+        source.read()
+    again = reader(tmp_path / "a.log", dict(source.position), until_eof=True)
+    looks = 0
+    found: list[str] = []
+    while not again.exhausted:
+        looks += 1
+        block = again.read()
+        found += block.lines.text.to_pylist() if block else []
+    assert found == texts(source)
+    assert looks > 10
+
+
+def test_compression_may_be_switched_off_and_look_alikes_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_bytes(b"BZh9 is no bzip2\n")
+    assert texts(reader(tmp_path / "a.log")) == ["BZh9 is no bzip2"]
+    (tmp_path / "b.log").write_bytes(gzip.compress(b"x\n" * 10))
+    (block,) = blocks(reader(tmp_path / "b.log", compression="none", until_eof=True))
+    assert block.lines.bad[0].startswith("not UTF-8")
+
+
+def test_a_file_of_too_few_bytes_to_tell_waits(tmp_path: Path) -> None:
+    log, packed = tmp_path / "a.log", gzip.compress(b"one\n")
+    write(log, "")
+    source = reader(log)
+    assert texts(source) == []
+    write(log, packed[:2])
+    assert texts(source) == []
+    write(log, packed[2:])
+    assert texts(source) == ["one"]
+
+
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize("is_down", [True, False], ids=["node down meanwhile", "node up"])
+def test_a_file_packed_after_it_was_read_is_not_read_again(tmp_path: Path, gone_at_once: None, kind: str, is_down: bool) -> None:
+    log, rotated, packed = tmp_path / "app.log", tmp_path / "app.log.1", tmp_path / "app.log.1.pack"
+    write(log, TEXT)
+    source = reader(tmp_path / "app.log*")
+    assert len(texts(source)) == len(LINES)
+    log.rename(rotated)
+    write(log, "new\n")
+    found = texts(source) if not is_down else []
+    packed.write_bytes(PACK[kind](TEXT + b"unread\n" if is_down else TEXT))
+    found += texts(source) if not is_down else []  # both are there
+    rotated.unlink()
+    if is_down:
+        source = reader(tmp_path / "app.log*", dict(source.position))
+    found += texts(source) + texts(source)
+    assert sorted(found) == (["new", "unread"] if is_down else ["new"])
+    position = dict(source.position)
+    assert texts(reader(tmp_path / "app.log*", position)) == []
+
+
+def test_a_packed_file_of_other_content_is_read(tmp_path: Path, gone_at_once: None) -> None:
+    write(tmp_path / "a.csv", "x,y\n1,2\n")
+    source = reader(tmp_path / "*", csv={})
+    assert texts(source) == ["1,2"]
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"x,y\n3,4\n"))
+    assert texts(source) == ["3,4"]
+    (tmp_path / "a.csv").unlink()
+    assert texts(source) == []
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n"))
+    assert texts(source) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("latin-1", "Grüße\nÄ\n".encode("latin-1")),
+        ("cp1252", "Grüße\nÄ\n".encode("cp1252")),
+        ("utf-16", "Grüße\r\nÄ\r\n".encode("utf-16")),
+        ("utf-16", codecs.BOM_UTF16_BE + "Grüße\nÄ\n".encode("utf-16-be")),
+        ("utf-8", codecs.BOM_UTF8 + "Grüße\nÄ\n".encode()),
+    ],
+)
+def test_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, data: bytes) -> None:
+    monkeypatch.setattr(file, "BLOCK_BYTES", 11)
+    log = tmp_path / "a.log"
+    log.write_bytes(data)
+    assert read_in_turns(log, encoding=encoding) == ["Grüße", "Ä"]
+    log.write_bytes(gzip.compress(data))
+    source = reader(log, encoding=encoding)
+    assert texts(source) == ["Grüße", "Ä"]
+
+
+def test_bytes_that_mean_nothing_spoil_their_record_only(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_bytes(b"one\n\x81\ntwo\n")
+    (block,) = blocks(reader(tmp_path / "a.log", encoding="cp1252"))
+    assert (block.lines.text.to_pylist()[::2], list(block.lines.bad)) == (["one", "two"], [1])
+    (tmp_path / "b.log").write_bytes("one\n".encode("utf-16") + b"\x00\xd8" + "\ntwo\n".encode("utf-16-le"))
+    (block,) = blocks(reader(tmp_path / "b.log", encoding="utf-16"))
+    assert (block.lines.text.to_pylist()[::2], list(block.lines.bad)) == (["one", "two"], [1])
 
 
 # -- simulate
