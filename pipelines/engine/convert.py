@@ -1,8 +1,8 @@
 """Values of the input to values of a field's type.
 
-A value of the input is what JSON knows: text, a number (as it was written), true, false, null, a list, an object. `Converter.value`
-is the definition, one value at a time. `texts` and `native` do whole columns with Arrow kernels and must give exactly the same:
-where they are not sure, the row is looked at alone.
+A value of the input is what JSON knows: text, a number (as it was written), true, false, null, a list, an object.
+`Converter.value` is the definition, one value at a time. `texts` and `native` do whole columns with Arrow kernels and must give
+exactly the same: where they are not sure, the row is looked at alone.
 """
 
 from __future__ import annotations

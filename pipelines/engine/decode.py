@@ -37,7 +37,7 @@ class Lines:
 class Batch:
     """What a source hands over at once. No lines: a timer. Times in microseconds: `arrival_us` in node time, which never steps;
     `received_at_us` of the wall clock, a label. `header` names the columns of CSV lines. `facts` are words of `meta.*` that the
-    source knows: one value for all lines, or an array with one for each; `topic.machine` is what `{machine}` of a topic stood for."""
+    source knows: one value for all lines, or an array of one for each; `topic.machine` is what `{machine}` stood for."""
 
     source: str
     arrival_us: int
@@ -65,8 +65,12 @@ def meta_values(batch: Batch, word: str) -> pa.Array:
     if word == "offset" and word not in batch.facts:
         return batch.lines.offsets
     known: Mapping[str, Any] = {
-        **{"source": batch.source, "file": batch.file, "received_at": batch.received_at_us},
-        **{"quality": "good", "retained": False, "replayed": False},
+        "source": batch.source,
+        "file": batch.file,
+        "received_at": batch.received_at_us,
+        "quality": "good",
+        "retained": False,
+        "replayed": False,
         **batch.facts,
     }
     value = known.get(word)

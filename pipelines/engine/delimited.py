@@ -1,7 +1,7 @@
 """CSV lines to text columns. A line is a record: values with line breaks in them are not read.
 
-A line without quotes is cut at every delimiter; one with quotes goes by RFC 4180, alone, so that an unbalanced quote spoils its own
-line only.
+A line without quotes is cut at every delimiter; one with quotes goes by RFC 4180, alone, so that an unbalanced quote spoils its
+own line only.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class Contract:
         self._limits = list(_limits(spec, type_))
 
     def enforce(self, values: pa.Array, unfit: Mapping[int, Unfit], dead: Collection[int], reasons: Reasons) -> pa.Array:
-        """The column with its defaults; `reasons` gains what is wrong. `unfit` rows had a value that is none of the type; nothing is
-        said of `dead` ones."""
+        """The column with its defaults; `reasons` gains what is wrong. `unfit` rows had a value that is none of the type;
+        nothing is said of `dead` ones."""
         for row, why in unfit.items():
             if row not in dead:
                 reasons.setdefault(row, []).append(why.reason(self._name, sensitive=self._sensitive))

@@ -1,8 +1,8 @@
 """JSON lines to the columns of the schema.
 
-Three readers that agree. `_one_by_one` is the definition: Python's json and one value at a time. The others read thousands of lines
-at once, ten and twenty times as fast; they take only what they are sure to read the same way. `_templated` takes lines that look like
-the first one (json_template.py). `_whole_block` is `pyarrow.json` with an explicit schema:
+Three readers that agree. `_one_by_one` is the definition: Python's json and one value at a time. The others read thousands of
+lines at once, ten and twenty times as fast; they take only what they are sure to read the same way. `_templated` takes lines that
+look like the first one (json_template.py). `_whole_block` is `pyarrow.json` with an explicit schema:
 
 * a line that does not begin with { and end with }, or is nested deep, is read alone;
 * more or fewer objects than lines (two in one line), a value of another kind than the first line has, a key given twice, any
@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -180,8 +181,10 @@ class JsonReader:
         alone = self._one_by_one(texts.filter(odd), rows if lines is None else lines.take(rows), {}, received_us)
         columns = [pc.replace_with_mask(column, odd, found) for column, found in zip(columns, alone.columns, strict=True)]
         at = rows.to_pylist()
-        told = ({at[row]: what for row, what in each.items()} for each in (alone.unfit, alone.undecodable, alone.unknown))
-        return Part(columns, None, lines, len(texts), *told)
+        unfit = {at[row]: why for row, why in alone.unfit.items()}
+        undecodable = {at[row]: why for row, why in alone.undecodable.items()}
+        unknown = {at[row]: names for row, names in alone.unknown.items()}
+        return Part(columns, None, lines, len(texts), unfit, undecodable, unknown)
 
     def _template(self, examples: Sequence[str]) -> tuple[Template, Sequence[Native | None]] | None:
         """From the first example that is a plain object."""
@@ -234,7 +237,7 @@ class JsonReader:
         return alone if pc.any(alone).as_py() else None
 
     def _dirty(self, texts: pa.Array) -> pa.Array | None:
-        """The lines in which some field looks like another kind of value, if they are few. A guess: what it misses is divided out."""
+        """The lines in which some field looks like another kind of value, if few do. A guess: what it misses is divided out."""
         if not self._dirt:
             return None
         dirty = pc.match_substring_regex(texts, self._dirt)
@@ -525,10 +528,10 @@ def _schema(leaves: Sequence[tuple[Path, pa.DataType]]) -> pa.Schema:
             raise _Collision
         below = tree
         for word in words[:-1]:
-            below = below.setdefault(word, {})
+            below = below.setdefault(str(word), {})
             if not isinstance(below, dict):
                 raise _Collision
-        if below.setdefault(words[-1], type_) != type_:
+        if below.setdefault(str(words[-1]), type_) != type_:
             raise _Collision
     return pa.schema(_fields(tree))
 
@@ -576,7 +579,7 @@ def _halves(texts: pa.Array, lines: pa.Array | None, why: str) -> list[Some]:
     if found and int(found[1]) < len(texts):
         at = int(found[1])
         cuts = [0, at, at + 1, len(texts)]
-    return [(texts.slice(a, b - a), numbers.slice(a, b - a)) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [(texts.slice(a, b - a), numbers.slice(a, b - a)) for a, b in pairwise(cuts) if b > a]
 
 
 _ODD = {

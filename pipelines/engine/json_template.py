@@ -1,8 +1,8 @@
 """Lines that look like one example: machines write the same keys in the same order, and only the values change.
 
-From the example comes a pattern (RE2, no captures: linear, 2 ns a byte) of the whole line, in which each value is a JSON scalar of the
-example's kind. A line that matches is cut at the separators, and its values have fixed distances from the cuts. So a match decides
-alone what the values are: there is no guess in it. What does not match is not said to be wrong: another reader looks at it.
+From the example comes a pattern (RE2, no captures: linear, 2 ns a byte) of the whole line, in which each value is a JSON scalar
+of the example's kind. A line that matches is cut at the separators, and its values have fixed distances from the cuts. So a match
+decides alone what the values are: there is no guess in it. What does not match is not wrong: another reader looks at it.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def make_template(example: str, number_patterns: Mapping[Path, str]) -> Template
     if not separator:
         return None
     starts = [0]
-    for found in re.finditer(re.escape(separator), example):
-        starts.append(found.end())
+    starts += [found.end() for found in re.finditer(re.escape(separator), example)]
     stops = [start - len(separator) for start in starts[1:]] + [len(example)]
     cuts: dict[Path, tuple[str, int, int, int]] = {}
     for piece, (scalar, start, stop) in enumerate(zip(scalars, starts, stops, strict=True)):

@@ -27,8 +27,8 @@ class Doubled(dict[str, Any]):
 
 
 def parse(text: str) -> Any:
-    """Any JSON value. Raises NotJson: also for lone surrogates, and what is nested too deep. NaN and Infinity, which some programs
-    write, are numbers here that no type takes."""
+    """Any JSON value. Raises NotJson: also for lone surrogates, and what is nested too deep. NaN and Infinity, which some
+    programs write, are numbers here that no type takes."""
     if (text.count("[") + text.count("{")) > DEPTH_MAX and _depth(text) > DEPTH_MAX:
         raise NotJson(f"nested deeper than {DEPTH_MAX} levels")
     try:
@@ -103,10 +103,10 @@ def _check_surrogates(text: str, value: Any) -> None:
 def _depth(text: str) -> int:
     depth = deepest = 0
     for found in _BRACKETS.finditer(text):
-        token = found[0]
-        if token in "[{":
+        mark = found[0]
+        if mark in "[{":
             depth += 1
             deepest = max(deepest, depth)
-        elif token in "]}":
+        elif mark in "]}":
             depth -= 1
     return deepest

@@ -16,7 +16,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Part:
-    """Records of some lines. `line`: of each record the number of its line, None: record i is line `lines[i]`. `lines` None: all."""
+    """Records of some lines. `line`: the number of each record's line, None: record i is line `lines[i]`. `lines` None: all."""
 
     columns: Sequence[pa.Array]
     line: pa.Array | None
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TableRead:
-    """Records in order. By record: `unfit` field index -> why, `undecodable`, names of `unknown` fields. `line`: as in Records."""
+    """Records in order. By record: `unfit` field index -> why, `undecodable`, `unknown` fields. `line`: as in Records."""
 
     columns: Sequence[pa.Array]
     count: int

@@ -1,7 +1,7 @@
 """Text and numbers to timestamps: ISO 8601, strptime formats, local times of a zone, numbers since 1970.
 
-Each has a definition for one value (in Python, exact) and a quick way for a whole column (Arrow kernels). The quick way gives the
-values and marks the rows it is not sure of; whoever asks looks at those one by one. All values are microseconds since 1970 in UTC.
+Each has a definition for one value (in Python, exact) and a quick way for a whole column (Arrow kernels). The quick way gives
+values and marks the rows it is not sure of; whoever asks looks at those alone. All are microseconds since 1970 in UTC.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def numbers_quickly(numbers: pa.Array, unit: str) -> tuple[pa.Array, pa.Array | 
         return pc.multiply(numbers, _int(factor)).view(MICROS), doubt
     micros = pc.multiply(numbers, pa.scalar(float(PER_UNIT[unit])))
     rounded = pc.round(micros)
-    # Below 2^51 the double and its product are each off by an eighth of a microsecond at most: this near, rounding is the exact one.
+    # Below 2^51 the double and its product are each off by an eighth of a microsecond at most: this near, rounding is exact.
     far = pc.greater(pc.abs(pc.subtract(micros, rounded)), pa.scalar(0.2))
     doubt = pc.or_(far, pc.invert(pc.less(pc.abs(micros), pa.scalar(float(2**51)))))
     return pc.if_else(doubt, None, rounded).cast(pa.int64()).view(MICROS), doubt
@@ -87,7 +87,7 @@ def _int(value: int) -> pa.Scalar:
 
 @dataclass(frozen=True)
 class Format:
-    """A strptime format. `widths` are the (directive or literal, width) of a layout in which every part has one width, else empty."""
+    """A strptime format. `layout`: (directive or literal, width) where every part has one width, else empty."""
 
     text: str
     pattern: re.Pattern[str]
