@@ -1,8 +1,8 @@
 """Windows with fixed bounds: rows merge into panes, one cell per pane and group; a window is made of its panes when it closes.
 
 A row is late when its window came out before; within `keep` it corrects the window, which then comes out again with a higher
-`_revision`, together with all other corrections up to the next multiple of the plan's grid. Everything that closes before a row
-corrects it comes out first, so that the split into batches does not show (I14).
+`_revision`, together with all other corrections up to the next multiple of the plan's grid. What is due before a late row comes
+out before it counts, so that the split into batches does not show (I14).
 
 Cells of a window, by owner: the panes `(start, *group) -> (rows, rows that came out, parts)`; `.emitted`, of windows that may be
 corrected: `(start, *group) -> (times it came out, values held before it)`; `.dirty`: `(start, *group) -> when the correction is
@@ -63,18 +63,20 @@ def contribute(plan: WindowPlan, state: State, rows: Rows) -> Contribution:
         corrected_us = next((before for cut, before in cuts if cut == start), None)
         if corrected_us is not None:
             made.close(plan, corrected_us)
+            made.state = now_closed(plan, made.state, plan.panes.around(corrected_us - plan.lateness_us)[0] + plan.lateness_us)
         _merge(plan, made, rows.slice(start, stop), corrected_us)
     return made
 
 
 def _cuts(plan: WindowPlan, rows: Rows) -> Iterator[tuple[int, int]]:
-    """(index, watermark) of the rows before which corrections must come out: the first of those that fall due together."""
-    if not plan.corrects or not len(rows):
+    """(index, watermark) of the rows before which windows must come out: those that are late for some window and yet count. Of
+    rows between which nothing falls due, the first."""
+    if not len(rows) or not (plan.corrects or plan.overlaps):
         return
     starts, ends = plan.panes.assign(rows.times)
     first_ends = pc.add(starts, plan.panes.slide) if isinstance(plan.panes, Every) else ends
-    emitted = pc.less_equal(pc.add(first_ends, plan.lateness_us), rows.before)
-    corrects = pc.and_(emitted, pc.greater(pc.add(ends, plan.hold_us), rows.before))
+    over = pc.less_equal(pc.add(first_ends, plan.lateness_us), rows.before)
+    corrects = pc.and_(over, pc.greater(pc.add(ends, plan.hold_us), rows.before))
     last: tuple[int, int] | None = None
     for i in pc.indices_nonzero(corrects).to_pylist():
         before = rows.before[i].as_py()
@@ -194,7 +196,7 @@ def _grown(plan: WindowPlan, old: Any, places: Sequence[int], times: Sequence[in
 
 def mark_corrected(plan: WindowPlan, made: Contribution, panes: dict[Key, None], corrected_us: int | None) -> None:
     """The windows of these panes that came out, will again."""
-    if not panes or corrected_us is None:
+    if not panes or corrected_us is None or not plan.corrects:
         return
     emitted_owner, dirty_owner = f"{plan.owner}.emitted", f"{plan.owner}.dirty"
     emitted, dirty = dict(made.state.of(emitted_owner)), dict(made.state.of(dirty_owner))
@@ -247,7 +249,7 @@ def _measured(plan: WindowPlan, made: Contribution, rows: Rows, corrected_us: in
     found = [one() if one is not None else frame.lists(kept.values[plan.parts[i].column]) for i, one in enumerate(wanted)]
     _refuse_late(made, rows, late)
     _join(plan, made, keys, frame.counts, found, held)
-    if corrected_us is not None:
+    if corrected_us is not None and plan.corrects:
         mark_corrected(plan, made, _corrected(plan, kept, starts, ends), corrected_us)
     return True
 
@@ -391,7 +393,7 @@ def _closing(plan: WindowPlan, cells: Cells, start: int, end: int, due: int, gro
         parts = mine[0][2]
         for cell in mine[1:]:
             parts = tuple(part.joined(a, b) for part, a, b in zip(plan.parts, parts, cell[2], strict=True))
-    return Closing(start, end, due, group, revision, rows, parts)
+    return Closing(start, end, end, due, group, revision, rows, parts)
 
 
 def _folded(plan: WindowPlan, rows: Sequence[tuple[Key, Any]]) -> Sequence[Any]:
@@ -458,9 +460,13 @@ def _account(plan: WindowPlan, state: State, due: Sequence[Closing], reached_us:
     # A window far ahead (a wrong clock) says nothing about those before it.
     ends = [c.end_us + plan.lateness_us for c in due if reached_us is not None and c.start_us <= reached_us]
     if ends:
-        old = closed_us(plan, state)
-        state = state.put(f"{plan.owner}.marks", {_CLOSED: max([*ends, *([] if old is None else [old])])})
+        state = now_closed(plan, state, max(ends))
     return state.with_counts("streams", f"windows.{plan.name}", {"emitted": n})
+
+
+def now_closed(plan: WindowPlan, state: State, due_us: int) -> State:
+    old = closed_us(plan, state)
+    return state if old is not None and old >= due_us else state.put(f"{plan.owner}.marks", {_CLOSED: due_us})
 
 
 def _forget(plan: WindowPlan, state: State, reached_us: int | None, *, early: bool) -> State:

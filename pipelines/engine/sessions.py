@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.emission import in_order, rows_of
-from pipelines.engine.panes import AHEAD_MAX, OVER_LIMIT, TOO_LATE, Contribution, closed_us
+from pipelines.engine.panes import AHEAD_MAX, OVER_LIMIT, TOO_LATE, Contribution, now_closed
 from pipelines.engine.state import Cells, Key, State
 from pipelines.engine.watermark import FAR_US
 from pipelines.engine.window_aggregate import Closing
@@ -172,8 +172,7 @@ def close(
     index.due_us = min((c.due_us for c in _closings(plan, left)), default=None)
     ends = [c.due_us for c in due if reached_us is not None and c.start_us <= reached_us]
     if ends:
-        old = closed_us(plan, state)
-        state = state.put(f"{plan.owner}.marks", {("closed",): max([*ends, *([] if old is None else [old])])})
+        state = now_closed(plan, state, max(ends))
     state = state.with_counts("streams", f"windows.{plan.name}", {"emitted": sum(c.rows for c in due)})
     return state, rows_of(plan, in_order(due), reached_us, partial=partial)
 
@@ -182,5 +181,5 @@ def _closings(plan: WindowPlan, cells: Cells) -> list[Closing]:
     found = []
     for (start, *group), (rows, _, parts, last) in cells.items():
         end = plan.session.end(start, last)
-        found.append(Closing(start, end, end + plan.lateness_us, tuple(group), 0, rows, parts))
+        found.append(Closing(start, end, last, end + plan.lateness_us, tuple(group), 0, rows, parts))
     return found

@@ -48,10 +48,12 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Closing:
-    """A window of one group that is emitted: its parts, and for each `Held` part the value that held when it began."""
+    """A window of one group that is emitted: its parts, and for each `Held` part the value that held when it began. The last
+    value of a `Held` part holds until `until_us`."""
 
     start_us: int
     end_us: int
+    until_us: int
     due_us: int
     group: tuple[Any, ...]
     revision: int
@@ -148,7 +150,7 @@ class Aggregates:
 
         def value(c: Closing) -> float | None:
             before = c.before[at] if c.before else None
-            return None if c.parts[at] is None else time_average(c.parts[at], before, c.start_us, c.end_us)
+            return None if c.parts[at] is None else time_average(c.parts[at], before, c.start_us, c.until_us)
 
         return Aggregate("DOUBLE", value)
 

@@ -105,6 +105,10 @@ class WindowPlan:
         return max(self.lateness_us, self.keep_us)
 
     @property
+    def overlaps(self) -> bool:
+        return isinstance(self.kind, Every) and self.kind.slide < self.kind.every
+
+    @property
     def corrects(self) -> bool:
         return self.keep_us > self.lateness_us
 
