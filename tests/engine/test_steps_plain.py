@@ -102,6 +102,23 @@ def test_a_step_after_which_nobody_is_left_still_makes_its_columns() -> None:
     assert made.state.sources["s"]["filtered.0"] == 2
 
 
+def test_no_statement_runs_where_there_is_nothing_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not plan_of("").stages
+    plan = plan_of("steps:\n  - filter: v > 100\n  - changes: {of: [n]}\n  - derive:\n      d: v * 2\n")
+    first, last = (stage for stage in plan.stages if isinstance(stage, SqlStage))
+    ran: list[tuple[object, int]] = []
+    real = type(first.statement).__call__
+
+    def noted(self: Any, table: pa.Table) -> pa.Table:
+        ran.append((self, table.num_rows))
+        return real(self, table)
+
+    monkeypatch.setattr(type(first.statement), "__call__", noted)
+    Run(plan).feed(batch([row(0), row(1)]))
+    assert (first.statement, 2) in ran
+    assert (last.statement, 2) not in ran, "nobody is left for it"
+
+
 def test_a_row_on_which_the_engine_itself_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import duckdb
 
