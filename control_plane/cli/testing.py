@@ -15,7 +15,7 @@ from control_plane.cli.common import CASES, Json, print_spans, problem_json, rea
 from pipelines.contract.errors import Problem, SpecError, TidewireError
 
 if TYPE_CHECKING:
-    from pipelines.tools.play import Failure
+    from pipelines.tools.checks import Failure
 
 app = typer.Typer()
 

@@ -7,15 +7,14 @@ for ten minutes of silence, then fewer. What is checked at an `expect` is everyt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.contract.duration import US_PER
-from pipelines.contract.errors import Problem, SpecError
-from pipelines.contract.interpolate import Unset, Values, resolve
+from pipelines.contract.interpolate import Values
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import Path
@@ -26,38 +25,14 @@ from pipelines.engine.run import Output, run_batch
 from pipelines.engine.state import State, entries, restore
 from pipelines.engine.trigger import resume
 from pipelines.tools import records
-from pipelines.tools.cases import (
-    Act,
-    ActionTaken,
-    AlarmState,
-    Case,
-    CasesFile,
-    Expect,
-    IncidentStep,
-    Instant,
-    Quarantined,
-    Who,
-    instants,
-)
-from pipelines.tools.matching import Pair, align, fits, misfits, time_of
+from pipelines.tools.cases import Act, Case, CasesFile, Instant, Who, instants
+from pipelines.tools.checks import Checker, Failure, Now, impossible
+from pipelines.tools.matching import misfits
+from pipelines.tools.seen import Alarm, Seen, alarm_after
 
 S = US_PER["s"]
 # (silence up to, step): a case may span weeks, and most of its time nothing happens
 TICKS = ((600 * S, S), (7_200 * S, 10 * S), (86_400 * S, 60 * S), (None, 600 * S))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Something that came otherwise than expected: `when` the instant, `what` in words, and both lists beside each other."""
-
-    when: str
-    what: str
-    path: Path
-    line: int
-    column: int
-    pairs: Sequence[Pair] = ()
-    places: Sequence[tuple[int, int]] = ()  # line and column of each expected entry
-    start_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +55,7 @@ class Player:
         case = self.cases.cases[index]
         story = _Story(self, case, index)
         story.play()
-        return Result(case.name, story.failures)
+        return Result(case.name, story.checker.failures)
 
     def plan(self, case: Case, params: Mapping[str, Any], path: Path) -> Plan:
         given = self.cases
@@ -102,62 +77,22 @@ class Player:
             if name not in files:
                 text = f'there is no lookup table "{name}" from a file{did_you_mean(name, files)}'
                 hint = "rows that stand in the pipeline are those of the case" if name in self.spec.lookups else "remove it"
-                raise SpecError([self.cases.problem((*path, "lookups", name), text, hint)])
+                raise impossible(self.cases, (*path, "lookups", name), text, hint)
         for name in files:
             if name not in lookups:
                 hint = f"add `lookups:` with `{name}:` and a list of rows to the case, or to the head of the file"
-                raise SpecError([self.cases.problem(path, f'the rows of lookup table "{name}" are not given', hint)])
+                raise impossible(self.cases, path, f'the rows of lookup table "{name}" are not given', hint)
 
     def _check_params(self, params: Mapping[str, Any], path: Path) -> None:
         for name, value in params.items():
             place = (*path, "params", name)
             if name not in self.spec.params:
-                known = ", ".join(self.spec.params) or "none"
-                raise SpecError(
-                    [
-                        self.cases.problem(
-                            place, f'there is no parameter "{name}"{did_you_mean(name, self.spec.params)}', f"known: {known}"
-                        )
-                    ]
-                )
+                text = f'there is no parameter "{name}"{did_you_mean(name, self.spec.params)}'
+                raise impossible(self.cases, place, text, f"known: {', '.join(self.spec.params) or 'none'}")
             try:
                 self.spec.params[name].check(value)
             except ValueError as error:
-                raise SpecError([self.cases.problem(place, str(error))]) from None
-
-
-@dataclass(frozen=True)
-class _Alarm:
-    """The newest incident of a trigger in a group, as its last transition left it."""
-
-    incident: str
-    group: Mapping[str, Any]
-    state: str
-    acked: bool
-    flags: tuple[str, ...]
-
-    def as_expected(self) -> dict[str, Any]:
-        return {"group": self.group, "state": self.state, "acked": self.acked, "flags": list(self.flags)}
-
-
-@dataclass
-class _Seen:
-    """What the pipeline gave since some moment, as plain values."""
-
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    quarantine: list[dict[str, Any]] = field(default_factory=list)
-    incidents: list[dict[str, Any]] = field(default_factory=list)
-    actions: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, output: Output, raw: str, values: Values) -> None:
-        """`raw`: what becomes of the raw bytes; as in the lake, there are none unless they go up."""
-        for sink, tables in output.rows.items():
-            self.rows.setdefault(sink, []).extend(row for table in tables for row in table.to_pylist())
-        self.quarantine += [
-            row if raw == "upload" else {**row, "raw": None} for table in output.quarantine for row in table.to_pylist()
-        ]
-        self.incidents += [_incident(transition) for transition in output.transitions]
-        self.actions += [_action(action, values) for action in output.actions]
+                raise impossible(self.cases, place, str(error)) from None
 
 
 class _Story:
@@ -171,9 +106,9 @@ class _Story:
         self.state = State(f"case-{index}")
         self.now_us = self.last_act_us = self.start_us
         self.running = True
-        self.recent, self.whole = _Seen(), _Seen()
-        self.alarms: dict[tuple[str, str], _Alarm] = {}
-        self.failures: list[Failure] = []
+        self.recent, self.whole = Seen(), Seen()
+        self.alarms: dict[tuple[str, str], Alarm] = {}
+        self.checker = Checker(player.spec, player.cases, self.start_us)
         self.headers: dict[str, tuple[str, ...]] = {}
 
     def play(self) -> None:
@@ -183,7 +118,7 @@ class _Story:
         if self.case.finish and self.running:
             self._take(*engine.finish(self.plan, self.state))
         if self.case.expect:
-            self._check(self.case.expect, self.whole, "at the end", ("cases", self.index, "expect"))
+            self.checker.check(self.case.expect, self.whole, self._now(), "at the end", ("cases", self.index, "expect"))
 
     # -- time and acts
 
@@ -202,8 +137,10 @@ class _Story:
         if act.params:
             self.params |= act.params
             self.plan = self.player.plan(self.case, self.params, instant.path)
-        if act.stop or act.restart:
-            self.running = act.restart
+        if act.stop:
+            self.running = False
+        if act.restart:
+            self.running = True
             self.state = _restarted(self.plan, self.state, self.now_us)
         if act.rows or act.lines:
             self._feed(instant)
@@ -214,8 +151,8 @@ class _Story:
             if who is not None:
                 self._touch(verb, who, instant)
         if act.expect is not None:
-            self._check(act.expect, self.recent, instant.key, (*instant.path, "expect"))
-            self.recent = _Seen()
+            self.checker.check(act.expect, self.recent, self._now(), instant.key, (*instant.path, "expect"))
+            self.recent = Seen()
 
     def _feed(self, instant: Instant) -> None:
         name = self._source_name(instant)
@@ -223,7 +160,7 @@ class _Story:
         try:
             lines, header = records.encode(self.player.spec, source, act, self.start_us, self.now_us)
         except ValueError as error:
-            raise self._impossible((*instant.path, "rows"), str(error)) from None
+            raise impossible(self.player.cases, (*instant.path, "rows"), str(error)) from None
         if lines is not None and source.decode.csv and not header:
             header, lines = self._header(name, lines, act.file)
         self._take(*run_batch(self.plan, self.state, _batch(name, self.now_us, lines, header, act)))
@@ -246,14 +183,15 @@ class _Story:
             return names[0]
         if name in names:
             return str(name)
+        known = ", ".join(names)
         if name is None:
-            raise self._impossible(instant.path, "which source gives these?", f"add `source:` with one of {', '.join(names)}")
-        place = (*instant.path, "source")
-        raise self._impossible(place, f'there is no source "{name}"{did_you_mean(name, names)}', f"known: {', '.join(names)}")
+            raise impossible(self.player.cases, instant.path, "which source gives these?", f"add `source:` with one of {known}")
+        text = f'there is no source "{name}"{did_you_mean(name, names)}'
+        raise impossible(self.player.cases, (*instant.path, "source"), text, f"known: {known}")
 
     def _touch(self, verb: str, who: Who, instant: Instant) -> None:
         """Acknowledge or reset what a person would find open."""
-        self._check_trigger(who.trigger, (*instant.path, verb))
+        self.checker.check_trigger(who.trigger, (*instant.path, verb))
         found = [
             alarm
             for (trigger, _), alarm in self.alarms.items()
@@ -262,7 +200,7 @@ class _Story:
         ]
         if not found:
             text = f"there is no incident of {who.trigger} to {'acknowledge' if verb == 'ack' else 'reset'}"
-            self._fail(instant.key, text, (*instant.path, verb))
+            self.checker.fail(instant.key, text, (*instant.path, verb))
         do = engine.acknowledge if verb == "ack" else engine.reset
         for alarm in found:
             self._take(*do(self.plan, self.state, alarm.incident, who.by, who.reason, self.now_us, self.now_us))
@@ -272,184 +210,15 @@ class _Story:
         for seen in (self.recent, self.whole):
             seen.add(output, self.player.spec.raw_policy, self._values())
         for transition in output.transitions:
-            self.alarms[transition.trigger, transition.group] = _alarm_after(transition)
+            self.alarms[transition.trigger, transition.group] = alarm_after(transition)
+
+    def _now(self) -> Now:
+        return Now(self.alarms, self.state.ledger())
 
     def _values(self) -> Values:
         """What references in settings mean in this case."""
         node = self.case.node or self.player.cases.node
         return Values(self.plan.params, node.labels if node else {}, {**self.player.cases.secrets, **self.case.secrets})
-
-    # -- expectations
-
-    def _check(self, expect: Expect, seen: _Seen, when: str, path: Path) -> None:
-        if expect.nothing:
-            self._check_nothing(seen, when, (*path, "nothing"))
-        for part in ("rows", "windows"):
-            for name, several in (getattr(expect, part) or {}).items():
-                sink = self._sink(part, name, (*path, part))
-                what = f"rows of sink {sink}" if part == "rows" else f"rows of window {name or sink}"
-                place = (*path, part, name) if name else (*path, part)
-                self._check_list(several, seen.rows.get(sink, []), what, when, place, self._row_misfits)
-        for part, differs in (
-            ("quarantine", self._quarantine_misfits),
-            ("incidents", self._incident_misfits),
-            ("actions", self._action_misfits),
-        ):
-            if (several := getattr(expect, part)) is not None:
-                self._check_list(several, getattr(seen, part), part, when, (*path, part), differs)
-        for trigger, states in expect.alarms.items():
-            self._check_trigger(trigger, (*path, "alarms", trigger))
-            for i, state in enumerate(states):
-                self._check_alarm(trigger, state, when, (*path, "alarms", trigger, i))
-        self._check_ledger(expect.ledger, when, (*path, "ledger"))
-
-    def _check_nothing(self, seen: _Seen, when: str, path: Path) -> None:
-        parts = {**{f"rows of sink {name}": rows for name, rows in seen.rows.items()}}
-        parts |= {"quarantine": seen.quarantine, "incidents": seen.incidents, "actions": seen.actions}
-        for what, got in parts.items():
-            if got:
-                pairs = [Pair("unexpected", got=one) for one in got]
-                self._fail(when, f"{what}: nothing was expected, {len(got)} came", path, pairs)
-
-    def _check_list(
-        self,
-        several: Any,
-        got: Sequence[Any],
-        what: str,
-        when: str,
-        path: Path,
-        differs: Callable[[Any, Any], Sequence[str]],
-    ) -> None:
-        if several.count is not None and several.count != len(got):
-            pairs = [Pair("unexpected", got=one) for one in got]
-            self._fail(when, f"{what}: {several.count} were expected, {len(got)} came", path, pairs)
-        wanted = several.expected()
-        if wanted is None:
-            return
-        mode, expected = wanted
-        fine, pairs = align(mode, expected, got, differs)
-        if fine:
-            return
-        if mode == "contains":
-            pairs = [pair for pair in pairs if pair.kind != "unexpected"] + [p for p in pairs if p.kind == "unexpected"][:5]
-        same = sum(pair.kind == "same" for pair in pairs)
-        self._fail(
-            when,
-            f"{what}: {same} of {len(expected)} as expected, {len(got)} came",
-            path,
-            pairs,
-            [self._place(path, mode, i) for i in range(len(expected))],
-        )
-
-    def _place(self, path: Path, mode: str, index: int) -> tuple[int, int]:
-        source = self.player.cases.source
-        for candidate in ((*path, mode, index), (*path, index)):
-            if candidate in source.places:
-                return source.places[candidate]
-        return source.place(path)
-
-    def _row_misfits(self, expected: Any, got: Any) -> Sequence[str]:
-        return misfits(expected, got, self.start_us)
-
-    def _quarantine_misfits(self, expected: Quarantined, got: Mapping[str, Any]) -> Sequence[str]:
-        wrong = [] if expected.reason is None or any(_says(expected.reason, r) for r in got["reasons"] or []) else ["reason"]
-        if expected.reasons is not None:
-            pairs = align("any_order", expected.reasons, got["reasons"] or [], lambda e, g: [] if _says(e, g) else ["reasons"])
-            wrong += [] if pairs[0] else ["reasons"]
-        for name in sorted(expected.model_fields_set & {"step", "raw", "source"}):
-            wanted, came = getattr(expected, name), got.get(name)
-            fine = came is None if wanted is None else came is not None and _says(wanted, came)
-            wrong += [] if fine else [name]
-        return wrong
-
-    def _incident_misfits(self, expected: IncidentStep, got: Mapping[str, Any]) -> Sequence[str]:
-        return misfits(expected.model_dump(exclude_none=True), got, self.start_us)
-
-    def _action_misfits(self, expected: ActionTaken, got: Mapping[str, Any]) -> Sequence[str]:
-        wrong = misfits(expected.model_dump(exclude_none=True, include={"trigger", "transition"}), got, self.start_us)
-        if expected.like is not None and not any(_says(expected.like, text) for text in _texts([got["kind"], got["config"]])):
-            wrong.append("like")
-        for kind, config in expected.kinds.items():
-            if kind != got["kind"]:
-                wrong.append(kind)
-            else:
-                wrong += misfits(config or {}, got["config"], self.start_us, kind)
-        return wrong
-
-    def _check_alarm(self, trigger: str, expected: AlarmState, when: str, path: Path) -> None:
-        groups = [a for (name, _), a in self.alarms.items() if name == trigger]
-        if expected.group is not None:
-            groups = [a for a in groups if not misfits(expected.group, a.group, self.start_us)]
-        got = [alarm.as_expected() for alarm in groups]
-        if not groups and expected.state != "none":
-            got = [{"group": {}, "state": "none", "acked": False, "flags": []}]
-        wanted = expected.model_dump(exclude_none=True)
-        wrong = [one for one in got if misfits(wanted, one, self.start_us)]
-        if wrong:
-            pairs = [Pair("changed", wanted, one, 0, tuple(misfits(wanted, one, self.start_us))) for one in wrong]
-            source = self.player.cases.source
-            self._fail(when, f"alarm {trigger} stands otherwise", path, pairs, [source.place(path)])
-
-    def _check_ledger(self, expected: Mapping[str, Any], when: str, path: Path) -> None:
-        if not expected:
-            return
-        ledgers = self.state.ledger()
-        sources = list(ledgers["sources"].values())
-        got: dict[str, Any] = {**ledgers["sources"], **ledgers["streams"]}
-        for name, wanted in expected.items():
-            if isinstance(wanted, Mapping):
-                self._check_figures(wanted, [got.get(name, {})], f"ledger of {name}", when, (*path, name))
-            else:
-                self._check_figures({name: wanted}, sources, "ledger", when, path)
-
-    def _check_figures(
-        self, wanted: Mapping[str, Any], ledgers: Sequence[Mapping[str, int]], what: str, when: str, path: Path
-    ) -> None:
-        for name, figure in wanted.items():
-            got = sum(n for counts in ledgers for key, n in counts.items() if key == name or key.startswith(f"{name}."))
-            if not fits(figure, got, self.start_us):
-                self._fail(when, f"{what}: {name} is {got}, expected {figure}", (*path, name))
-
-    # -- names, and what is wrong
-
-    def _sink(self, part: str, name: str, path: Path) -> str:
-        """The sink whose rows are meant: by its name, by that of its window, or the only one of its kind."""
-        sinks = self.player.spec.sinks
-        of_kind = [n for n, s in sinks.items() if bool(s.from_) == (part == "windows")]
-        if not name:
-            if len(of_kind) == 1:
-                return of_kind[0]
-            text = f"which sink's {part}? There are {len(of_kind)}"
-            raise self._impossible(path, text, f"write a name below `{part}:`, one of {', '.join(of_kind) or 'sinks: first'}")
-        known = {n: n for n in sinks}
-        if part == "windows":
-            known = {str(sinks[n].from_): n for n in reversed(of_kind)} | {n: n for n in of_kind}
-        if name in known:
-            return known[name]
-        text = f'no sink takes the rows of "{name}"' if part == "windows" else f'there is no sink "{name}"'
-        raise self._impossible((*path, name), text + did_you_mean(name, known), f"known: {', '.join(known) or 'none'}")
-
-    def _check_trigger(self, name: str, path: Path) -> None:
-        known = self.player.spec.triggers
-        if name.removesuffix(".degraded") not in known:
-            raise self._impossible(
-                path, f'there is no trigger "{name}"{did_you_mean(name, known)}', f"known: {', '.join(known) or 'none'}"
-            )
-
-    def _impossible(self, path: Path, message: str, hint: str = "") -> SpecError:
-        problem: Problem = self.player.cases.problem(path, message, hint)
-        return SpecError([problem])
-
-    def _fail(
-        self,
-        when: str,
-        what: str,
-        path: Path,
-        pairs: Sequence[Pair] = (),
-        places: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        line, column = self.player.cases.source.place(path)
-        self.failures.append(Failure(when, what, path, line, column, pairs, places, self.start_us))
 
 
 # -- the engine's values as plain ones
@@ -481,48 +250,6 @@ def _restarted(plan: Plan, state: State, now_us: int) -> State:
     """The state as a new process finds it in the store (I1)."""
     put, _ = entries(state, None)
     return resume(restore(state.lineage, put.items(), state.ledger(), state.epoch + 1), now_us)
-
-
-def _incident(transition: Any) -> dict[str, Any]:
-    at = time_of(transition.at_us)
-    words = ("trigger", "transition", "severity", "message", "by", "reason", "advice", "state")
-    got = {name: getattr(transition, name) for name in words}
-    more = {"acked": transition.acknowledged, "flags": [flag for flag in transition.flags.split(",") if flag]}
-    return {**got, **more, "group": json.loads(transition.group), "value": json.loads(transition.value), "at": at}
-
-
-def _action(action: Any, values: Values) -> dict[str, Any]:
-    config = {name: _resolved(one, values) for name, one in action.config.items()}
-    return {"kind": action.kind, "trigger": action.trigger, "transition": action.transition, "config": config}
-
-
-def _resolved(setting: Any, values: Values) -> Any:
-    """With its references filled in, as the node does when it acts; as it stands where the case does not say what one means."""
-    try:
-        return resolve(setting, values)
-    except Unset:
-        return setting
-
-
-def _alarm_after(transition: Any) -> _Alarm:
-    flags = tuple(flag for flag in transition.flags.split(",") if flag)
-    group = json.loads(transition.group)
-    return _Alarm(transition.incident, group, transition.state, transition.acknowledged, flags)
-
-
-def _says(expected: str, text: str) -> bool:
-    """Whether a text contains the expected one, or matches it as `/regex/`."""
-    return fits(expected, text, 0) if len(expected) > 2 and expected[0] == expected[-1] == "/" else expected in text
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _texts(one)
-    elif value is not None:
-        yield str(value)
 
 
 # -- time

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pipelines.tools.cases import ActionTaken, IncidentStep, Quarantined
+from pipelines.tools.checks import Failure
 from pipelines.tools.matching import Pair, show
-from pipelines.tools.play import Failure
 
 Style = Literal["", "bold", "dim", "missing", "unexpected", "wrong_expected", "wrong_got"]
 Line = list[tuple[Style, str]]

@@ -7,7 +7,8 @@ from textwrap import dedent, indent
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.spec import load_spec
 from pipelines.tools.cases import load_cases
-from pipelines.tools.play import Failure, Player
+from pipelines.tools.checks import Failure
+from pipelines.tools.play import Player
 
 PRESS = """
 tidewire: 1
