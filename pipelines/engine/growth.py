@@ -17,16 +17,17 @@ _NUMBER = 64.0  # bytes, more than any number or time has as text
 _LONGER = {  # functions of one text: how much longer at most
     **dict.fromkeys(("hex", "to_hex", "to_base64", "base64", "regexp_escape"), 2),
     **dict.fromkeys(("lower", "lcase", "upper", "ucase", "nfc_normalize", "url_encode"), 3),
-    **dict.fromkeys(("translate", "array_to_string"), 4),
+    "translate": 4,
     **dict.fromkeys(("bin", "to_binary"), 8),
     **dict.fromkeys(("string_split", "str_split", "split", "string_to_array", "regexp_split_to_array", "str_split_regex"), 24),
     **dict.fromkeys(("string_split_regex", "regexp_extract_all", "json_keys", "parse_path"), 24),
 }
 _SUMS = frozenset(
-    {"||", "concat", "concat_ws", "list_value", "struct_pack", "overlay", "greatest", "least", "if", "ifnull", "nullif"}
+    {"||", "concat", "list_value", "struct_pack", "overlay", "greatest", "least", "if", "ifnull", "nullif"}
     | {"list_concat", "list_cat", "array_concat", "array_cat", "constant_or_null", "coalesce"}
 )
 _PRODUCTS = frozenset({"replace", "regexp_replace"})
+_PATHS = frozenset({"json_extract_string", "->>", "json_exists"})
 _PADS = frozenset({"lpad", "rpad"})
 _SAME = frozenset(
     {"substr", "substring", "left", "right", "ltrim", "rtrim", "trim", "reverse", "split_part", "regexp_extract", "url_decode"}
@@ -35,6 +36,12 @@ _SAME = frozenset(
     | {"list_first", "list_last", "list_min", "list_max", "list_any_value", "list_aggregate", "list_aggr", "parse_filename"}
     | {"parse_dirname"}
 )
+
+_LEAST_ARGUMENTS = {
+    **dict.fromkeys(_PRODUCTS, 3),
+    **dict.fromkeys([*_PATHS, *_PADS, "array_to_string"], 2),
+    **dict.fromkeys([*_SAME, *_LONGER, "concat_ws"], 1),
+}
 
 
 class Unbounded(Exception):
@@ -78,6 +85,15 @@ def _growth(node: Mapping[str, Any]) -> Growth:
 
 
 def _of_function(name: str, arguments: Sequence[Mapping[str, Any]]) -> Growth:
+    if len(arguments) < _LEAST_ARGUMENTS.get(name, 0):
+        return _NONE  # it does not bind
+    if name == "concat_ws":  # the first stands between all others
+        between = _growth(arguments[0])
+        return _sum([*map(_growth, arguments[1:]), _scaled(between, lambda n: n * len(arguments))])
+    if name == "array_to_string":
+        return _product("array_to_string", _growth(arguments[0]), _NONE, _growth(arguments[1]))
+    if name in _PATHS and "*" in str((arguments[1].get("literal") or {"text": "*"}).get("text", "")):
+        raise Unbounded(f"the path in {name}() is a text without *")
     if name in _SUMS:
         return _sum(map(_growth, arguments))
     if name in _PRODUCTS:
@@ -85,7 +101,7 @@ def _of_function(name: str, arguments: Sequence[Mapping[str, Any]]) -> Growth:
     if name in _PADS:
         return _padded(name, _growth(arguments[0]), arguments[1])
     if name in _SAME or name in _LONGER:
-        return _scaled(_growth(arguments[0]), lambda n: n * _LONGER.get(name, 1)) if arguments else _NONE
+        return _scaled(_growth(arguments[0]), lambda n: n * _LONGER.get(name, 1))
     if name == "strftime":
         return _scaled(_sum(map(_growth, arguments)), lambda n: n * 16)
     return _NONE

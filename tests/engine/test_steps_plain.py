@@ -189,6 +189,9 @@ def test_what_is_unfit_within_a_list_or_struct_fails_the_row(expression: str) ->
         ("lpad(k, n, 'x')", "the length in lpad() is a number up to 1024"),
         ("length(lpad(k, 1000000, 'x'))", "the length in lpad() is a number up to 1024"),
         ("repeat(k, 3)", "repeat() is not allowed"),
+        ("array_to_string(string_split(k, 'a'), k)", "array_to_string() of one column by another has no bound"),
+        ("k ->> '$.*'", "the path in ->>() is a text without *"),
+        ("json_extract_string(k, k)", "the path in json_extract_string() is a text without *"),
         (" || ".join(["k"] * 70), "more than 64 times as long"),
         ("replace(replace(k, 'a', 'aaaaaaaaaaaaaaaa'), 'a', 'aaaaaaaaaaaaaaaa')", "more than 64 times as long"),
         ("list_transform([1], lambda x: x)", "list_transform() is not allowed"),
@@ -200,7 +203,9 @@ def test_what_could_grow_without_bound_is_refused(expression: str, says: str) ->
 
 def test_what_grows_a_little_is_not() -> None:
     many = "replace(" * 12 + "k" + ", 'a', 'b')" * 12
-    assert one(f"steps:\n  - derive:\n      x: |-\n        {many} || upper(k) || concat_ws('-', k, v, n, ts)\n")["x"]
+    assert one(
+        f"steps:\n  - derive:\n      x: |-\n        {many} || upper(k) || concat_ws(k, k, v, n, ts) || array_to_string([k, 'b'], ', ')\n"
+    )["x"]
 
 
 # -- redact
