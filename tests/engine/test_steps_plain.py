@@ -203,9 +203,15 @@ def test_what_could_grow_without_bound_is_refused(expression: str, says: str) ->
 
 def test_what_grows_a_little_is_not() -> None:
     many = "replace(" * 12 + "k" + ", 'a', 'b')" * 12
-    assert one(
-        f"steps:\n  - derive:\n      x: |-\n        {many} || upper(k) || concat_ws(k, k, v, n, ts) || array_to_string([k, 'b'], ', ')\n"
-    )["x"]
+    joined = "upper(k) || concat_ws(k, k, v, n, ts) || array_to_string([k, 'b'], ', ')"
+    assert one(f"steps:\n  - derive:\n      x: |-\n        {many} || {joined}\n")["x"]
+
+
+@pytest.mark.parametrize(
+    "call", ["replace(k)", "lpad(k)", "concat_ws()", "json_extract_string(k)", "array_to_string([k])", "lower()"]
+)
+def test_a_call_with_too_few_arguments_is_a_problem_like_others(call: str) -> None:
+    assert problem(f"steps:\n  - derive:\n      x: {call}\n")[0].startswith("steps[0].derive.x: ")
 
 
 # -- redact
