@@ -38,9 +38,9 @@ _SAME = frozenset(
 )
 
 _LEAST_ARGUMENTS = {
-    **dict.fromkeys(_PRODUCTS, 3),
-    **dict.fromkeys([*_PATHS, *_PADS, "array_to_string"], 2),
     **dict.fromkeys([*_SAME, *_LONGER, "concat_ws"], 1),
+    **dict.fromkeys([*_PATHS, *_PADS, "array_to_string"], 2),  # after the others: some are in both
+    **dict.fromkeys(_PRODUCTS, 3),
 }
 
 
