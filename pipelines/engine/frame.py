@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 
 class Frame:
-    """`codes` are the numbers of the rows' cells, 0 to `size` - 1; `times` their event times. Parts ask with `want` and read after."""
+    """`codes` are the numbers of the rows' cells, 0 to `size` - 1; `times` their event times. Parts ask with `want`, and read
+    when all have asked."""
 
     def __init__(self, codes: pa.Array, size: int, times: pa.Array) -> None:
         self.codes, self.size, self.times = codes, size, times
@@ -55,15 +56,14 @@ class Frame:
     @cached_property
     def counts(self) -> list[int]:
         """How many rows each cell has."""
-        table = pa.table({"c": self.codes}).group_by("c", use_threads=False).aggregate([([], "count_all")])
-        return self._by_cell(table, "count_all")
+        return self._results[-1]
 
     @cached_property
     def _results(self) -> list[list[Any]]:
         columns = {f"v{i}": values for i, (values, _) in enumerate(self._wanted)}
         wanted = [(f"v{i}", function) for i, (_, function) in enumerate(self._wanted)]
-        table = pa.table({"c": self.codes, **columns}).group_by("c", use_threads=False).aggregate(wanted)
-        return [self._by_cell(table, f"{name}_{function}") for name, function in wanted]
+        table = pa.table({"c": self.codes, **columns}).group_by("c", use_threads=False).aggregate([*wanted, ([], "count_all")])
+        return [self._by_cell(table, name) for name in [*(f"{name}_{function}" for name, function in wanted), "count_all"]]
 
     def _by_cell(self, table: pa.Table, column: str) -> list[Any]:
         found: list[Any] = [None] * self.size

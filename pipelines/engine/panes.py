@@ -30,7 +30,7 @@ from pipelines.engine.window_rows import Rows
 
 TOO_LATE, OVER_LIMIT = "too_late", "over_limit"
 AHEAD_MAX = 1000  # cells more than an hour ahead of the watermark: stamps from a wrong clock
-SMALL = 128  # rows below which a loop is faster than columns
+SMALL = 400  # rows below which a loop is faster than columns
 _CLOSED = ("closed",)
 _NEW = (0, 0, None)
 

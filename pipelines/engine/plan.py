@@ -46,6 +46,13 @@ class Plan:
     warnings: Sequence[Problem] = ()  # what compiles and may still not be what was meant
 
     @cached_property
+    def key(self) -> str | None:
+        """What tells one sender from another, for the watermark: what rows are grouped by first."""
+        windows = (window.by for window in self.spec.windows.values() if window.from_ is None)
+        triggers = ([*(getattr(t, "each", None) or []), *t.by] for t in self.spec.triggers.values() if not getattr(t, "from_", None))
+        return next((by[0] for by in (*windows, *triggers) if by and by[0] in self.columns), None)
+
+    @cached_property
     def row_schema(self) -> pa.Schema:
         """What a row stream carries: `_event_time` and the columns."""
         return pa.schema([("_event_time", TIMESTAMP), *((name, stored(to_arrow(c.type))) for name, c in self.columns.items())])

@@ -290,7 +290,7 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
         return state, output
     others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
     mark = state.watermarks.get(batch.source)
-    new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us)
+    new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us, _keys(plan, accepted))
     for stretch in stretches:
         if stretch.stepped_back:
             state, made = _new_time_line(plan, state)
@@ -298,6 +298,11 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
         state, made = _stretch(plan, state, origin, accepted, stretch, _least_reached(plan, others, batch.arrival_us))
         output += made
     return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
+
+
+def _keys(plan: Plan, rows: pa.Table) -> pa.Array | None:
+    """Who sent each row, as far as the watermark cares."""
+    return pc.fill_null(rows[plan.key].cast(pa.string()), "").combine_chunks() if plan.key else None
 
 
 def _stretch(

@@ -32,6 +32,10 @@ class Watermark:
     arrival_us: int = 0  # node time of the newest row
     streak: int = 0  # rows in a row that are far from the watermark
     streak_us: int = 0  # the farthest of them
+    key: str | None = None  # the key of the first row
+    many: bool = False  # rows of another key were seen
+    streak_key: str | None = None  # the same of the streak
+    streak_many: bool = False
 
 
 @dataclass(frozen=True)
