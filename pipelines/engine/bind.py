@@ -174,7 +174,7 @@ class Binder:
             else:
                 where = "the schema" if expression.path.startswith("steps") else "the rows"
                 message = f'column "{".".join(words)}" is not in {where}{did_you_mean(words[0], columns)}'
-                self.complain(expression.path, message)
+                self.complain(expression.path, message, f"known: {', '.join(columns)[:200] or 'none'}")
         return ok
 
     def reads(self, expression: Expression, columns: Columns) -> frozenset[str]:

@@ -176,6 +176,8 @@ def _trigger(spec: PipelineSpec, name: str) -> Iterator[tuple[str, str]]:
         yield "cleared", clear + _held(trigger.clear_for)
         if trigger.only_when:
             yield "only", f"while {trigger.only_when}{_held(trigger.only_delay)}"
+        if trigger.degraded_when:
+            yield "cannot judge", f"while {trigger.degraded_when}: told as an incident of {name}.degraded"
         no_data = {"hold": "nothing changes", "clear": "it clears", "raise": "it is raised"}
         yield "no rows", no_data[trigger.on_no_data]
         quality = "rows of bad quality, retained and replayed ones never raise it"
