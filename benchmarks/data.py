@@ -9,11 +9,11 @@ BLOCK_ROWS = 100_000
 
 
 def json_lines(rows: int) -> Iterator[bytes]:
-    """Blocks of JSON lines of 70 bytes with four fields; `ok` is false in one of ten, `ts` counts milliseconds."""
+    """Blocks of JSON lines of about 70 bytes with four fields; `ok` is false in one of ten, `ts` counts milliseconds."""
     for start in range(0, rows, BLOCK_ROWS):
         yield "".join(
             f'{{"ts": {1_767_225_600_000 + i}, "sensor": "press-{i % 100:02d}", "t": {100 + i % 997 / 10:.2f}, '
-            f'"ok": {"true " if i % 10 else "false"}}}\n'
+            f'"ok": {"true" if i % 10 else "false"}}}\n'
             for i in range(start, min(start + BLOCK_ROWS, rows))
         ).encode()
 

@@ -20,6 +20,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.host import NodeInfo, PipelineHost, Services
 from edge_agent.outbox import Mark
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
@@ -41,7 +42,7 @@ async def run(text: str, data_dir: Path) -> dict[str, float]:
     store = Store.open(config.data_dir, NODE, key, config.buffer_bytes)
     actions, policy = Actions(store, Policy.load(config.data_dir)), Policy.load(config.data_dir)
     supervisor = Supervisor(config.runner_memory_bytes)
-    services = Services(store, supervisor, actions, policy, NodeInfo(NODE, NODE), config.data_dir)
+    services = Services(store, supervisor, actions, policy, NodeInfo(NODE, NODE), config.data_dir, SecretStore(config.data_dir))
     await store.put_artifact(Artifact.sign(PIPELINE_VERSION, version.canonical, key), 0)
     host = PipelineHost(services, version, version.spec.defaults(), mode="until_eof")
     peak = [0, 0]

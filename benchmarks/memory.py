@@ -14,6 +14,7 @@ from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig
 from edge_agent.host import NodeInfo, PipelineHost, Services
 from edge_agent.policy import Policy
+from edge_agent.secret_store import SecretStore
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
@@ -40,9 +41,8 @@ async def _start_all(directory: Path) -> tuple[list[int], list[int], int]:
     store = Store.open(config.data_dir, "bench", key, config.buffer_bytes)
     policy = Policy.load(config.data_dir)
     actions = Actions(store, policy)
-    services = Services(
-        store, Supervisor(config.runner_memory_bytes), actions, policy, NodeInfo("bench", "bench"), config.data_dir
-    )
+    node, secrets = NodeInfo("bench", "bench"), SecretStore(config.data_dir)
+    services = Services(store, Supervisor(config.runner_memory_bytes), actions, policy, node, config.data_dir, secrets)
     hosts, ready = [], asyncio.Semaphore(0)
     for i in range(RUNNERS):
         source = directory / f"{i}.jsonl"
