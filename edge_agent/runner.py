@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.engine.plan import Plan
 
 TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows that end; conditions that have held
-POLL_BUSY_S, POLL_IDLE_S = 0.005, 0.02  # between looks at the sources, after rows and after a second without
+POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long without rows, between two looks at the sources)
 COMMIT_S = 1.0
 STATS_S = 1.0
 IN_FLIGHT_MAX = 4
@@ -92,6 +92,7 @@ class _Runner:
         self.stopping = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
         self.last_rows_s = self.last_stats_s = self.last_tick_s
+        self.is_fresh = True  # whether something was evaluated since it was last asked what there is to commit
         self.trouble: dict[str, str] = {}
 
     def run(self) -> None:
@@ -147,7 +148,7 @@ class _Runner:
             output = replace(output, actions=[replace(action, at_us=now_us) for action in output.actions])
             actions = [vars(action) for action in output.actions]
             self.channel.send({"type": "act", "actions": actions, "params_digest": self.params_digest})
-        self.state = self.uncommitted.add(state, output, self.params_digest)
+        self.state, self.is_fresh = self.uncommitted.add(state, output, self.params_digest), True
         if output.transitions:
             self._commit()
 
@@ -183,10 +184,14 @@ class _Runner:
         return self.mode == "until_eof" or time.monotonic() - self.last_answer_s < STALL_S
 
     def _is_commit_due(self) -> bool:
-        late = time.monotonic() - self.last_commit_s >= COMMIT_S
-        return self.in_flight < IN_FLIGHT_MAX and (
-            self.uncommitted.is_full or (late and self.uncommitted.has_changes(self.state))
-        )
+        if self.in_flight >= IN_FLIGHT_MAX or not self.is_fresh:
+            return False
+        if self.uncommitted.is_full:
+            return True
+        if time.monotonic() - self.last_commit_s < COMMIT_S:
+            return False
+        self.is_fresh = self.uncommitted.has_changes(self.state)
+        return self.is_fresh
 
     def _commit(self, *, final: bool = False) -> None:
         """Send what there is. With the agent's disk full (I15) nothing is sent and evaluation goes on; see Uncommitted."""
@@ -312,7 +317,8 @@ class _Runner:
         return self.node_time_us()
 
     def _pause_s(self) -> float:
-        return POLL_BUSY_S if time.monotonic() - self.last_rows_s < 1.0 else POLL_IDLE_S
+        idle_s = time.monotonic() - self.last_rows_s
+        return next(pause_s for within_s, pause_s in POLLS_S if idle_s < within_s)
 
     def _note_trouble(self, about: str, text: str) -> None:
         if self.trouble.get(about, "") != text:
