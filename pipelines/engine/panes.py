@@ -171,7 +171,7 @@ class _Fold:
 
     def _replaced(self, old: Any, rows: Rows, places: Sequence[int], times: Sequence[int]) -> Any:
         """A cell that keeps its rows: one that comes again takes the place of its older revision."""
-        n, out, kept = old or (0, 0, {})
+        _, out, kept = old or (0, 0, {})
         kept = dict(kept)
         for i in places:
             taken = rows.taken is None or rows.taken[i]
@@ -351,9 +351,8 @@ def _due(plan: WindowPlan, state: State, cells: Cells, reached_us: int | None, *
     found: list[Closing] = []
     for start, end in _windows_due(plan, starts, reached_us, closed, early=early):
         groups = dict.fromkeys(key[1:] for pane in _panes_of(plan, start) for key in starts.get((pane,), ()))
-        for group in groups:
-            if (start, *group) not in emitted:
-                found.append(_closing(plan, cells, start, end, end + plan.lateness_us, group, 0))
+        fresh = [group for group in groups if (start, *group) not in emitted]
+        found += [_closing(plan, cells, start, end, end + plan.lateness_us, group, 0) for group in fresh]
     for (start, *words), due in dirty.items():
         if early or (reached_us is not None and due <= reached_us):
             group, end = tuple(words), plan.panes.around(start)[1]

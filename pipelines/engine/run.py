@@ -162,7 +162,7 @@ def _naive(values: pa.Array) -> pa.Array:
 
 def finish(plan: Plan, state: State) -> tuple[State, Output]:
     """The end of bounded input: every open window is emitted."""
-    fed = windows.feed(plan.windows, state, None, _newest(state), early=True)
+    fed = windows.feed(plan.windows, state, None, lambda _: _newest(state), early=True)
     state, output = _emitted(plan, fed)
     now_us = max((mark.arrival_us for mark in state.watermarks.values()), default=0)
     state, made = _watch(plan, state, None, Batch("", now_us, _newest(state) or 0), _arrived(fed, None, now_us))
@@ -289,13 +289,14 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
     if not plan.windows and not plan.triggers:
         return state, output
     others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
+    others_us = _least_reached(others, batch.arrival_us, max((w.patience_us for w in plan.windows.values()), default=0))
     mark = state.watermarks.get(batch.source)
     new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us, _keys(plan, accepted))
     for stretch in stretches:
         if stretch.stepped_back:
             state, made = _new_time_line(plan, state)
             output += made
-        state, made = _stretch(plan, state, origin, accepted, stretch, _least_reached(plan, others, batch.arrival_us))
+        state, made = _stretch(plan, state, origin, accepted, stretch, others_us)
         output += made
     return replace(state, watermarks={**state.watermarks, batch.source: new_mark}), output
 
@@ -315,7 +316,7 @@ def _stretch(
     rows = _timed(accepted.slice(stretch.start, length), before, at)
     output = Output()
     reached = at if others_us is None else pc.min_element_wise(at, pa.scalar(others_us, pa.int64()))
-    fed = windows.feed(plan.windows, state, rows, reached[-1].as_py())
+    fed = windows.feed(plan.windows, state, rows, lambda _: reached[-1].as_py())
     state, made = _emitted(plan, fed)
     output += made
     if plan.triggers:
@@ -384,7 +385,9 @@ def _timed(rows: pa.Table, before: pa.Array, at: pa.Array) -> pa.Table:
 
 def _tick(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     """Time passes: windows of idle sources close, triggers look again."""
-    fed = windows.feed(plan.windows, state, None, _least_reached(plan, state.watermarks, batch.arrival_us))
+    fed = windows.feed(
+        plan.windows, state, None, lambda window: _least_reached(state.watermarks, batch.arrival_us, window.patience_us)
+    )
     state, output = _emitted(plan, fed)
     if emitted := _arrived(fed, None, batch.arrival_us):
         state, made = _watch(plan, state, None, batch, emitted)
@@ -393,9 +396,8 @@ def _tick(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     return state, output + made
 
 
-def _least_reached(plan: Plan, marks: Mapping[str, Watermark], arrival_us: int) -> int | None:
+def _least_reached(marks: Mapping[str, Watermark], arrival_us: int, idle_after_us: int) -> int | None:
     """How far event time has come in all of these sources."""
-    idle_after_us = max((window.grace_us for window in plan.windows.values()), default=0)
     reached = [us for mark in marks.values() if (us := reached_us(mark, arrival_us, idle_after_us)) is not None]
     return min(reached, default=None)
 
@@ -406,7 +408,7 @@ def _newest(state: State) -> int | None:
 
 def _new_time_line(plan: Plan, state: State) -> tuple[State, Output]:
     """Event time was set back: windows are closed as they are, spans and pending alarms forgotten."""
-    state, output = _emitted(plan, windows.feed(plan.windows, state, None, None, early=True, partial=True))
+    state, output = _emitted(plan, windows.feed(plan.windows, state, None, lambda _: None, early=True, partial=True))
     state = triggers.forget_time_line(state, plan.triggers)
     return windows.forget_time_line(plan.windows, state), output
 

@@ -1,7 +1,7 @@
 """Windows between wall-clock times of a time zone: shifts, local days. A day of 23 or 25 hours is as long as it is.
 
-A time that a day lacks (02:30 in spring) is taken at the change, as long after midnight as on other days; one that a day has twice
-counts when it comes first.
+A time that a day lacks (02:30 in spring) is as long after midnight as on other days; one that a day has twice counts when it
+comes first.
 """
 
 from __future__ import annotations

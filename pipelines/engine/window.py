@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,12 +16,15 @@ from pipelines.engine.window_rows import Rows
 
 __all__ = ["Fed", "WindowPlan", "compile_window", "drain", "dry_run", "feed", "forget_time_line", "open_rows"]
 
+Reached = Callable[[WindowPlan], int | None]  # how far event time has come for a window
+
 _PREFIX = "window."
 
 
 @dataclass
 class Fed:
-    """`tables` are the rows of windows that closed, by window, in order; `refused` the (window, row, reason) that count nowhere."""
+    """`tables` are the rows of windows that closed, by window, in order; `refused` are (window, row, reason) of rows that do not
+    count in it."""
 
     state: State
     tables: dict[str, list[pa.Table]] = field(default_factory=dict)
@@ -32,18 +35,18 @@ def feed(
     plans: Mapping[str, WindowPlan],
     state: State,
     rows: pa.Table | None,
-    reached_us: int | None,
+    reached: Reached,
     *,
     early: bool = False,
     partial: bool = False,
 ) -> Fed:
-    """Merge accepted rows (with `_et`, `_row`, `_before`, `_at`) into the windows, then emit those that event time has reached;
+    """Merge accepted rows (with `_et`, `_row`, `_before`, `_at`) into the windows, then emit those that event time has `reached`;
     `early`: all of them. `partial` marks the rows of windows that would have taken more."""
     made = Fed(state)
     for plan in plans.values():
         for table in _tables_for(plan, rows, made):
             _contribute(plan, made, table)
-        _close(plan, made, reached_us, early=early, partial=partial)
+        _close(plan, made, reached(plan), early=early, partial=partial)
     return made
 
 
@@ -99,12 +102,12 @@ def _contribute(plan: WindowPlan, made: Fed, table: pa.Table) -> None:
 def _given(plan: WindowPlan, state: State, rows: Rows) -> Contribution:
     if not len(rows):
         return Contribution(state)
-    return (sessions if isinstance(plan.kind, Session) else panes).contribute(plan, state, rows)
+    return sessions.contribute(plan, state, rows) if isinstance(plan.kind, Session) else panes.contribute(plan, state, rows)
 
 
 def _close(plan: WindowPlan, made: Fed, reached_us: int | None, *, early: bool, partial: bool) -> None:
-    module = sessions if isinstance(plan.kind, Session) else panes
-    made.state, table = module.close(plan, made.state, reached_us, early=early, partial=partial)
+    close = sessions.close if isinstance(plan.kind, Session) else panes.close
+    made.state, table = close(plan, made.state, reached_us, early=early, partial=partial)
     if table is not None:
         made.tables.setdefault(plan.name, []).append(table)
 

@@ -27,6 +27,7 @@ from pipelines.engine.window_aggregate import Aggregate, Aggregates, value_colum
 from pipelines.engine.window_index import Index
 
 CORRECT_US_MIN = US_PER["m"]  # corrections of one window come no closer together, unless the window is shorter
+PATIENCE_US_MAX = US_PER["h"]  # besides the window's lateness
 CELLS_PER_GROUP = 20  # of max_groups: open cells of one window, all bounds together
 OWN: Mapping[str, str] = {"_event_time": "TIMESTAMP", "_window_start": "TIMESTAMP", "_window_end": "TIMESTAMP"}
 OWN_AFTER: Mapping[str, str] = {"_rows": "BIGINT", "_revision": "BIGINT", "_partial": "BOOLEAN"}
@@ -135,9 +136,10 @@ class WindowPlan:
         return self.kind.every if isinstance(self.kind, Every) else US_PER["d"] + US_PER["h"]
 
     @property
-    def grace_us(self) -> int:
-        """How long after its start a window takes rows, in event time."""
-        return self.length_us + self.lateness_us
+    def patience_us(self) -> int:
+        """How long a source may be silent before time goes on without it."""
+        own = min(self.length_us, PATIENCE_US_MAX) + self.lateness_us
+        return max(own, self.source.patience_us) if self.source else own
 
     @property
     def cells_max(self) -> int:
