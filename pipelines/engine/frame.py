@@ -77,8 +77,8 @@ class Frame:
 
     @cached_property
     def _code_list(self) -> Sequence[int]:
-        return self.codes.to_pylist()
+        return list(self.codes.to_pylist())
 
     @cached_property
     def _time_list(self) -> Sequence[int]:
-        return self.times.to_pylist()
+        return list(self.times.to_pylist())

@@ -400,10 +400,11 @@ def _folded(plan: WindowPlan, rows: Sequence[tuple[Key, Any]]) -> Sequence[Any]:
     taken = sorted((row for row in rows if row[1][1] is not None), key=lambda r: (r[1][0], [str(word) for word in r[0]]))
     times = [time for _, (time, _) in taken]
     lists = {name: [values[i] for _, (_, values) in taken] for i, name in enumerate(plan.reads)}
-    return _grown(plan, None, range(len(taken)), times, lists)[2]
+    parts: Sequence[Any] = _grown(plan, None, range(len(taken)), times, lists)[2]
+    return parts
 
 
-def _with_held(plan: WindowPlan, state: State, due: Sequence[Closing]) -> tuple[State, Sequence[Closing]]:
+def _with_held(plan: WindowPlan, state: State, due: list[Closing]) -> tuple[State, list[Closing]]:
     """The closings with the values that held when they began, which each leaves to the next of its group."""
     if not plan.held:
         return state, due

@@ -129,7 +129,8 @@ class _Fold:
             return True
         self._store()
         self._open()
-        return sum(key[0] > at + FAR_US for key in self.cells) < min(AHEAD_MAX, most // 2)
+        far = sum(int(key[0] > at + FAR_US) for key in self.cells)
+        return far < min(AHEAD_MAX, most // 2)
 
     def _store(self) -> None:
         plan, index = self.plan, self.plan.index

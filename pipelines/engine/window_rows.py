@@ -35,13 +35,15 @@ class Rows:
     def slice(self, start: int, stop: int) -> Rows:
         cut = [start, stop - start]
         taken = self.taken[start:stop] if self.taken is not None else None
-        arrays = (a.slice(*cut) for a in (self.numbers, self.times, self.before, self.at))
+        numbers, times, before, at = (a.slice(*cut) for a in (self.numbers, self.times, self.before, self.at))
         values = {name: a.slice(*cut) for name, a in self.values.items()}
-        return Rows(*arrays, [a.slice(*cut) for a in self.by], values, self.keys[start:stop], taken)
+        by = [a.slice(*cut) for a in self.by]
+        return Rows(numbers, times, before, at, by, values, self.keys[start:stop], taken)
 
     def filter(self, mask: pa.Array) -> Rows:
-        arrays = (a.filter(mask) for a in (self.numbers, self.times, self.before, self.at))
-        return Rows(*arrays, [a.filter(mask) for a in self.by], {name: a.filter(mask) for name, a in self.values.items()})
+        numbers, times, before, at = (a.filter(mask) for a in (self.numbers, self.times, self.before, self.at))
+        values = {name: a.filter(mask) for name, a in self.values.items()}
+        return Rows(numbers, times, before, at, [a.filter(mask) for a in self.by], values)
 
     @cached_property
     def groups(self) -> Sequence[Key]:
