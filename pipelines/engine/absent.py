@@ -16,7 +16,7 @@ from pipelines.engine import alarm as machine
 from pipelines.engine.alarm import NORMAL, Moment
 from pipelines.engine.arrived import Arrived, as_tuple, from_tuple
 from pipelines.engine.cells import GONE, changed
-from pipelines.engine.incident import Book, Suppression, Transition, is_more
+from pipelines.engine.incident import Book, Suppression, Transition, in_order, is_more
 from pipelines.engine.state import Group, State
 from pipelines.engine.trigger_plan import AbsentPlan
 
@@ -55,7 +55,7 @@ class Silence:
             self._source_spoke(rows)
             self._groups_spoke(rows, suppression)
         for one in suppression:
-            one.advance(1 << 62, arrival_us, rows.row if rows is not None else ())
+            one.advance(1 << 62, arrival_us)
 
     def _source_spoke(self, rows: Arrived) -> None:
         name, arrival_us = rows.source, rows.arrival_us
@@ -63,7 +63,7 @@ class Silence:
         alarm = self.down.alarm((name,))
         if alarm != NORMAL:
             moment = Moment(False, True, arrival_us, arrival_us)
-            self.down.see((name,), moment, dict, rows.row[0], 0, at_us=rows.te_us[0])
+            self.down.see((name,), moment, dict, rows.row[0], at_us=rows.te_us[0])
             if alarm.active:
                 back_us, self.next_us = arrival_us, 0
         self.sources[name] = (arrival_us, back_us)
@@ -89,17 +89,17 @@ class Silence:
     def _speaks(self, rows: Arrived, i: int, group: Group, suppression: Sequence[Suppression]) -> None:
         suppressor = ""
         if suppression:
-            suppression[0].advance(i, rows.arrival_us, rows.row)
+            suppression[0].advance(rows.row[i], rows.arrival_us)
             suppressor = suppression[0].of(group)
         moment = Moment(False, True, rows.arrival_us, rows.arrival_us, clear_for_us=self._us(self.spec.clear_for))
         told: Mapping[str, Any] = {"silent_s": 0}
-        self.book.see(group, moment._replace(suppressor=suppressor), lambda: told, rows.row[i], i, at_us=rows.te_us[i])
+        self.book.see(group, moment._replace(suppressor=suppressor), lambda: told, rows.row[i], at_us=rows.te_us[i])
 
     # -- timers
 
     def pass_time(self, state: State, arrival_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
         for one in suppression:
-            one.advance(1 << 62, arrival_us, ())
+            one.advance(1 << 62, arrival_us)
         begun_us = int(state.of(CLOCK)[BEGUN])
         absent_us = self.spec.absent or 0
         for name in self.plan.sources:
@@ -109,16 +109,16 @@ class Silence:
             if silent_us >= max(absent_us, grace_us):
                 told = {"silent_s": silent_us / 1e6}
                 moment = Moment(True, False, arrival_us, arrival_us, for_us=self._us(self.spec.for_))
-                self.down.see((name,), moment, lambda told=told: told, -1, -1, at_us=now_us)  # type: ignore[misc]
+                self.down.see((name,), moment, lambda told=told: told, -1, at_us=now_us)  # type: ignore[misc]
         if arrival_us >= self.next_us:
             self._look_at_groups(arrival_us, now_us, begun_us, suppression)
         for book in self.books:
-            for group in [g for g, alarm in book.alarms.items() if alarm.is_open and not is_more(g)]:
+            for group in in_order(g for g, alarm in book.alarms.items() if alarm.is_open and not is_more(g)):
                 book.pass_time(group, arrival_us, now_us)
 
     def _look_at_groups(self, arrival_us: int, now_us: int, begun_us: int, suppression: Sequence[Suppression]) -> None:
         absent_us, next_us = self.spec.absent or 0, 1 << 62
-        for key in list(self.heard if self.expected is None else self.expected):
+        for key in sorted(self.heard if self.expected is None else self.expected, key=repr):
             heard_us, source, te_us = self.heard.get(key, (0, "", 0))
             if self.plan.seen_us is not None and arrival_us - max(heard_us, begun_us) >= self.plan.seen_us:
                 self._forget(key, now_us)
@@ -133,9 +133,9 @@ class Silence:
             suppressor = suppression[0].of(group) if suppression else ""
             moment = Moment(True, False, arrival_us, arrival_us, for_us=self._us(self.spec.for_), suppressor=suppressor)
             told: Mapping[str, Any] = {"silent_s": silent_us / 1e6}
-            self.book.see(group, moment, lambda told=told: told, -1, -1, at_us=at_us)  # type: ignore[misc]
+            self.book.see(group, moment, lambda told=told: told, -1, at_us=at_us)  # type: ignore[misc]
         self.next_us = next_us
-        for group in [g for g, a in self.book.alarms.items() if a.is_open and not is_more(g)]:
+        for group in in_order(g for g, a in self.book.alarms.items() if a.is_open and not is_more(g)):
             if self.expected is not None and from_tuple(group) not in self.expected:
                 self.book.by_hand(group, machine.retire(self.book.alarms[group], "no longer expected"), now_us)
 

@@ -21,7 +21,7 @@ BYTES_MAX = 32 * 1024 * 1024  # kept per trigger
 _ROW_BYTES = 32  # besides its texts and fixed values
 
 _Kept = tuple[int, int, int, int]  # event time, sequence number, bytes, chunk
-Taken = tuple[int, int, str]  # place in the batch, sequence number, incident
+Taken = tuple[int, str]  # sequence number, incident
 
 
 class Keeper:
@@ -63,12 +63,12 @@ class Keeper:
 
     # -- rows
 
-    def row(self, group: Group, t_us: int, size: int, place: int, epoch: int) -> None:
+    def row(self, group: Group, t_us: int, size: int, epoch: int) -> None:
         """A row of the group, at its time."""
         seq, self.next = self.next, self.next + 1
         until = self.until.get(group)
         if until is not None and t_us <= until[0]:
-            self.taken.append((place, seq, until[1]))
+            self.taken.append((seq, until[1]))
             self._done(group, seq)
             return
         self._keep(group, (t_us, seq, size, epoch))
@@ -101,13 +101,13 @@ class Keeper:
             self._leave(self.groups[group].popleft())
             self.rest["floor",] = kept[1]
 
-    def raised(self, group: Group, incident: str, t_us: int, place: int) -> None:
+    def raised(self, group: Group, incident: str, t_us: int) -> None:
         """Take what is kept of the group, and go on until `after`."""
         last = self.rest.get(("group", *group), (-1,))[0]
         for kept in self.groups.pop(group, deque()):
             self._leave(kept)
             if kept[0] >= t_us - self.spec.before:
-                self.taken.append((place, kept[1], incident))
+                self.taken.append((kept[1], incident))
             last = kept[1]
         self.until[group] = (t_us + self.spec.after, incident)
         self._done(group, last)
@@ -160,8 +160,8 @@ class Keeper:
 
     def _take(self, chunks: Chunks) -> pa.Table:
         whole = pa.concat_tables([*chunks.tables().values()])
-        rows = whole.take(places_of(whole, [seq for _, seq, _ in self.taken]))
-        return rows.append_column("_incident", pa.array([incident for _, _, incident in self.taken], pa.string()))
+        rows = whole.take(places_of(whole, [seq for seq, _ in self.taken]))
+        return rows.append_column("_incident", pa.array([incident for _, incident in self.taken], pa.string()))
 
 
 def row_bytes(rows: Arrived, columns: Sequence[str]) -> list[int]:

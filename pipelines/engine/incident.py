@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.engine.cells import GONE, changed
 from pipelines.engine.state import Group, State
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_FORGOTTEN = ("\0more", "forgotten")
 MORE = "\0more"  # the group of the one incident that stands for what is beyond a limit
 
 
@@ -122,9 +123,9 @@ Values = Mapping[str, Any]  # label of an aggregate -> its value; `count`
 
 @dataclass(slots=True)
 class Change:
-    """A group became active or cleared at a row (its place in the batch): what suppressed triggers follow."""
+    """A group became active or cleared at a row: what suppressed triggers follow."""
 
-    place: int
+    row: int
     group: Group
     active: bool
     at_us: int
@@ -139,6 +140,8 @@ class Book:
         self.alarms: dict[Group, Alarm] = {key: Alarm(*value) for key, value in self.cells.items()}
         self.open = sum(a.is_open for k, a in self.alarms.items() if not is_more(k))
         self.beyond = sum(a.active and not a.is_open for a in self.alarms.values())
+        self.floor = self.alarms.get(_FORGOTTEN, NORMAL).occurrence  # groups that are not known had so many incidents, or fewer
+        self.blank = NORMAL._replace(occurrence=self.floor)
         self.touched: dict[Group, Any] = {}
         self.transitions: list[Transition] = []
         self.changes: list[Change] = []
@@ -159,7 +162,22 @@ class Book:
         return state
 
     def alarm(self, group: Group) -> Alarm:
-        return self.alarms.get(group, NORMAL)
+        return self.alarms.get(group, self.blank)
+
+    def forget(self, group: Group, since_us: int) -> bool:
+        """Forget a group without an incident that did nothing since then, so that its id is never given again."""
+        alarm = self.alarms.get(group)
+        if alarm is None:
+            return True
+        if alarm._replace(occurrence=0, raises=()) != NORMAL or any(at > since_us for at in alarm.raises):
+            return False
+        if alarm.occurrence > self.floor:
+            self.floor = alarm.occurrence
+            self.blank = NORMAL._replace(occurrence=self.floor)
+            self.alarms[_FORGOTTEN] = self.touched[_FORGOTTEN] = self.blank
+        del self.alarms[group]
+        self.touched[group] = GONE
+        return True
 
     def active_groups(self) -> list[Group]:
         return [group for group, alarm in self.alarms.items() if alarm.active]
@@ -172,39 +190,38 @@ class Book:
         moment: Moment,
         values: Callable[[], Values],
         row: int,
-        place: int,
         *,
         silent: bool = False,
         at_us: int | None = None,
     ) -> Alarm:
         """One row or timer of a group. `at_us`: what to tell as the time, where the group has none."""
-        old = self.alarms.get(group, NORMAL)
+        old = self.alarm(group)
         look = machine.see_silence if silent else machine.see
         new, steps = look(self.identity.rules, old, moment, lambda n: self._id(group, n))
         if new is not old:
-            new = self._take(group, old, new, steps, moment.t_us if at_us is None else at_us, values, row, place)
+            new = self._take(group, old, new, steps, moment.t_us if at_us is None else at_us, values, row)
         return new
 
     def pass_time(self, group: Group, arrival_us: int, at_us: int) -> None:
-        old = self.alarms.get(group, NORMAL)
+        old = self.alarm(group)
         new, steps = machine.pass_time(self.identity.rules, old, arrival_us)
         if new is not old:
-            self._take(group, old, new, steps, at_us, dict, -1, -1)
+            self._take(group, old, new, steps, at_us, dict, -1)
 
-    def suppress(self, group: Group, suppressor: str, at_us: int, arrival_us: int, row: int, place: int) -> None:
+    def suppress(self, group: Group, suppressor: str, at_us: int, arrival_us: int, row: int) -> None:
         old = self.alarms[group]
         new, steps = machine.suppress(self.identity.rules, old, suppressor, arrival_us)
         if new is not old:
-            self._take(group, old, new, steps, at_us, dict, row, place)
+            self._take(group, old, new, steps, at_us, dict, row)
 
     def by_hand(self, group: Group, result: tuple[Alarm, Sequence[Step]], at_us: int) -> None:
-        self._take(group, self.alarms[group], *result, at_us, dict, -1, -1)
+        self._take(group, self.alarms[group], *result, at_us, dict, -1)
 
     def has_limit(self, what: str) -> bool:
         return (MORE, what) in self.alarms and self.alarms[MORE, what].is_open
 
     def put(self, group: Group, alarm: Alarm) -> None:
-        if alarm == NORMAL:
+        if alarm._replace(occurrence=0) == NORMAL and alarm.occurrence <= self.floor:
             self.alarms.pop(group, None)
             self.touched[group] = GONE
         else:
@@ -224,7 +241,6 @@ class Book:
         at_us: int,
         values: Callable[[], Values],
         row: int,
-        place: int,
     ) -> Alarm:
         if not old.is_open and new.is_open and self.open >= self.identity.spec.max_open:
             new, steps = Alarm(active=True, occurrence=old.occurrence), ()  # beyond the limit: counted, without an incident
@@ -235,7 +251,7 @@ class Book:
             if step.incident:
                 self._write(group, step, at_us, values(), row)
         if old.active != new.active:
-            self.changes.append(Change(place, group, new.active, at_us))
+            self.changes.append(Change(row, group, new.active, at_us))
         self.open += new.is_open - old.is_open
         beyond = (new.active and not new.is_open) - (old.active and not old.is_open)
         if beyond:
@@ -292,6 +308,11 @@ def is_more(group: Sequence[Any]) -> bool:
     return len(group) > 0 and group[0] == MORE
 
 
+def in_order(groups: Iterable[Group]) -> list[Group]:
+    """One order whatever way they were remembered."""
+    return sorted(groups, key=repr)
+
+
 def open_incidents(state: State) -> int:
     return sum(Alarm(*alarm).is_open for cells in alarms_of(state) for alarm in cells.values())
 
@@ -308,20 +329,19 @@ class Suppression:
     def __init__(self, book: Book, others: Mapping[str, Book]) -> None:
         self.book = book
         self.followed = [(name, _Followed(other, book.identity.by)) for name, other in others.items()]
-        pending = [(c.place, i, c) for i, (_, f) in enumerate(self.followed) for c in f.book.changes]
-        self.pending = sorted(pending, key=lambda change: change[:2], reverse=True)
+        pending = [(c.row, i, n, c) for i, (_, f) in enumerate(self.followed) for n, c in enumerate(f.book.changes)]
+        self.pending = sorted(pending, key=lambda change: change[:3], reverse=True)
 
     def of(self, group: Group) -> str:
         return next((name for name, followed in self.followed if followed.covers(group)), "")
 
-    def advance(self, place: int, arrival_us: int, rows: Sequence[int]) -> None:
-        """Follow what happened up to this place in the batch."""
-        while self.pending and self.pending[-1][0] <= place:
-            at, i, change = self.pending.pop()
+    def advance(self, row: int, arrival_us: int) -> None:
+        """Follow what happened up to this row."""
+        while self.pending and self.pending[-1][0] <= row:
+            at, i, _, change = self.pending.pop()
             self.followed[i][1].follow(change)
-            for group in self.book.active_groups():
-                row = rows[at] if 0 <= at < len(rows) else -1
-                self.book.suppress(group, self.of(group), change.at_us, arrival_us, row, at)
+            for group in in_order(self.book.active_groups()):
+                self.book.suppress(group, self.of(group), change.at_us, arrival_us, at)
 
 
 class _Followed:

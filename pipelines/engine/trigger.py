@@ -194,7 +194,7 @@ class _Sight:
             self.next += rows.n
             self.newest_us = max(self.newest_us, rows.at_us[-1])
         for one in suppression:
-            one.advance(_AT_END, arrival_us, rows.row if rows is not None else ())
+            one.advance(_AT_END, arrival_us)
 
     def _loop(self, rows: Arrived, epoch: int) -> None:
         assert self.plan.loop is not None and self.fresh is not None
@@ -238,7 +238,7 @@ class _Sight:
                 return
         if not (group.is_steady and out == group.out and group.flagged in (None, entry.is_bad)):
             for one in self.suppression:
-                one.advance(entry.place, rows.arrival_us, rows.row)
+                one.advance(rows.row[entry.place], rows.arrival_us)
             self._judge(rows, entry, out, self.suppression)
 
     def _enter(self, epoch: int, rows: Arrived, places: Sequence[int]) -> Iterator[_Entry]:
@@ -252,11 +252,17 @@ class _Sight:
         gone: list[Any] = []
         for i in places:
             key, te_us = by_keys[i], rows.te_us[i]
-            group = groups.get(key) or self._admit(key, rows, i)
+            group = groups.get(key)
+            is_fit = unfit is None or not unfit[i]
+            if is_latest and is_fit and (self.rows_in_sight >= spec.max_groups or self.is_full):
+                if not self._has_room(group, each_keys[i], rows, i):
+                    continue
+                group = groups.get(key)
+            group = group or self._admit(key, rows, i)
             if group is None:
                 continue
             seen = group.seen
-            if unfit is not None and unfit[i]:
+            if not is_fit:
                 self._note_bad(group, each_keys[i] if is_latest else None, te_us)
                 t_us = te_us if seen.t_us is None else seen.t_us
                 yield _Entry(i, group, False, True, t_us, len(seen.rows), seen.results(), False)
@@ -264,8 +270,6 @@ class _Sight:
             before, values = len(seen.rows), tuple([column[i] for column in self.inputs])
             if is_latest:
                 each = each_keys[i]
-                if (self.rows_in_sight >= spec.max_groups or self.is_full) and not self._has_room(group, each, rows, i):
-                    continue
                 alone = seen.push(te_us, spec.stale_after, each, self.next + i, self._cell(key, each), values, gone)
                 if gone:
                     self.gone.update(gone)
@@ -360,9 +364,9 @@ class _Sight:
         group = self.groups[key] = _Group(as_tuple(key, self.plan.by), seen)
         return group
 
-    def _has_room(self, group: _Group, each: Any, rows: Arrived, i: int) -> bool:
+    def _has_room(self, group: _Group | None, each: Any, rows: Arrived, i: int) -> bool:
         """Whether one more key may come: else the row is not judged."""
-        if each in group.seen.rows:
+        if group is not None and each in group.seen.rows:
             return True
         self._sweep(rows.at_us[i])
         full = self.rows_in_sight >= self.spec.max_groups
@@ -396,7 +400,7 @@ class _Sight:
                 self.sweep_at_us = min(self.sweep_at_us, newest_us + FAR_US + self.limit_us)
                 continue
             self._empty(key, group)
-            if all(book.alarm(group.key) == NORMAL for book in self.books):
+            if all(book.forget(group.key, floor_us - book.identity.rules.flapping_us) for book in self.books):
                 del self.groups[key]
                 self.restless.pop(key, None)
 
@@ -421,7 +425,7 @@ class _Sight:
         late = max_age_us is not None and rows.late_us is not None and rows.late_us[i] > max_age_us
         base = Moment(None, None, entry.t_us, rows.arrival_us, alone=entry.alone, late=late, unreliable=entry.is_bad)
         told = lambda: self._told(entry.values, entry.in_sight, entry.t_us)  # noqa: E731 - only when something is told
-        self._see(group, base, out, told, rows.row[i], i, suppression)
+        self._see(group, base, out, told, rows.row[i], suppression)
 
     def _see(
         self,
@@ -430,7 +434,6 @@ class _Sight:
         out: Out | None,
         told: Callable[[], Mapping[str, Any]],
         row: int,
-        place: int,
         suppression: Sequence[Suppression],
         *,
         silent: bool = False,
@@ -442,10 +445,10 @@ class _Sight:
             if suppression:
                 moment = moment._replace(suppressor=suppression[which].of(group.key))
             was = book.alarm(group.key)
-            alarm = book.see(group.key, moment, told, row, place, silent=silent, at_us=at_us)
+            alarm = book.see(group.key, moment, told, row, silent=silent, at_us=at_us)
             group.is_steady = group.is_steady and machine.is_steady(book.identity.rules, alarm)
             if self.keeper is not None and which == 0 and alarm.is_open and alarm.active and not was.active:
-                self.keeper.raised(group.key, alarm.incident, base.t_us, place)
+                self.keeper.raised(group.key, alarm.incident, base.t_us)
         group.out = out
         own = self.book.alarm(group.key)
         group.flagged = own.unreliable if own.is_open else None
@@ -495,13 +498,14 @@ class _Sight:
 
     def pass_time(self, state: State, arrival_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
         for one in suppression:
-            one.advance(_AT_END, arrival_us, ())
+            one.advance(_AT_END, arrival_us)
         begun_us = state.of(CLOCK)[BEGUN]
         if self.spec.on_no_data == "raise" and not self.plan.by and not self.groups:
             self._new_group(())
-        self._sweep(self.newest_us)
+        self._sweep(max((mark.us for mark in state.watermarks.values() if mark.us is not None), default=0))
         looks_at_all = self.limit_us is not None and (self.spec.on_no_data != "hold" or self.plan.degraded is not None)
-        for group in list((self.groups if looks_at_all else self.restless).values()):
+        groups = (self.groups if looks_at_all else self.restless).values()
+        for group in sorted(groups, key=lambda group: repr(group.key)):
             self._pass_time(group, arrival_us, max(group.heard_us, begun_us), now_us, suppression)
 
     def _pass_time(self, group: _Group, arrival_us: int, heard_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
@@ -516,7 +520,7 @@ class _Sight:
         if silent or (out is not None and not group.is_steady):
             base = Moment(None, None, t_us, arrival_us, unreliable=bool(group.bad))
             told = lambda: self._told(values, len(seen.rows), t_us)  # noqa: E731 - only when something is told
-            self._see(group, base, out, told, -1, -1, suppression, silent=silent, at_us=at_us)
+            self._see(group, base, out, told, -1, suppression, silent=silent, at_us=at_us)
         for book in self.books:
             book.pass_time(group.key, arrival_us, at_us)
 
@@ -613,7 +617,7 @@ class _Sight:
 
     def _keep(self, entry: _Entry, size: int, epoch: int) -> None:
         assert self.keeper is not None and self.seen_by_keeper is not None
-        self.keeper.row(entry.group.key, entry.t_us, size, entry.place, epoch)
+        self.keeper.row(entry.group.key, entry.t_us, size, epoch)
         for values, value in zip(self.seen_by_keeper[1:], (entry.place, size, entry.t_us), strict=True):
             values.append(value)
 
