@@ -200,7 +200,8 @@ class _TextLines:
     def read(self, batch: Batch, lines: Lines) -> TableRead:
         others = [] if self.unknown == "ignore" else [name for name in batch.header if name not in self.sources]
         wanted = list(dict.fromkeys([*self.sources, *others]))
-        texts, bad = self.decoder.columns(lines, wanted, batch.header, batch.received_at_us)
+        texts, wrong = self.decoder.columns(lines, wanted, batch.header, batch.received_at_us)
+        bad = {**wrong, **lines.bad}
         columns: list[pa.Array] = []
         unfit: dict[int, dict[int, Unfit]] = {}
         for i, (source, made) in enumerate(zip(self.sources, self.converters, strict=True)):

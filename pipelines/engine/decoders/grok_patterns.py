@@ -5,12 +5,8 @@ from __future__ import annotations
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"\b{_OCTET}(?:\.{_OCTET}){{3}}\b"
 _H = "[0-9A-Fa-f]{1,4}"
-_IPV6 = (
-    f"(?:(?:{_H}:){{7}}{_H}"
-    f"|(?:{_H}:){{6}}{_IPV4}"
-    + "".join(rf"|(?:{_H}:){{1,{n}}}(?::{_H}){{1,{7 - n}}}" for n in range(6, 0, -1))
-    + rf"|(?:{_H}:){{1,5}}:{_IPV4}|::(?:[Ff]{{4}}(?::0{{1,4}})?:)?{_IPV4}"
-    + f"|(?:{_H}:){{1,7}}:|:(?::{_H}){{1,7}}|::)(?:%[0-9A-Za-z]+)?"
+_IPV6 = (  # with :: any number of groups is taken for right: counting them would make every pattern with an IP ten times larger
+    rf"(?:{_H}(?::{_H}){{7}}|(?:{_H}:){{6}}{_IPV4}|(?:{_H}(?::{_H})*)?::(?:(?:{_H}:)*(?:{_IPV4}|{_H}))?)(?:%[0-9A-Za-z]+)?"
 )
 
 PATTERNS = {
@@ -97,7 +93,7 @@ PATTERNS = {
     r"|emerg(?:ency)?)",
     "HTTPDUSER": r"(?:%{EMAILADDRESS}|%{USER})",
     "COMMONAPACHELOG": r"%{IPORHOST:clientip} %{HTTPDUSER:ident} %{HTTPDUSER:auth} \[%{HTTPDATE:timestamp}\] "
-    r'"(?:%{WORD:verb} %{NOTSPACE:request}(?: HTTP/%{NUMBER:httpversion})?|%{DATA:rawrequest})" '
+    r'"(?:%{WORD:verb} %{NOTSPACE:request}(?: HTTP/%{NUMBER:httpversion})?|(?P<rawrequest>[^"]+)|)" '
     r"(?:-|%{NUMBER:response}) (?:-|%{NUMBER:bytes})",
     "COMBINEDAPACHELOG": r"%{COMMONAPACHELOG} (?:%{QS:referrer}|-) (?:%{QS:agent}|-)",
     "HTTPD_COMMONLOG": r"%{COMMONAPACHELOG}",
@@ -106,8 +102,8 @@ PATTERNS = {
     "HTTPD20_ERRORLOG": r"\[%{HTTPDERROR_DATE:timestamp}\] \[%{LOGLEVEL:loglevel}\] (?:\[client %{IPORHOST:clientip}\] )?"
     r"%{GREEDYDATA:errormsg}",
     "HTTPD24_ERRORLOG": r"\[%{HTTPDERROR_DATE:timestamp}\] \[%{WORD:module}?:%{LOGLEVEL:loglevel}\] \[pid %{POSINT:pid}"
-    r"(?::tid %{NUMBER:tid})?\](?: \(%{POSINT:proxy_errorcode}\)%{DATA:proxy_errormessage}:)?"
-    r"(?: \[client %{IPORHOST:clientip}:%{POSINT:clientport}\])?(?: %{DATA:errorcode}:)? %{GREEDYDATA:message}",
+    r"(?::tid %{NUMBER:tid})?\](?: \(%{POSINT:proxy_errorcode}\)(?P<proxy_errormessage>.+?):)?"
+    r"(?: \[client %{IPORHOST:clientip}:%{POSINT:clientport}\])?(?: (?P<errorcode>.+?):)? %{GREEDYDATA:message}",
     "HTTPD_ERRORLOG": r"(?:%{HTTPD20_ERRORLOG}|%{HTTPD24_ERRORLOG})",
     "CRONLOG": r"%{SYSLOGBASE} \(%{USER:user}\) %{CRON_ACTION:action} \(%{DATA:message}\)",
     "CRON_ACTION": r"[A-Z ]+",

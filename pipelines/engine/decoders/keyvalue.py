@@ -1,7 +1,7 @@
 """keyvalue and logfmt: pairs of a name and a value, in any order.
 
-Whole columns are cut into pairs at once. Texts with quotes go that way too, the separators in them masked meanwhile, where they are
-plain: quotes around whole values, no escapes. The rest goes one by one through `parse`, which says what is right.
+Whole columns are cut into pairs at once. Texts with quotes go that way too, with the separators in them masked meanwhile, where
+they are plain: quotes around whole values, no escapes. The rest goes one by one through `parse`, which says what is right.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class KeyValueDecoder:
             of_name = pc.equal(names, name)
             columns[name] = _placed(rows.filter(of_name), values.filter(of_name), len(text))
         bad = dict.fromkeys(pc.unique(rows.filter(pc.and_(has_value, pc.equal(names, "")))).to_pylist(), NO_NAME)
-        nothing = pc.invert(pc.match_substring(text, self.separator))
+        nothing = pc.invert(pc.is_in(pa.arange(0, len(text)), value_set=rows.filter(has_value)))
         return columns, bad | dict.fromkeys(pc.indices_nonzero(nothing).to_pylist(), self._nothing)
 
     def _named(self, tokens: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray, pa.BooleanArray]:
@@ -143,7 +143,7 @@ class KeyValueDecoder:
         """Without quotes; or each around a whole value, with nothing in it that needs more than masking."""
         if not pc.any(is_quoted).as_py():
             return pa.repeat(True, len(text))
-        if len(self.pair) > 1 or len(self.separator) > 1:
+        if len(self.pair) > 1 or len(self.separator) > 1 or not self.separator.strip():
             return pc.invert(is_quoted)
         return pc.if_else(is_quoted, pc.match_substring_regex(text, self._plain), True)
 
