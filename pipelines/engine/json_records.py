@@ -191,7 +191,10 @@ class JsonReader:
         example, record = next(((text, found) for text in examples if (found := _object(text)) is not None), ("", None))
         if record is None or (self._unknown != "ignore" and _unnamed(record, self._named)):
             return None
-        kinds = self._kinds(record)
+        try:
+            kinds = self._kinds(record, strict=True)
+        except _Undecodable:
+            return None
         patterns = {f.path: f.converter.number_pattern(kind) for f, kind in zip(self._fields, kinds, strict=True)}
         template = make_template(example, patterns)
         if template is None:
@@ -330,8 +333,8 @@ class JsonReader:
             self._shapes[kinds] = self._make_shape(kinds)
         return self._shapes[kinds]
 
-    def _kinds(self, record: Any) -> tuple[str, ...]:
-        return tuple(_kind(_walk(record, f.path, strict=False), f.converter.usual_kind) for f in self._fields)
+    def _kinds(self, record: Any, *, strict: bool = False) -> tuple[str, ...]:
+        return tuple(_kind(_walk(record, f.path, strict=strict), f.converter.usual_kind) for f in self._fields)
 
     def _make_shape(self, kinds: Sequence[str]) -> _Shape | None:
         natives = [f.converter.native(kind) for f, kind in zip(self._fields, kinds, strict=True)]

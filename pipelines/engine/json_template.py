@@ -39,16 +39,18 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Template:
-    """`cuts`: by path the kind, which piece, and how many bytes before and after the value in it."""
+    """`cuts`: by path the kind, which piece, and how many bytes before and after the value in it. `empty` are the paths of `{}`
+    and `[]`, which have no value."""
 
     pattern: str
     separator: str
     pieces: int
     cuts: Mapping[Path, tuple[str, int, int, int]]
+    empty: frozenset[Path]
 
     def has_below(self, path: Path) -> bool:
         """Whether the example has an object or a list at the path."""
-        return any(known[: len(path)] == path for known in self.cuts)
+        return any(known[: len(path)] == path for known in (*self.cuts, *self.empty))
 
     def matches(self, texts: pa.Array) -> pa.Array:
         return pc.match_substring_regex(texts, self.pattern)
@@ -70,7 +72,7 @@ class Template:
 
 def make_template(example: str, number_patterns: Mapping[Path, str]) -> Template | None:
     """`number_patterns`: what a number at a path looks like, where not any number will do. None: there is no such pattern."""
-    scalars = _scalars(example)
+    scalars, empty = _scalars(example)
     if not scalars or not example.isascii() or len({s.path for s in scalars}) < len(scalars) or _inner_space(example):
         return None
     separator = next((s for s in _SEPARATORS if example.count(s) == len(scalars) - 1), "")
@@ -84,7 +86,7 @@ def make_template(example: str, number_patterns: Mapping[Path, str]) -> Template
         if not start <= scalar.start <= scalar.stop <= stop:
             return None
         cuts[scalar.path] = (scalar.kind, piece, scalar.start - start, stop - scalar.stop)
-    return Template(_pattern(example, scalars, number_patterns), separator, len(scalars), cuts)
+    return Template(_pattern(example, scalars, number_patterns), separator, len(scalars), cuts, frozenset(empty))
 
 
 def _inner_space(example: str) -> bool:
@@ -101,18 +103,26 @@ def _pattern(example: str, scalars: Sequence[Scalar], number_patterns: Mapping[P
     return rf"\A{''.join(parts)}{re.escape(example[at:])}\z"
 
 
-def _scalars(example: str) -> list[Scalar]:
-    """The scalars of an object that is known to be JSON; none when there are too many, or keys with escapes."""
+def _scalars(example: str) -> tuple[list[Scalar], list[Path]]:
+    """The scalars and empty values of an object that reads as JSON; none where there are too many, or keys with escapes."""
     found: list[Scalar] = []
+    empty: list[Path] = []
+    before = ""
     stack: list[Any] = []  # per level the key (text) or index (number) under way
     is_key = False
+    at = 0
     for token in _TOKEN.finditer(example):
+        if token.start() != at:
+            return [], []  # something that is none of RFC 8259, such as NaN
+        at = token.end()
         text, start = token[1], token.start(1)
         if text in "{[":
             stack.append("" if text == "{" else 0)
             is_key = text == "{"
         elif text in "}]":
             stack.pop()
+            if before in ("{", "["):
+                empty.append(tuple(stack))
         elif text == ",":
             if isinstance(stack[-1], int):
                 stack[-1] += 1
@@ -121,13 +131,14 @@ def _scalars(example: str) -> list[Scalar]:
             is_key = False
         elif is_key:
             if "\\" in text:
-                return []
+                return [], []
             stack[-1] = text[1:-1]
         else:
             found.append(_scalar(tuple(stack), text, start))
+        before = text
         if len(found) > SCALARS_MAX:
-            return []
-    return found
+            return [], []
+    return (found, empty) if at == len(example) else ([], [])
 
 
 def _scalar(path: Path, text: str, start: int) -> Scalar:

@@ -256,9 +256,20 @@ SPECS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SPECS), st.lists(st.one_of(st.none(), TEXTS), min_size=1, max_size=6))
 def test_columns_of_text_are_those_of_single_texts(spec: dict[str, Any], texts: list[str | None]) -> None:
+    columns_are_single_texts(spec, texts)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_every_odd_text_alone_and_beside_another(spec: dict[str, Any]) -> None:
+    for text in [*_WORDS.split(), "", " ", "\t7"]:
+        columns_are_single_texts(spec, [text])
+        columns_are_single_texts(spec, [text, None, "1", text])
+
+
+def columns_are_single_texts(spec: dict[str, Any], texts: list[str | None]) -> None:
     made = converter(FieldSpec.model_validate(spec))
     found, unfit = made.texts(pa.array(texts, pa.string()), NOW_US)
     assert found.type == made.type

@@ -91,10 +91,9 @@ _TIMES = """
 _WORDS = r"""
 x true 1 1.5 +4 NaN inf é a,b q\"q \u00e9 \ud83d\ude00 \ud800 \udc00 \n \x \u0000 0 -0 0x1F a\\ yes 1e400 1e-309 ٣ 1_0
 """
-NUMBERS = st.sampled_from([*_NUMBERS.split(), "1" * 400])
-TEXTS = st.sampled_from(
-    [*_WORDS.split(), *_TIMES.strip().replace("\n", "|").split("|"), "", " 2 ", ', \\"', "\t", "\x01", "\x7f"]
-)
+EACH_NUMBER = [*_NUMBERS.split(), "1" * 400]
+EACH_TEXT = [*_WORDS.split(), *_TIMES.strip().replace("\n", "|").split("|"), "", " 2 ", ', \\"', "a, ", "\t", "\x01", "\x7f"]
+NUMBERS, TEXTS = st.sampled_from(EACH_NUMBER), st.sampled_from(EACH_TEXT)
 SCALARS = st.one_of(NUMBERS, TEXTS.map(lambda text: f'"{text}"'), st.sampled_from(["null", "true", "false", "tru", ""]))
 VALUES = st.recursive(
     SCALARS,
@@ -162,7 +161,8 @@ null
 """
 _DEEP = ['{"zz":' + "[" * depth + "]" * depth + "}" for depth in (DEPTH_MAX - 1, DEPTH_MAX, DEPTH_MAX + 50)]
 _BYTES = ["", "x", "\0", '{"i":1}\0', '{"i": 1\n, "d": 2}', ' {"i": 1}', '{"i": 1} ']
-ODD_LINES = st.sampled_from([*_ODD_LINES.strip().split("\n"), *_DEEP, *_BYTES])
+EACH_ODD_LINE = [*_ODD_LINES.strip().split("\n"), *_DEEP, *_BYTES]
+ODD_LINES = st.sampled_from(EACH_ODD_LINE)
 
 
 @st.composite
@@ -201,6 +201,49 @@ def test_flat_lines(lines: list[str], unknown: str) -> None:
 @given(blocks(["i", "n", "l", "f", "data", "values", "a"]), st.sampled_from(["ignore", "reject", "keep"]))
 def test_nested_lines_and_times(lines: list[str], unknown: str) -> None:
     agree(reader({name: ALL_TYPES[name] for name in ("i", "n", "l", "f", "x", "e", "a")}, unknown=unknown), lines)
+
+
+_OTHERS = ["null", "true", "[1, null]", "[1.5]", '{"a": 1}', "[[1]]", "[]", "{}", "[{}]"]
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_every_odd_value_beside_a_good_one_and_beside_itself(name: str) -> None:
+    """So that no guard of a reader is left to chance."""
+    made = reader({"v": {**ALL_TYPES[name], "from": "v"}, "i": {"type": "integer", "nullable": True}})
+    good = GOOD.get(name, "1.5")
+    for value in [*EACH_NUMBER, *(f'"{text}"' for text in EACH_TEXT), *_OTHERS]:
+        odd = f'{{"v": {value}, "i": 1}}'
+        agree(made, [odd, odd])
+        agree(made, [f'{{"v": {good}, "i": 1}}', odd, odd])
+
+
+@pytest.mark.parametrize("unknown", ["ignore", "keep"])
+def test_every_odd_line_beside_a_good_one_and_beside_itself(unknown: str) -> None:
+    made = reader({"i": ALL_TYPES["i"], "d": ALL_TYPES["d"], "s": ALL_TYPES["s"], "x": ALL_TYPES["x"]}, unknown=unknown)
+    for odd in EACH_ODD_LINE:
+        agree(made, [odd, odd])
+        agree(made, ['{"i": 1, "s": "a"}', odd, '{"i": 2, "s": "b"}'])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"i":', "1}", '{"i": 1}{"i": 2}'],  # as many objects as lines
+        ['{"i": 1', ', "d": 2}', '{"i": 1}{"i": 2}'],
+        ['{"s": "a", "i": 1}', '{"s": "b, ", "i": 2}', '{"s": "c", "i": 3}'],  # a separator within a value
+        ['{"s": "a, ", "i": 1}', '{"s": "b", "i": 2}', '{"s": "c, ", "i": 3}'],
+        ['{"data": {"x": 1}, "i": 1}', '{"data": {"x": 2}, "i": 2}', '{"data": null, "i": 2}'],
+        ['{"data": 5, "i": 1}', '{"data": 6, "i": 2}'],
+        ['{"i": 1, "s": {"a": 1}}', '{"i": 2, "s": {"a": 2}}'],
+        ['{"data": {"x": 1}, "data": {"y": 2}}', '{"data": {"x": 3}, "data": {"y": 4}}'],
+        ['{"s": {}, "s": "a"}', '{"s": {}, "s": "b"}'],
+        ['{"i": 1, "s": []}', '{"i": 2, "s": []}'],
+        ['{"i": 1, "zz": {}, "s": "a"}', '{"i": 2, "zz": {}, "s": "b"}'],
+    ],
+)
+def test_traps(lines: list[str]) -> None:
+    for names in (("i", "d", "s", "x"), ("i",), ("s", "x")):
+        agree(reader({name: {**ALL_TYPES[name], "nullable": True} for name in names}), lines)
 
 
 @settings(max_examples=200, deadline=None)
