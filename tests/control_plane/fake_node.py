@@ -43,7 +43,8 @@ def rows(*values: float) -> pa.Table:
 
 
 def incident_rows(incident: str, transition: str, **more: str) -> pa.Table:
-    names = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "by", "reason", "value"]
+    names = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "by", "reason", "value", *more]
+    names = list(dict.fromkeys(names))
     row = {"incident": incident, "transition": transition, "pipeline": "press", "trigger": "hot", "group": "{}", "value": "{}"}
     row |= {"severity": "critical", "message": "Press 1 is hot", "by": "", "reason": "", **more}
     columns = {name: pa.array([row[name]], pa.string()) for name in names}

@@ -272,6 +272,27 @@ def test_acknowledged_here_it_reaches_the_node_and_everybody_knows(server: Serve
     asyncio.run(story())
 
 
+def test_a_latched_incident_is_reset_by_a_note(server: ServerProcess) -> None:
+    def reset() -> bool:
+        return bool(server.client.post("/v1/incidents/abc1/reset", {"by": "ana", "reason": "", "dry_run": False})["changed"])
+
+    async def story() -> None:
+        node = await FakeNode.join(server.token(), "pi")
+        stream = node.incidents()
+        await node.upload(stream.seal(incident_rows("abc1", "raised", state="active")))
+        assert not reset(), "it is not latched"
+        await node.upload(stream.seal(incident_rows("abc1", "latched", state="active", flags="latched")))
+        assert server.json("incidents")["incidents"][0]["state"] == "active, unacknowledged, latched"
+        assert reset()
+        await node.exchange()
+        assert [(note.kind, note.subject) for note in node.document.notes()] == [("reset", "abc1")]
+        await node.upload(stream.seal(incident_rows("abc1", "reset", state="closed", by="ana")))
+        assert server.json("incidents")["incidents"] == [] and not reset()
+        await node.close()
+
+    asyncio.run(story())
+
+
 def test_why_says_the_cause_first(server: ServerProcess) -> None:
     server.apply()
 
