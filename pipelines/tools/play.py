@@ -28,7 +28,7 @@ from pipelines.tools import records
 from pipelines.tools.cases import Act, Case, CasesFile, Instant, Who, instants
 from pipelines.tools.checks import Checker, Failure, Now, impossible
 from pipelines.tools.matching import misfits
-from pipelines.tools.seen import Alarm, Seen, alarm_after
+from pipelines.tools.seen import Alarm, Seen, alarm_after, seen_in
 
 S = US_PER["s"]
 # (silence up to, step): a case may span weeks, and most of its time nothing happens
@@ -207,8 +207,11 @@ class _Story:
 
     def _take(self, state: State, output: Output) -> None:
         self.state = state
-        for seen in (self.recent, self.whole):
-            seen.add(output, self.player.spec.raw_policy, self._values())
+        if not (output.rows or output.quarantine or output.transitions or output.actions):
+            return  # as at nearly every timer
+        came = seen_in(output, self.player.spec.raw_policy, self._values())
+        self.recent.add(came)
+        self.whole.add(came)
         for transition in output.transitions:
             self.alarms[transition.trigger, transition.group] = alarm_after(transition)
 

@@ -35,15 +35,23 @@ class Seen:
     incidents: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, output: Output, raw: str, values: Values) -> None:
-        """`raw`: what becomes of the raw bytes; as in the lake, there are none unless they go up."""
-        for sink, tables in output.rows.items():
-            self.rows.setdefault(sink, []).extend(row for table in tables for row in table.to_pylist())
-        self.quarantine += [
-            row if raw == "upload" else {**row, "raw": None} for table in output.quarantine for row in table.to_pylist()
-        ]
-        self.incidents += [_incident(transition) for transition in output.transitions]
-        self.actions += [_action(action, values) for action in output.actions]
+    def add(self, more: Seen) -> None:
+        for sink, rows in more.rows.items():
+            self.rows.setdefault(sink, []).extend(rows)
+        self.quarantine += more.quarantine
+        self.incidents += more.incidents
+        self.actions += more.actions
+
+
+def seen_in(output: Output, raw: str, values: Values) -> Seen:
+    """What a batch gave. `raw`: what becomes of the raw bytes; as in the lake, there are none unless they go up."""
+    rejected = [row for table in output.quarantine for row in table.to_pylist()]
+    return Seen(
+        {sink: [row for table in tables for row in table.to_pylist()] for sink, tables in output.rows.items()},
+        rejected if raw == "upload" else [{**row, "raw": None} for row in rejected],
+        [_incident(transition) for transition in output.transitions],
+        [_action(action, values) for action in output.actions],
+    )
 
 
 def alarm_after(transition: Any) -> Alarm:
