@@ -153,7 +153,7 @@ def _row_table(plan: Plan, batch: Batch, records: Records) -> pa.Table:
     columns = {name: _naive(values) for name, values in records.columns.items()}
     stamp = plan.spec.event_time
     times = columns[stamp].cast(pa.int64()) if stamp else pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), n)
-    return pa.table({"_row": pa.array(range(n), pa.int32()), "_fate": fate, "_et": times, **columns})
+    return pa.table({"_row": pa.arange(0, n).cast(pa.int32()), "_fate": fate, "_et": times, **columns})
 
 
 def _naive(values: pa.Array) -> pa.Array:
