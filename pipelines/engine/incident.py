@@ -22,6 +22,7 @@ from pipelines.engine.state import Group, State
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORGOTTEN = ("\0more", "forgotten")
+_OF_KIND = {"degraded": "{trigger} cannot judge: too few rows", "source_down": "{trigger}: nothing comes from source {source}"}
 MORE = "\0more"  # the group of the one incident that stands for what is beyond a limit
 
 
@@ -86,10 +87,8 @@ class Identity:
 
     def render(self, words: Mapping[str, Any]) -> str:
         """The message with `{name}` of group, parameters, values, `count` and `node` filled in."""
-        known = {**self.params, "node": self.node, "node.name": self.node, **words}
-        text = self.spec.message or self.name
-        if self.kind:
-            text = f"{self.name} cannot judge: {self.kind}"
+        known = {**self.params, "node": self.node, "node.name": self.node, "trigger": self.name, **words}
+        text = _OF_KIND.get(self.kind, self.spec.message) or self.name
         return _PLACEHOLDER.sub(lambda found: _shown(known[found[1]]) if found[1] in known else found[0], text)
 
 
