@@ -10,8 +10,8 @@ from pipelines.contract.language.base import Model, exactly_one
 
 
 class Json(Model):
-    """One JSON object a line (RFC 8259, jsonlines). `rows`: the path of an array, each element of which is a record; `keep`: keys of
-    the message that go into each of them."""
+    """One JSON object a line (RFC 8259, jsonlines). `rows`: the path of an array, each element of which is a record; `keep`: keys
+    of the message that go into each of them."""
 
     rows: str | None = Field(None, min_length=1)
     keep: list[str] = []
@@ -52,15 +52,17 @@ class Logfmt(Model):
 
 
 class KeyValue(Model):
-    """Pairs of a name and a value. `pair` parts the pairs (blanks: any run of them), `separator` the name from the value; a value
-    may stand in double quotes."""
+    """Pairs of a name and a value. `pair` parts the pairs (blanks: any run of them), `separator` the name from the value, with or
+    without blanks around it; a value may stand in double quotes."""
 
     pair: str = Field(";", min_length=1, max_length=16)
     separator: str = Field("=", min_length=1, max_length=16)
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> Self:
-        if self.separator in self.pair or self.pair in self.separator or not (self.pair + self.separator).strip():
+        if not self.separator.strip():
+            raise ValueError("`separator` is blank: take decode: regex or grok")
+        if self.separator.strip() in self.pair or self.pair in self.separator.strip():
             raise ValueError("`pair` and `separator` cannot be told apart")
         if '"' in self.pair + self.separator:
             raise ValueError("a double quote encloses values: it can be neither `pair` nor `separator`")
@@ -81,7 +83,7 @@ class Grok(Model):
 
 
 class Syslog(Model):
-    """RFC 5424 and RFC 3164, with and without the priority. `year`: of stamps that have none; None: told by the time of arrival."""
+    """RFC 5424 and RFC 3164, with and without the priority. `year`: of stamps that have none; default: by the time of arrival."""
 
     format: Literal["auto", "rfc3164", "rfc5424"] = "auto"
     year: int | None = Field(None, ge=1970, le=9999)

@@ -21,7 +21,8 @@ def text_decoder(decode: Decode) -> TextDecoder | None:
     if decode.logfmt:
         return KeyValueDecoder("", "=")
     if decode.keyvalue:
-        return KeyValueDecoder(decode.keyvalue.pair.strip(" \t"), decode.keyvalue.separator)
+        pair, separator = decode.keyvalue.pair, decode.keyvalue.separator
+        return KeyValueDecoder(pair if pair.strip() else "", separator.strip())
     if decode.regex:
         return RegexDecoder(decode.regex.pattern)
     if decode.grok:

@@ -27,7 +27,7 @@ NO_NAME = "a value without a name"
 
 @dataclass(frozen=True)
 class KeyValueDecoder:
-    """`pair` parts the pairs, "" for blanks; `separator` parts a name from its value."""
+    """`pair` parts the pairs, "" for blanks; `separator`, not blank at either end, parts a name from its value."""
 
     pair: str
     separator: str
@@ -103,7 +103,7 @@ class KeyValueDecoder:
 
     @cached_property
     def _between(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:[{_BLANKS}]|{re.escape(self.pair)})*" if self.pair else f"[{_BLANKS}]*")
+        return re.compile(rf"(?:{re.escape(self.pair)}|[{_BLANKS}])*" if self.pair else f"[{_BLANKS}]*")
 
     @cached_property
     def _ends(self) -> re.Pattern[str]:
@@ -143,7 +143,7 @@ class KeyValueDecoder:
         """Without quotes; or each around a whole value, with nothing in it that needs more than masking."""
         if not pc.any(is_quoted).as_py():
             return pa.repeat(True, len(text))
-        if len(self.pair) > 1 or len(self.separator) > 1 or not self.separator.strip():
+        if len(self.pair) > 1 or len(self.separator) > 1:
             return pc.invert(is_quoted)
         return pc.if_else(is_quoted, pc.match_substring_regex(text, self._plain), True)
 
