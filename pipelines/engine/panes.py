@@ -46,8 +46,9 @@ class Contribution:
     tables: list[pa.Table] = field(default_factory=list)
     replaced: int = 0
 
-    def close(self, plan: WindowPlan, before_us: int) -> None:
-        self.state, table = close(plan, self.state, before_us)
+    def closed(self, state: State, table: pa.Table | None) -> None:
+        """Windows came out on the way."""
+        self.state = state
         if table is not None:
             self.tables.append(table)
 
@@ -62,7 +63,7 @@ def contribute(plan: WindowPlan, state: State, rows: Rows) -> Contribution:
     for start, stop in pairwise([0, *(cut for cut, _ in cuts if cut), len(rows)]):
         corrected_us = next((before for cut, before in cuts if cut == start), None)
         if corrected_us is not None:
-            made.close(plan, corrected_us)
+            made.closed(*close(plan, made.state, corrected_us))
             made.state = now_closed(plan, made.state, plan.panes.around(corrected_us - plan.lateness_us)[0] + plan.lateness_us)
         _merge(plan, made, rows.slice(start, stop), corrected_us)
     return made
@@ -144,7 +145,7 @@ class _Fold:
         plan = self.plan
         if len(self.cells) + self.opened >= plan.cells_max:
             self._flush(rows)
-            self.made.close(plan, before_us)
+            self.made.closed(*close(plan, self.made.state, before_us))
             self._open()
             if len(self.cells) >= plan.cells_max:
                 return False

@@ -325,7 +325,7 @@ def _stretch(
         state, made = _watch(plan, state, arrived, origin.batch, emitted)
         output += made
     if fed.refused:
-        state, table = _refused(plan, state, origin, fed.refused)
+        state, table = _refused(plan, state, origin, sorted(fed.refused, key=lambda refused: refused[1]))
         output += Output(quarantine=[table])
     return state, output
 

@@ -121,7 +121,7 @@ class _Fold:
         most = self.plan.spec.max_groups
         if self.count >= most:
             self._store()
-            self.made.close(self.plan, before)
+            self.made.closed(*close(self.plan, self.made.state, before))
             self._open()
             if self.count >= most:
                 return False

@@ -312,6 +312,19 @@ def test_a_window_over_a_window_is_refused_where_it_would_lie(below: str, says: 
 
 
 def test_only_a_count_of_something_sensitive_may_leave() -> None:
-    text = window("    every: 1s\n", "x: max(v)\n      y: count(v)\n      z: distinct(v)\n      q: sum(n)")
-    plan = compiled(text)
+    schema = "  ts: {type: timestamp, event_time: true}\n  badge: {type: string, sensitive: true}\n  n: {type: integer}"
+    select = "{x: max(badge), y: count(badge), z: distinct(badge), q: sum(n), f: count(*) filter (where badge > 'a')}"
+    text = f"""
+tidewire: 1
+pipeline: p
+sources: {{s: {{file: {{path: x}}, decode: json}}}}
+schema:
+{schema}
+windows: {{w: {{every: 1s, by: [], select: {select}}}}}
+sinks: {{out: {{lake: {{table: t}}, from: w}}}}
+"""
+    with pytest.raises(SpecError) as caught:
+        check_spec(load_spec(text))
+    assert "x" in str(caught.value.problems)
+    plan = compile_plan(load_spec(text.replace("x: max(badge), ", "")))
     assert not any(column.sensitive for column in plan.windows["w"].columns.values())
