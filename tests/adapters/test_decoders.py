@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -484,3 +486,9 @@ def test_settings_that_cannot_be(settings_: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         load_decode(settings_)
     assert message in str(caught.value)
+
+
+def test_the_docs_list_the_whole_library() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "language" / "sources.md").read_text()
+    library = page[page.index("The library has the usual names") : page.index("Those that name values themselves")]
+    assert set(re.findall(r"`([A-Z0-9_]+)`", library)) == set(PATTERNS)
