@@ -301,6 +301,8 @@ class _Formatter:
         head = head.partition("#")[0].strip()
         if head not in ("|", "|-", ">", ">-") or "\t" in body:
             return []
+        if len(head) == 1 and not node.value.endswith("\n"):
+            head += "-"  # the file ends there, without the end of a line
         lines = body.split("\n")
         while lines and not lines[-1].strip():
             lines.pop()

@@ -183,6 +183,7 @@ def test_a_messy_file() -> None:
         ("a b: 1", "a b: 1"),
         ("a: |+\n  x\n\nb: 1", 'a: "x\\n\\n"\n\nb: 1'),
         ("a: |2\n    x", 'a: "  x\\n"'),
+        ("a: |-\n  x", "a: |-\n  x"),
         ("---\na: 1", "a: 1"),
         ("\ufeffa: 1\r\nb: 2", "a: 1\nb: 2"),
         ("a: 1 # x\n\n\n\nb: 2", "a: 1 # x\n\nb: 2".replace(" #", "  #")),
@@ -194,6 +195,10 @@ def test_small_things(before: str, after: str | None) -> None:
             format_text(before)
         return
     assert check(f"{before}\n", "x.yaml") == f"{after}\n"
+
+
+def test_a_block_of_text_at_the_end_of_a_file_without_a_line_end() -> None:
+    assert check("a: |\n  x", "x.yaml") == "a: |-\n  x\n"
 
 
 def test_what_is_not_yaml_is_refused() -> None:
