@@ -51,7 +51,9 @@ def test_catalog_pipeline_compiles(name: str) -> None:
 @pytest.mark.parametrize(("name", "index"), PLAYED)
 def test_catalog_cases(name: str, index: int) -> None:
     result = player_of(name).play(index)
-    assert not [(failure.when, failure.what, [pair for pair in failure.pairs if pair.kind != "same"]) for failure in result.failures]
+    assert not [
+        (failure.when, failure.what, [pair for pair in failure.pairs if pair.kind != "same"]) for failure in result.failures
+    ]
 
 
 def test_every_pipeline_has_cases_good_and_bad() -> None:
