@@ -92,7 +92,8 @@ PATTERNS = {
     "LOGLEVEL": r"(?i:alert|trace|debug|notice|info(?:rmation)?|warn(?:ing)?|err(?:or)?|crit(?:ical)?|fatal|severe"
     r"|emerg(?:ency)?)",
     "HTTPDUSER": r"(?:%{EMAILADDRESS}|%{USER})",
-    "COMMONAPACHELOG": r"%{IPORHOST:clientip} %{HTTPDUSER:ident} %{HTTPDUSER:auth} \[%{HTTPDATE:timestamp}\] "
+    # what stands in the first three places has no blanks: to spell it out as an address made the pattern four times slower
+    "COMMONAPACHELOG": r"%{NOTSPACE:clientip} %{NOTSPACE:ident} %{NOTSPACE:auth} \[%{HTTPDATE:timestamp}\] "
     r'"(?:%{WORD:verb} %{NOTSPACE:request}(?: HTTP/%{NUMBER:httpversion})?|(?P<rawrequest>[^"]+)|)" '
     r"(?:-|%{NUMBER:response}) (?:-|%{NUMBER:bytes})",
     "COMBINEDAPACHELOG": r"%{COMMONAPACHELOG} (?:%{QS:referrer}|-) (?:%{QS:agent}|-)",
