@@ -153,7 +153,7 @@ class _Formatter:
             out.append(self._inline_value(self.root, [self.schema]))
         for comment in self.after:
             _add_comment(out, comment, "")
-        return "\n".join(line.rstrip() for line in out).strip("\n") + "\n"
+        return "\n".join(out).strip("\n") + "\n"
 
     def _grow(self, parent: Entry) -> None:
         node = parent.value
@@ -310,6 +310,8 @@ class _Formatter:
         if not filled:
             return []
         depth = len(filled[0]) - len(filled[0].lstrip(" "))
+        if any(len(line) > depth for line in lines if not line.strip()):
+            return []  # spaces that count
         return [head, *(f"{indent}{line[depth:]}" if line.strip() else "" for line in lines)]
 
     def _scalar(self, node: yaml.ScalarNode, schemas: list[Schema], *, in_flow: bool = False) -> str:
