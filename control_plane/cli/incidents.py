@@ -52,11 +52,20 @@ def incidents_show(incident: str, as_json: Json = False) -> None:
 @incidents.command("ack")
 def incidents_ack(incident: str, reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Acknowledge an incident. It reaches the node as soon as that is in contact."""
-    done = client().post(f"/v1/incidents/{quoted(incident)}/acknowledge", who(reason, dry_run))
+    _by_hand("acknowledge", "acknowledged", "was acknowledged already, or is over", incident, reason, dry_run, as_json)
+
+
+@incidents.command("reset")
+def incidents_reset(incident: str, reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Let go of an incident that a latch holds after its cause is gone. It reaches the node as soon as that is in contact."""
+    _by_hand("reset", "reset", "is held by no latch", incident, reason, dry_run, as_json)
+
+
+def _by_hand(verb: str, past: str, unchanged: str, incident: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    done = client().post(f"/v1/incidents/{quoted(incident)}/{verb}", who(reason, dry_run))
     if as_json:
         output.print_json(done)
     elif not done["changed"]:
-        print(f"{done['incident']} on {done['node']} was acknowledged already")
+        print(f"{done['incident']} on {done['node']} {unchanged}")
     else:
-        verb = "would acknowledge" if dry_run else "acknowledged"
-        print(output.plain(f"{verb} {done['incident']} on {done['node']}: {done['message']}"))
+        print(output.plain(f"{f'would {verb}' if dry_run else past} {done['incident']} on {done['node']}: {done['message']}"))

@@ -377,7 +377,7 @@ async def _status(node: Node) -> dict[str, Any] | None:
 
 
 def _account_line(name: str, counts: dict[str, int]) -> dict[str, Any]:
-    filtered = sum(n for key, n in counts.items() if key.startswith("filtered"))
+    filtered = sum(n for key, n in counts.items() if key.startswith(("filtered", "deduplicated")))
     read, undecodable, invalid, accepted = (counts.get(key, 0) for key in ("read", "undecodable", "quarantined", "accepted"))
     balanced = bool(counts) and read == undecodable + invalid + filtered + accepted
     return {

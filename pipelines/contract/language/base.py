@@ -41,6 +41,8 @@ def _column(text: str) -> str:
 def _table(text: str) -> str:
     if text.lower() in RESERVED_TABLES:
         raise ValueError(f'"{text}" is one of Tidewire\'s own tables')
+    if text.lower().endswith("__log"):
+        raise ValueError("tables that end in __log are Tidewire's own: all revisions of a window's rows")
     return _word(text).lower()
 
 
