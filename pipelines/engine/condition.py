@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-_SOURCE_MAX = 16_384  # and/or in many levels double the text at each
+_SOURCE_MAX = 16_384  # of one expression: and/or in many levels double the text at each
 _EXACT_MAX = 2**53  # integers up to it are doubles as well
 _COMPARE = {
     "COMPARE_EQUAL": "==",
@@ -71,8 +71,6 @@ def compile_expressions(
     except Abstain:
         return None
     source = f"({', '.join(codes)},)"
-    if len(source) > _SOURCE_MAX:
-        return None
     call = eval(f"lambda {', '.join(f'_v{i}' for i in range(len(names)))}: {source}", {**HELPERS})  # noqa: S307 - written above
     return Evaluate(source, call)
 
@@ -89,6 +87,12 @@ class _Writer:
         self.temps = 0
 
     def write(self, node: Mapping[str, Any]) -> _Code:
+        code = self._write(node)
+        if len(code.text) > _SOURCE_MAX:
+            raise Abstain
+        return code
+
+    def _write(self, node: Mapping[str, Any]) -> _Code:
         kind = node["class"]
         if kind == "COLUMN_REF" and len(node["column_names"]) == 1:
             code = self.arguments.get(node["column_names"][0].lower())
