@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import decimal
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -249,6 +250,7 @@ class Decimal(Converter):
         super().__init__(spec)
         self._precision, self._scale = precision_of(spec), scale_of(spec)
         whole = self._precision - self._scale
+        self._largest = decimal.Decimal(10**self._precision - 1).scaleb(-self._scale, decimal.Context(prec=60))
         mark = r"\." if spec.decimal == "." else ","
         self.plain = rf"\A[-+]?[0-9]{{1,{whole}}}({mark}[0-9]{{1,{self._scale}}})?\z" if whole and self._scale else ""
 
@@ -265,11 +267,20 @@ class Decimal(Converter):
 
     def _cast(self, texts: pa.Array) -> Read:
         exponents = pc.match_substring_regex(texts, "[eE]")  # Arrow takes 1e-309 for zero
-        return _with_point(texts, self.spec.decimal).cast(self.type), exponents
+        values, doubt = self._within(_with_point(texts, self.spec.decimal).cast(self.type))
+        return values, exponents if doubt is None else pc.or_kleene(exponents, doubt)
+
+    def _within(self, values: pa.Array) -> Read:
+        """Arrow keeps more digits than the precision has, where a text has fewer decimals than the scale."""
+        bounds = pc.min_max(values).as_py()
+        if bounds["max"] is None or (bounds["max"] <= self._largest and bounds["min"] >= -self._largest):
+            return values, None
+        largest = pa.scalar(self._largest, self.type)
+        return values, pc.or_(pc.greater(values, largest), pc.less(values, pc.negate(largest)))
 
     def native(self, kind: str) -> Native | None:
         if kind in ("integer", "number") and self.spec.decimal == ".":  # it takes text too
-            return Native(self.type, lambda values, _: (values, None))
+            return Native(self.type, lambda values, _: self._within(values))
         return super().native(kind)
 
     def number_pattern(self, kind: str) -> str:
