@@ -102,7 +102,7 @@ class Silence:
             one.advance(1 << 62, arrival_us)
         begun_us = int(state.of(CLOCK)[BEGUN])
         absent_us = self.spec.absent or 0
-        for name in self.plan.sources:
+        for name in self.plan.sources if self.expected is not None else list(self.sources):
             since_us = max(self.sources.get(name, (0, 0))[0], begun_us)
             silent_us = arrival_us - since_us
             grace_us = self._grace_us if since_us == begun_us else 0

@@ -216,7 +216,8 @@ class _Sight:
         else:
             columns = [range(rows.n), by_keys, rows.te_us, *self.inputs]
             own = (self.next, self.over_us, epoch, rows.arrival_us, self.left, *self.fresh[1:])
-            self.rows_in_sight += self.plan.loop(*columns, self.groups, *own, slow, judge)
+            more = self.plan.loop(*columns, self.groups, *own, slow, judge)
+            self.rows_in_sight += more  # after the call, which changes it
 
     def _one_by_one(self, rows: Arrived, epoch: int) -> None:
         """As `_loop`, for all that it has no words for."""

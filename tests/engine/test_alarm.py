@@ -84,7 +84,7 @@ STATES: dict[str, tuple[Rules, Alarm]] = {
 
 
 def shown(alarm: Alarm) -> str:
-    words = [alarm.state if alarm.state != "closed" else "normal"]
+    words: list[str] = [alarm.state if alarm.state != "closed" else "normal"]
     if alarm.state == "cleared" or alarm.acknowledged:
         words.append("acknowledged" if alarm.acknowledged else "unacknowledged")
     return ", ".join([*words, *alarm.flags])
