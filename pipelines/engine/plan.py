@@ -49,7 +49,8 @@ class Plan:
     def key(self) -> str | None:
         """What tells one sender from another, for the watermark: what rows are grouped by first."""
         windows = (window.by for window in self.spec.windows.values() if window.from_ is None)
-        triggers = ([*(getattr(t, "each", None) or []), *t.by] for t in self.spec.triggers.values() if not getattr(t, "from_", None))
+        over_rows = [t for t in self.spec.triggers.values() if not getattr(t, "from_", None)]
+        triggers = ([*(getattr(t, "each", None) or []), *t.by] for t in over_rows)
         return next((by[0] for by in (*windows, *triggers) if by and by[0] in self.columns), None)
 
     @cached_property
