@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ SEAL_BYTES = 768 * 1024  # of Arrow in memory: about PAYLOAD_BYTES_TARGET once c
 KEPT_BYTES_MAX = 64 * 1024 * 1024  # while nothing is committed: beyond this the rows are given up, and counted
 TRANSITIONS_MAX = 1_000  # the same for transitions; the newest stay
 FILES_TOLD_MAX = 100  # per segment header, whose size is bounded
+PAYLOAD_BYTES_MAX = segment.SEGMENT_BYTES_MAX - 64 * 1024  # the rest is for the header
 LEDGER_EVERY = 10  # commits that seal nothing else carry the ledgers up this often
 
 
@@ -75,7 +77,9 @@ class Uncommitted:
         unmoved = dict(positions) == self.positions and state.ledger() == self._committed.ledger()
         if not put and not delete and self.bytes == 0 and unmoved:
             return None, [], state
-        sealed, payloads = self._segments(state, positions, params, final=final)
+        sealed, payloads, too_big = self._segments(state, positions, params, final=final)
+        for stream, rows in too_big.items():
+            state = state.with_counts("streams", stream, {"void": rows})
         kept = [] if self._raw != "local" else list(_kept_here(t for part in self._parts for t in part.output.quarantine))
         header = {
             "positions": dict(positions),
@@ -110,16 +114,21 @@ class Uncommitted:
 
     def _segments(
         self, state: State, positions: Mapping[str, Any], params: str, *, final: bool
-    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+    ) -> tuple[list[dict[str, Any]], list[bytes], Counter[str]]:
+        """Heads and payloads of the segments, and the rows by stream that no segment can hold."""
         base = {"positions": _moved(self.positions, positions), "engine": ENGINE}
         sealed: list[dict[str, Any]] = []
         payloads: list[bytes] = []
+        too_big: Counter[str] = Counter()
         for part in self._parts:
             for stream, kind, table, tables in self._streams(part.output):
                 ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(stream, {}))}
                 made_with = {"params": part.params, "lookups": dict(part.lookups)}
                 head = {"stream": stream, "kind": kind, "table": table, "ledgers": ledgers, **made_with, **base}
                 for rows, payload in fit(pa.concat_tables(tables)):
+                    if len(payload) > PAYLOAD_BYTES_MAX:
+                        too_big[stream] += rows
+                        continue
                     sealed.append({**head, "rows": rows})
                     payloads.append(payload)
         self._unsealed_ledger += 1
@@ -130,7 +139,7 @@ class Uncommitted:
             head = {"stream": run.LEDGER_STREAM, "kind": segment.LEDGER, "table": "", "ledgers": ledgers, "params": params}
             sealed.append({**head, "rows": 0, **base})
             payloads.append(b"")
-        return sealed, payloads
+        return sealed, payloads, too_big
 
     def _streams(self, output: run.Output) -> Iterator[tuple[str, str, str, list[pa.Table]]]:
         """(stream, kind, lake table, rows) of all that has rows."""
@@ -190,9 +199,9 @@ def _kept_here(tables: Iterable[pa.Table]) -> Iterator[quarantine.Chunk]:
 
 
 def fit(table: pa.Table) -> list[tuple[int, bytes]]:
-    """Payloads that fit a segment beside its header, in order, with their row counts."""
+    """Payloads that fit a segment beside its header, in order, with their row counts; larger only where one row alone is."""
     payload = encode_rows(table)
-    if len(payload) <= segment.SEGMENT_BYTES_MAX - 64 * 1024 or table.num_rows == 1:
+    if len(payload) <= PAYLOAD_BYTES_MAX or table.num_rows == 1:
         return [(table.num_rows, payload)]
     middle = table.num_rows // 2
     return [*fit(table.slice(0, middle)), *fit(table.slice(middle))]

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -78,6 +79,16 @@ def meta_values(batch: Batch, word: str) -> pa.Array:
         values = value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
         return values.cast(type_)
     return pa.repeat(pa.scalar(value, type_), len(batch.lines))
+
+
+def unfit_lines(batch: Batch) -> pa.Array | None:
+    """Whether each line is of bad quality, retained or replayed, and so must not raise an alarm. None: none is."""
+    if not batch.facts.keys() & {"quality", "retained", "replayed"}:
+        return None
+    bad = pc.equal(meta_values(batch, "quality"), pa.scalar("bad"))
+    old = pc.or_kleene(meta_values(batch, "retained"), meta_values(batch, "replayed"))
+    unfit = pc.fill_null(pc.or_kleene(bad, old), False)
+    return unfit if pc.any(unfit).as_py() else None
 
 
 def parse_header(line: bytes, delimiter: str) -> tuple[str, ...]:

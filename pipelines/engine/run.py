@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipelines.engine import trigger as triggers
 from pipelines.engine import window as windows
 from pipelines.engine.arrived import Arrived
-from pipelines.engine.decode import Batch, Lines
+from pipelines.engine.decode import Batch, Lines, unfit_lines
 from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
 from pipelines.engine.incident import Transition, wanted_actions
 from pipelines.engine.ipc import TIMESTAMP
@@ -27,6 +27,7 @@ from pipelines.engine.state import State, Watermark
 from pipelines.engine.watermark import Stretch, advance, reached_us
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
+RAW_BYTES_MAX = 256 * 1024  # of a quarantined record
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("_event_time", TIMESTAMP),
@@ -147,12 +148,15 @@ class Origin:
 
 def _row_table(plan: Plan, batch: Batch, records: Records) -> pa.Table:
     """The row table: `_row`, `_fate`, `_et` (microseconds since 1970: the field that stamps the row, or its arrival; NULL in rows
-    without one, which are dead), then the fields and `_meta_*`."""
+    without one, which are dead), then the fields and `_meta_*`; `_unfit` only when some row is."""
     n = records.count
     fate = records.fate if records.fate is not None else pa.repeat(pa.scalar(ALIVE, pa.int16()), n)
     columns = {name: _naive(values) for name, values in records.columns.items()}
     stamp = plan.spec.event_time
     times = columns[stamp].cast(pa.int64()) if stamp else pa.repeat(pa.scalar(batch.arrival_us, pa.int64()), n)
+    unfit = unfit_lines(batch)
+    if unfit is not None:
+        columns["_unfit"] = unfit if records.line is None else unfit.take(records.line)
     return pa.table({"_row": pa.arange(0, n).cast(pa.int32()), "_fate": fate, "_et": times, **columns})
 
 
@@ -274,10 +278,18 @@ def _quarantine_table(
             "offset": origin.offsets(rows),
             "step": pa.array(steps, pa.string()),
             "reasons": pa.array(reasons, pa.list_(pa.string())),
-            "raw": origin.raw(rows),
+            "raw": _cut(origin.raw(rows)),
         },
         schema=QUARANTINE_SCHEMA,
     )
+
+
+def _cut(raw: pa.Array) -> pa.Array:
+    """What is kept of records: no more than a segment can hold."""
+    longest = pc.max(pc.binary_length(raw)).as_py() or 0
+    if longest <= RAW_BYTES_MAX:
+        return raw
+    return pa.array([text.encode()[:RAW_BYTES_MAX].decode(errors="ignore") for text in raw.to_pylist()], pa.string())
 
 
 def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> tuple[State, Output]:
