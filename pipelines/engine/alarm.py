@@ -42,6 +42,7 @@ class Alarm(NamedTuple):
     steps: int = 0  # transitions of the open incident
     only_us: int | None = None  # event time since when only_when is true
     only_arrival_us: int | None = None
+    late: bool = False  # the last row of what is pending or open was older than max_age
 
     @property
     def is_open(self) -> bool:
@@ -86,7 +87,7 @@ class Moment(NamedTuple):
     for_us: int = 0
     clear_for_us: int = 0
     alone: bool = False  # no other row in sight: what was before is not known to have held until now
-    late: bool = False  # older than max_age
+    late: bool | None = False  # older than max_age; None at a timer: as the last row was
     suppressor: str = ""
     unreliable: bool = False
 
@@ -122,6 +123,8 @@ class _Change:
 
     @property
     def result(self) -> tuple[Alarm, list[Step]]:
+        if self.alarm.late and not self.alarm.is_open and self.alarm.since_us is None:
+            self.set(late=False)
         return self.alarm, self.steps
 
 
@@ -135,8 +138,11 @@ _CLOSED: dict[str, Any] = {
 def see(rules: Rules, alarm: Alarm, moment: Moment, name: Name) -> tuple[Alarm, Sequence[Step]]:
     """The alarm after one row or timer, and its transitions."""
     change = _Change(alarm)
+    moment = moment._replace(late=alarm.late) if moment.late is None else moment
     holds, back = _judge(change, rules, moment)
     _decide(change, rules, moment, holds=holds, back=back, name=name)
+    if change.alarm.late != moment.late:
+        change.set(late=bool(moment.late))
     return change.result
 
 
@@ -213,7 +219,8 @@ def pause(alarm: Alarm) -> Alarm:
 
 def forget_time_line(alarm: Alarm) -> Alarm:
     """Event time started again: durations across it mean nothing."""
-    return alarm._replace(since_us=None, since_arrival_us=None, only_us=None, only_arrival_us=None, raises=())
+    late = alarm.late and alarm.is_open
+    return alarm._replace(since_us=None, since_arrival_us=None, only_us=None, only_arrival_us=None, raises=(), late=late)
 
 
 def is_steady(rules: Rules, alarm: Alarm) -> bool:

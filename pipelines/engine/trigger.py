@@ -519,7 +519,7 @@ class _Sight:
         if out is None and seen.rows:
             out = next(self._with_outs_of_duckdb([_Entry(0, group, False, False, t_us, len(seen.rows), values, True)]))[1]
         if silent or (out is not None and not group.is_steady):
-            base = Moment(None, None, t_us, arrival_us, unreliable=bool(group.bad))
+            base = Moment(None, None, t_us, arrival_us, late=None, unreliable=bool(group.bad))
             told = lambda: self._told(values, len(seen.rows), t_us)  # noqa: E731 - only when something is told
             self._see(group, base, out, told, -1, suppression, silent=silent, at_us=at_us)
         for book in self.books:

@@ -317,7 +317,8 @@ def test_any_life_of_an_alarm_is_in_order(rules: Rules, inputs: list[Any]) -> No
 def kept(alarm: Alarm) -> dict[str, Any]:
     """What outlives an incident, or belongs to the next."""
     names = ("occurrence", "raises", "since_us", "since_arrival_us", "only_us", "only_arrival_us")
-    return {name: getattr(alarm, name) for name in names}
+    pending = ("late",) if alarm.since_us is not None else ()
+    return {name: getattr(alarm, name) for name in (*names, *pending)}
 
 
 @pytest.mark.parametrize("what", TRANSITIONS)
