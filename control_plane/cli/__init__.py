@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +16,8 @@ from control_plane import output
 from control_plane.cli import authors, catalog, incidents, lake, nodes, pipelines, server, testing
 from control_plane.cli.common import DataDir
 from pipelines.contract.errors import TidewireError
+
+CONTROL_EXTRA = ("cryptography", "deltalake", "sqlalchemy")  # modules of the extra `control` in pyproject.toml
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for module in (server, authors, testing, catalog, pipelines, nodes, incidents, lake):
@@ -46,25 +48,24 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(_usage_lines(error), 2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("control_plane", "edge_agent", "pipelines"):
-            raise
+        if (error.name or "").partition(".")[0] not in CONTROL_EXTRA:
+            _fail_of_defect(error)
         missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
         _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if os.environ.get("TIDEWIRE_DEBUG"):
-            raise
-        _fail(
-            [
-                f"a defect of Tidewire: {type(error).__name__}: {error}",
-                "  fix: please report it, with what TIDEWIRE_DEBUG=1 shows",
-            ],
-            1,
-        )
+        _fail_of_defect(error)
     else:
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail_of_defect(error: Exception) -> NoReturn:
+    if os.environ.get("TIDEWIRE_DEBUG"):
+        raise error
+    what = f"a defect of Tidewire: {type(error).__name__}: {error}"
+    _fail([what, "  fix: please report it, with what TIDEWIRE_DEBUG=1 shows"], 1)
 
 
 def _usage_lines(error: typer.TyperException) -> list[str]:
@@ -76,7 +77,7 @@ def _usage_lines(error: typer.TyperException) -> list[str]:
     return [message, f"  fix: {usage}"]
 
 
-def _fail(lines: list[str], status: int) -> None:
+def _fail(lines: list[str], status: int) -> NoReturn:
     for line in lines:
         print(*map(output.plain, line.split("\n")), sep="\n", file=sys.stderr)
     sys.exit(status)

@@ -250,11 +250,12 @@ class _Builder:
 
 
 def _was_cut(key: yaml.ScalarNode, value: yaml.Node) -> bool:
-    """Whether a flow map's entry shows the signs of an expression cut at a comma."""
-    texts = [key.value] + ([value.value] if isinstance(value, yaml.ScalarNode) and value.style is None else [])
-    empty = isinstance(value, yaml.ScalarNode) and value.style is None and value.value == ""
-    return empty or any(_is_unbalanced(text) for text in texts)
+    """Whether a flow map's entry shows the signs of an expression cut at a comma. An apostrophe in a value is none: it may be
+    prose, and what reads an expression tells of a quote that is not closed."""
+    plain = isinstance(value, yaml.ScalarNode) and value.style is None
+    cut_value = plain and (value.value == "" or _is_unbalanced(value.value))
+    return cut_value or _is_unbalanced(key.value) or key.value.count("'") % 2 == 1
 
 
 def _is_unbalanced(text: str) -> bool:
-    return text.count("(") != text.count(")") or text.count("'") % 2 == 1
+    return text.count("(") != text.count(")")

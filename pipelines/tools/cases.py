@@ -47,10 +47,21 @@ def _reason(value: Any) -> Any:
     return {"reason": value} if isinstance(value, str) else value
 
 
+_TRANSITIONS = (
+    *("raised", "cleared", "latched", "acknowledged", "reset", "retired", "reminded", "escalated"),
+    *("suppressed", "unsuppressed", "unreliable", "reliable"),
+)
+
+
 def _incident(value: Any) -> Any:
     """`overheating raised` is short for `{trigger: overheating, transition: raised}`."""
-    words = value.split() if isinstance(value, str) else []
-    return {"trigger": words[0], "transition": words[1]} if len(words) == 2 else value
+    if not isinstance(value, str):
+        return value
+    words = value.split()
+    if len(words) != 2:
+        example = f"TRIGGER {value}" if value in _TRANSITIONS else "TRIGGER raised"
+        raise ValueError(f'"{value}" is not a trigger and a transition: write `{example}`')
+    return {"trigger": words[0], "transition": words[1]}
 
 
 def _action(value: Any) -> Any:

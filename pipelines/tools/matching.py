@@ -111,7 +111,13 @@ def show(value: Any, start_us: int | None = None) -> str:
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
-    return json.dumps(value, ensure_ascii=False, default=lambda v: show(v, start_us))
+    if value is None or isinstance(value, (bool, int, float, list, tuple, Mapping)):
+        return json.dumps(value, ensure_ascii=False, default=lambda one: _in_json(one, start_us))
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _in_json(value: Any, start_us: int | None) -> Any:
+    return float(value) if isinstance(value, Decimal) else show(value, start_us)
 
 
 def align(

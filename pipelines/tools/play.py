@@ -265,15 +265,21 @@ def _next_tick(since_us: int, now_us: int) -> int:
     return now_us + step
 
 
+_BEFORE_ROWS: dict[str, Any] = {"params": {}, "stop": False, "restart": False, "link": None}
+_AFTER_ROWS: dict[str, Any] = {"expect": None, "ack": None, "reset": None}
+
+
 def _repeated(acts: Sequence[Instant]) -> list[Instant]:
-    """Acts with `repeat` as that many, `every` apart; what is expected is checked after the last."""
+    """Acts with `repeat` as that many of their rows or lines, `every` apart. What comes before rows happens once, with the first;
+    what comes after them once, with the last."""
     made: list[Instant] = []
     for one in acts:
         if one.act.repeat == 1:
             made.append(one)
             continue
-        once = one.act.model_copy(update={"repeat": 1})
-        quiet = once.model_copy(update={"expect": None, "ack": None, "reset": None})
-        made += [replace(one, at_us=one.at_us + i * one.act.every, act=quiet) for i in range(one.act.repeat - 1)]
-        made.append(replace(one, at_us=one.at_us + (one.act.repeat - 1) * one.act.every, act=once))
+        first = one.act.model_copy(update=_AFTER_ROWS)
+        last = one.act.model_copy(update=_BEFORE_ROWS)
+        between = last.model_copy(update=_AFTER_ROWS)
+        for i, act in enumerate([first, *[between] * (one.act.repeat - 2), last]):
+            made.append(replace(one, at_us=one.at_us + i * one.act.every, act=act))
     return sorted(made, key=lambda instant: instant.at_us)

@@ -136,6 +136,34 @@ def test_a_flow_map_that_cut_an_expression_is_told_at_its_key() -> None:
     read("a: {type: double, min: 0, default: '(', b: \"it's\", c: [1, 2]}\n")  # nothing of this was cut
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {type: integer, description: the motor's limit}",
+        "a: {description: the sensors' limit, unit: the motor's own}",
+        "a: {description: summer of the '90s (it's hot), type: integer}",
+        "a: {one_of: [driver's, passenger's]}",
+        "a: {description: the pump's limit (in bar)}",
+    ],
+)
+def test_an_apostrophe_in_prose_cuts_nothing(text: str) -> None:
+    assert "'" in str(read(text).data["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("a: {filter: name = 'x, y'}", "a.y'"),
+        ("a: {filter: name in (x, y)}", "a.filter"),
+        ("a: {b': 1}", "a.b'"),
+        ("a: {x: left(b, n: 2)}", "a.x"),
+        ("a: [left(b, 2)]", "a[0]"),
+    ],
+)
+def test_signs_of_a_cut(text: str, path: str) -> None:
+    assert problem_of(text).path == path
+
+
 def test_where_a_quote_was_opened_and_where_a_byte_is_wrong() -> None:
     assert where("a: 1\nb: 'x\nc: 2\n") == (2, 4, "this quote is never closed")
     assert where("a: 1\nb: é\x07\n") == (2, 5, "the character U+0007 is not allowed in YAML")

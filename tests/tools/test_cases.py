@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
-from pipelines.tools.cases import load_cases
-from pipelines.tools.play import Player
+from pipelines.tools.cases import Act, Expect, Instant, load_cases
+from pipelines.tools.play import Player, _repeated
 from tests.tools.support import PRESS, fails, passes, play, refused
 
 
@@ -130,6 +130,32 @@ def test_a_restart_forgets_nothing_and_a_stop_stops_the_clock() -> None:
         at 10m: {expect: {nothing: true}}
         at 11m: {restart: true, expect: {windows: 1}}
     """)
+
+
+def test_repeat_repeats_rows_and_nothing_else() -> None:
+    act = Act(rows=[{}], repeat=3, every="2us", params={"limit_c": 40}, restart=True, link="down", ack="hot", expect=Expect())
+    played = _repeated([Instant(7, "at 7us", act, ())])
+    assert [one.at_us for one in played] == [7, 9, 11]
+    first, between, last = (one.act for one in played)
+    assert (first.params, first.restart, first.link) == ({"limit_c": 40}, True, "down")
+    assert (first.ack, first.expect) == (None, None)
+    assert between == Act(rows=[{}], repeat=3, every="2us")
+    assert (last.params, last.restart, last.link) == ({}, False, None)
+    assert (last.ack, last.expect) == (act.ack, act.expect)
+
+
+def test_a_restart_before_repeated_rows_is_one() -> None:
+    """Silence counts from a restart: were there one with every row, b would never be silent for 5 s."""
+    lines = PRESS.replace("over: 10s", "absent: 5s").replace("by: [machine]\n    when: max(temp_c) > $limit_c", "by: [sensor]")
+    silence = lines.replace("    for: 5s\n", "").replace("{machine}", "{sensor}")
+    passes(
+        """
+        at 0s: {rows: [{sensor: a, temp_c: 1}, {sensor: b, temp_c: 1}]}
+        at 1s: {restart: true, rows: [{sensor: a, temp_c: 1}], repeat: 20}
+        expect: {incidents: [{transition: raised, message: b over 85}]}
+        """,
+        silence,
+    )
 
 
 def test_the_link_changes_nothing() -> None:
@@ -265,6 +291,14 @@ def test_nobody_to_acknowledge_is_a_failure() -> None:
         ("at 3x: {}", 4, "cases[0].at 3x", "'3x' is not a duration", "write `at 3s:`"),
         ("att 3s: {}", 4, "cases[0].att 3s", 'unknown key "att 3s"', "known here: name"),
         ("at 0s: {expect: {incidents: [5]}}", 4, "cases[0].at 0s.expect.incidents[0]", "5 is not a map of keys", ""),
+        (
+            "at 0s: {expect: {incidents: [latched]}}",
+            4,
+            "cases[0].at 0s.expect.incidents[0]",
+            '"latched" is not a trigger and a transition',
+            "write `TRIGGER latched`",
+        ),
+        ("at 0s: {expect: {incidents: [hot]}}", 4, "cases[0].at 0s.expect.incidents[0]", '"hot" is not', "`TRIGGER raised`"),
         ("at 0s: {expect: {alarms: {hot: on}}}", 4, "cases[0].at 0s.expect.alarms.hot.state", '"on" is not', "one of active"),
         ("at 0s: {link: maybe}", 4, "cases[0].at 0s.link", '"maybe" is not', "up"),
         (

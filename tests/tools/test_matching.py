@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.tools.matching import align, fits, misfits, show
 from pipelines.tools.report import failure_json, failure_lines
-from tests.tools.support import fails
+from tests.tools.support import PRESS, fails, passes
 
 START = 1_767_225_600_000_000
 MINUTE = datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
@@ -45,6 +45,10 @@ MINUTE = datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
         (1.5, Decimal("1.50"), True),
         ("1.50", Decimal("1.5"), True),
         (1, Decimal("1.01"), False),
+        (1.0, Decimal("1.0"), True),
+        (0, Decimal("0.0"), True),
+        (0.5, Decimal("0.0"), False),
+        ([1.0, 2], [Decimal("1.0"), Decimal("2.00")], True),
         ("x", b"x", True),
         ([1, 2], [1, 2], True),
         ([1, 2], (1, 2), True),
@@ -87,6 +91,31 @@ def test_what_came_can_be_written_down_as_expected(value: Any) -> None:
         return
     assert fits(value, value, START)
     assert isinstance(show(value), str)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("1.50"), "1.50"),
+        (Decimal("1E-7"), "0.0000001"),
+        ([Decimal("1.5"), MINUTE], '[1.5, "2026-01-01T00:01:00Z"]'),
+        ({"a": Decimal(2)}, '{"a": 2.0}'),
+        (date(2026, 1, 2), "2026-01-02"),
+        (timedelta(seconds=90), "0:01:30"),
+    ],
+)
+def test_values_that_json_does_not_know_are_shown(value: Any, text: str) -> None:
+    assert show(value) == text
+
+
+def test_decimals_in_a_failure() -> None:
+    text = PRESS.replace("steps:\n", "steps:\n  - derive:\n      d: case when temp_c > 3 then 1.0 else 0.0 end\n")
+    rows = "at 0s: {rows: [{sensor: a, temp_c: 4}, {sensor: b, temp_c: 1}], expect: {rows: "
+    passes(rows + "[{d: 1.0}, {d: 0}]}}", text)
+    failure = fails(rows + "[{d: 1.0}, {d: 0.5}]}}", text)
+    lines = ["".join(span for _, span in line).split() for line in failure_lines(failure, "f")]
+    assert ["+", "0.0", "came", "instead"] in lines
+    assert failure_json(failure, "f")["differences"][0]["got"]["d"] == "0.0"
 
 
 def shown(case: str) -> list[str]:
