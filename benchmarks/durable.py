@@ -45,7 +45,7 @@ async def run(text: str, data_dir: Path) -> dict[str, float]:
     services = Services(store, supervisor, actions, policy, NodeInfo(NODE, NODE), config.data_dir, SecretStore(config.data_dir))
     await store.put_artifact(Artifact.sign(PIPELINE_VERSION, version.canonical, key), 0)
     host = PipelineHost(services, version, version.spec.defaults(), mode="until_eof")
-    peak = [0, 0]
+    peak = [0]
     tasks = [asyncio.create_task(_confirm(store)), asyncio.create_task(_watch(host, peak))]
     outcome = await host.run()
     assert outcome.kind == "stopped", outcome
@@ -58,7 +58,7 @@ async def run(text: str, data_dir: Path) -> dict[str, float]:
     own = psutil.Process()
     cpu = sum(_cpu_s(process) for process in [own, *own.children(recursive=True)])
     wall = time.perf_counter() - started
-    return {"rows": rows, "cpu_s": cpu, "wall_s": wall, "runner_peak_bytes": peak[0], "runner_private_bytes": peak[1]}
+    return {"rows": rows, "cpu_s": cpu, "wall_s": wall, "runner_peak_bytes": peak[0]}
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -82,8 +82,7 @@ async def _watch(host: PipelineHost, peak: list[int]) -> None:
     while True:
         if host.pid:
             with suppress(psutil.Error):
-                memory = psutil.Process(host.pid).memory_full_info()
-                peak[0], peak[1] = max(peak[0], memory.rss), max(peak[1], memory.uss)
+                peak[0] = max(peak[0], psutil.Process(host.pid).memory_info().rss)
         await asyncio.sleep(SAMPLE_S)
 
 
