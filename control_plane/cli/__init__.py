@@ -47,25 +47,19 @@ def main() -> None:
         _fail(["stopped"], 130)
     except typer.TyperException as error:
         _fail(_usage_lines(error), 2)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in CONTROL_EXTRA:
-            _fail_of_defect(error)
-        missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
-        _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        _fail_of_defect(error)
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in CONTROL_EXTRA:
+            missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
+            _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)
+        if os.environ.get("TIDEWIRE_DEBUG"):
+            raise
+        what = f"a defect of Tidewire: {type(error).__name__}: {error}"
+        _fail([what, "  fix: please report it, with what TIDEWIRE_DEBUG=1 shows"], 1)
     else:
         sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail_of_defect(error: Exception) -> NoReturn:
-    if os.environ.get("TIDEWIRE_DEBUG"):
-        raise error
-    what = f"a defect of Tidewire: {type(error).__name__}: {error}"
-    _fail([what, "  fix: please report it, with what TIDEWIRE_DEBUG=1 shows"], 1)
 
 
 def _usage_lines(error: typer.TyperException) -> list[str]:

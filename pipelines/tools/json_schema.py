@@ -67,6 +67,13 @@ class _Generator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
+    def model_schema(self, schema: Any) -> Schema:
+        made = super().model_schema(schema)
+        kinds = [kind.rstrip("_") for kind in getattr(schema["cls"], "ONE_OF", ())]
+        if kinds and set(kinds) == set(made["properties"]):
+            return {**made, "minProperties": 1, "maxProperties": 1}
+        return {**made, "oneOf": [{"required": [kind]} for kind in kinds]} if kinds else made
+
     def function_before_schema(self, schema: Any) -> Schema:
         function = schema["function"]["function"]
         if function is parse_duration:
@@ -137,7 +144,8 @@ def _short_forms(function: Callable[[Any], Any], inner: Schema, resolved: Schema
             "type": "object",
             "properties": {**properties, **{name: _any_of(properties[name], _NULL) for name in bare}},
         }
-        yield {**null_or_more, "additionalProperties": False}
+        limits: Schema = {key: resolved[key] for key in ("oneOf", "minProperties", "maxProperties") if key in resolved}
+        yield {**null_or_more, **limits, "additionalProperties": False}
     if isinstance(_asked(function, "10s"), int):
         yield dict(DURATION)
     for probe, written in _PROBES:

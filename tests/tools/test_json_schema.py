@@ -82,6 +82,16 @@ def test_short_forms_are_taken(more: str) -> None:
     assert not problems(BASE + more)
 
 
+@pytest.mark.parametrize(
+    "kinds", ["decode: json", "file: {path: x}\n    simulate: {}", "framing: {lines: {}, length: {bytes: 2}}"]
+)
+def test_a_source_has_exactly_one_kind(kinds: str) -> None:
+    text = BASE.replace("file: {path: x}", kinds)
+    with pytest.raises(SpecError):
+        load_spec(text)
+    assert problems(text)
+
+
 def test_a_decoder_in_one_word() -> None:
     text = BASE.replace("file: {path: x}", "file: {path: x}\n    decode: json")
     assert not problems(text)
@@ -106,6 +116,18 @@ def test_a_decoder_in_one_word() -> None:
         "params: {x: {type: float}}",
         "on_invalid: explode",
         "owner: 5",
+        "steps: [{filter: a > 1, derive: {b: a}}]",
+        "steps: [{}]",
+        "steps: [{redact: {a: {drop: {}, hash: {key: '${secret:k}'}}}}]",
+        "steps: [{parse: {from: a, json: {}, csv: {}}}]",
+        "steps: [{sample: {by: a}}]",
+        "windows: {w: {every: 10s, gap: 1s, select: {n: count(*)}}}",
+        "windows: {w: {select: {n: count(*)}}}",
+        "triggers: {t: {over: 10s, severity: info}}",
+        "triggers: {t: {over: 10s, when: max(a) > 1, absent: 10s}}",
+        "triggers: {t: {over: 10s, when: max(a) > 1, actions: {on_raise: [{valid_for: 1h}]}}}",
+        "triggers: {t: {over: 10s, when: max(a) > 1, actions: {on_raise: [{log: null, exec: {program: /bin/true}}]}}}",
+        "lookups: {t: {key: a}}",
     ],
 )
 def test_what_the_models_refuse_the_schema_refuses(more: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 RESERVED_TABLES = frozenset({"segments", "quarantine", "incidents", "ledgers", "nodes"})
 RESERVED_COLUMNS = frozenset({"node", "meta"})
@@ -50,13 +50,6 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def exactly_one(model: BaseModel, noun: str, kinds: tuple[str, ...]) -> None:
-    set_ = [kind for kind in kinds if getattr(model, kind) is not None]
-    names = ", ".join(kind.rstrip("_") for kind in kinds)
-    if len(set_) != 1:
-        raise ValueError(f"a {noun} has exactly one kind of: {names}" + (f"; here are {' and '.join(set_)}" if set_ else ""))
-
-
 PipelineName = Annotated[str, AfterValidator(_pipeline_name)]
 Word = Annotated[str, AfterValidator(_word)]
 Column = Annotated[str, AfterValidator(_column)]
@@ -70,6 +63,17 @@ _PYTHON: dict[str, type | tuple[type, ...]] = {"boolean": bool, "integer": int, 
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    ONE_OF: ClassVar[tuple[str, ...]] = ()  # exactly one of these fields is given
+    NOUN: ClassVar[str] = ""  # what such a model is called
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [kind.rstrip("_") for kind in self.ONE_OF if getattr(self, kind) is not None]
+        if self.ONE_OF and len(given) != 1:
+            names = ", ".join(kind.rstrip("_") for kind in self.ONE_OF)
+            here = f"; here are {' and '.join(given)}" if given else ""
+            raise ValueError(f"a {self.NOUN} has exactly one kind of: {names}{here}")
+        return self
 
 
 class _Limited(Protocol):

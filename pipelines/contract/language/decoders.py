@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.contract.language.base import Model, exactly_one
+from pipelines.contract.language.base import Model
 
 
 class Json(Model):
@@ -103,6 +103,8 @@ _KINDS = ("json_", "csv", "logfmt", "keyvalue", "regex", "grok", "syslog", "valu
 class Decode(Model):
     """How a record becomes named values: exactly one kind; `decode: json` is short for `decode: {json: {}}`."""
 
+    NOUN, ONE_OF = "decoder", _KINDS
+
     json_: Json | None = Field(None, alias="json")
     csv: Csv | None = None
     logfmt: Logfmt | None = None
@@ -111,8 +113,3 @@ class Decode(Model):
     grok: Grok | None = None
     syslog: Syslog | None = None
     value: Value | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        exactly_one(self, "decoder", _KINDS)
-        return self

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.language.base import Column, Model, Texts, Type, exactly_one
+from pipelines.contract.language.base import Column, Model, Texts, Type
 from pipelines.contract.node_state import Scalar
 
 LOOKUP_ROWS_MAX = 1_000_000
@@ -17,6 +17,8 @@ class LookupTable(Model):
 
     `columns` types it. Without it, inline columns have the type of their values, and those of a file are strings.
     """
+
+    NOUN, ONE_OF = "lookup table", ("rows", "file")
 
     rows: list[dict[Column, Scalar]] | None = Field(None, min_length=1)
     file: str | None = Field(None, min_length=1)
@@ -30,8 +32,3 @@ class LookupTable(Model):
         if isinstance(data, dict) and data.get("artifact") is not None:
             raise ValueError("tables from artifacts come with fleet artifacts: for now write `rows:` or `file:`")
         return data
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        exactly_one(self, "lookup table", ("rows", "file"))
-        return self

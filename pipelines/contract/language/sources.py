@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.contract.duration import Duration
-from pipelines.contract.language.base import Model, Texts, exactly_one
+from pipelines.contract.language.base import Model, Texts
 from pipelines.contract.language.decoders import Decode, decode_short_form
 from pipelines.contract.size import Size, format_size
 
@@ -56,15 +56,12 @@ class MultilineFraming(Model):
     """Lines that belong together. Exactly one of: the pattern of lines that begin a record, of lines that continue one.
     The last record of a growing file is handed on when nothing came for `flush_after`."""
 
+    NOUN, ONE_OF = "multiline framing", ("starts_with", "continues_with")
+
     starts_with: str | None = Field(None, min_length=1, max_length=8192)
     continues_with: str | None = Field(None, min_length=1, max_length=8192)
     max: RecordSize = RECORD_BYTES_MAX
     flush_after: Duration = 1_000_000
-
-    @model_validator(mode="after")
-    def _one_pattern(self) -> Self:
-        exactly_one(self, "multiline framing", ("starts_with", "continues_with"))
-        return self
 
 
 def _framing_short_form(value: Any) -> Any:
@@ -78,15 +75,12 @@ def _delimiter_short_form(value: Any) -> Any:
 class Framing(Model):
     """How a stream of bytes is cut into records: exactly one kind; `delimiter: ";"` is short for `delimiter: {text: ";"}`."""
 
+    NOUN, ONE_OF = "framing", ("lines", "delimiter", "length", "multiline")
+
     lines: LineFraming | None = None
     delimiter: Annotated[DelimiterFraming, BeforeValidator(_delimiter_short_form)] | None = None
     length: LengthFraming | None = None
     multiline: MultilineFraming | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        exactly_one(self, "framing", ("lines", "delimiter", "length", "multiline"))
-        return self
 
 
 class FileSource(Model):
@@ -131,6 +125,8 @@ class SimulateSource(Model):
 class Source(Model):
     """Where rows come from: exactly one kind; how its bytes are cut into records, and how a record is decoded."""
 
+    NOUN, ONE_OF = "source", ("file", "simulate")
+
     file: FileSource | None = None
     simulate: SimulateSource | None = None
     framing: Annotated[Framing, BeforeValidator(_framing_short_form)] | None = None  # None: lines
@@ -139,7 +135,6 @@ class Source(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        exactly_one(self, "source", ("file", "simulate"))
         if self.simulate and not self.decode.json_:
             raise ValueError("a simulate source gives JSON lines: remove `decode` or write `decode: json`")
         if self.simulate and (self.framing or self.encoding != "utf-8"):

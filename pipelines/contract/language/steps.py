@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.contract.duration import Duration, parse_duration
-from pipelines.contract.language.base import Column, Expression, Model, Texts, Word, exactly_one
+from pipelines.contract.language.base import Column, Expression, Model, Texts, Word
 from pipelines.contract.language.decoders import Decode
 from pipelines.contract.language.schema import FieldSpec
 
@@ -91,6 +91,8 @@ def _redaction_short_form(value: Any) -> Any:
 class Redaction(Model):
     """What happens to one column: exactly one of drop, hash, mask, pattern (with `with`), generalise."""
 
+    NOUN, ONE_OF = "redaction", _REDACTIONS
+
     drop: Nothing | None = None
     hash: Hash | None = None
     mask: Mask | None = None
@@ -100,7 +102,6 @@ class Redaction(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        exactly_one(self, "redaction", _REDACTIONS)
         if self.with_ is not None and self.pattern is None:
             raise ValueError("`with` belongs to `pattern`")
         return self
@@ -151,13 +152,10 @@ class Deadband(Grouped):
 class Sample(Grouped):
     """Keep the first of every `every` rows of a group, or the rows whose hash of `by` falls into a `share`."""
 
+    NOUN, ONE_OF = "sample", ("every", "share")
+
     every: int | None = Field(None, ge=1)
     share: float | None = Field(None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        exactly_one(self, "sample", ("every", "share"))
-        return self
 
 
 class RateLimit(Grouped):
@@ -199,6 +197,8 @@ STEP_KINDS = (
 class Step(Model):
     """One row step: exactly one of these words."""
 
+    NOUN, ONE_OF = "step", STEP_KINDS
+
     filter: Expression | None = None
     derive: dict[Column, Expression] | None = Field(None, min_length=1)
     select: Texts | None = None
@@ -215,11 +215,6 @@ class Step(Model):
     counter: Counter | None = None
     previous: Previous | None = None
     changes: Changes | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        exactly_one(self, "step", STEP_KINDS)
-        return self
 
     @property
     def kind(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from pipelines.contract.duration import Duration, format_duration, parse_duration
-from pipelines.contract.language.base import Column, Expression, Model, Word, exactly_one
+from pipelines.contract.language.base import Column, Expression, Model, Word
 from pipelines.contract.node_state import Scalar
 
 LATEST: Literal["latest"] = "latest"
@@ -69,15 +69,12 @@ def _action_short_form(value: Any) -> Any:
 class Action(Model):
     """What to do on a transition: exactly one kind. After `valid_for` it is recorded as expired, not performed."""
 
+    NOUN, ONE_OF = "action", ("log", "webhook", "exec")
+
     log: LogAction | None = None
     webhook: WebhookAction | None = None
     exec: ExecAction | None = None
     valid_for: Duration | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        exactly_one(self, "action", ("log", "webhook", "exec"))
-        return self
 
     @property
     def kind(self) -> str:
@@ -144,6 +141,8 @@ _OF_ABSENCE = ("expect", "start_grace")
 class Trigger(Model):
     """An alarm with one incident per group of `by`: a condition over rows (`when`), or their absence (`absent`)."""
 
+    NOUN, ONE_OF = "trigger", ("when", "absent")
+
     over: Over | None = None
     from_: Word | None = Field(None, alias="from")
     each: list[Column] = []
@@ -178,7 +177,6 @@ class Trigger(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        exactly_one(self, "trigger", ("when", "absent"))
         if self.absent is not None:
             self._refuse(_OF_CONDITIONS, "absent")
             if isinstance(self.for_, str) or isinstance(self.clear_for, str):

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.contract.duration import US_PER, Duration
-from pipelines.contract.language.base import Column, Expression, Model, Word, exactly_one
+from pipelines.contract.language.base import Column, Expression, Model, Word
 
 OPEN_MAX = 10_000  # windows that one row or one lateness can keep open at a time
 
@@ -42,6 +42,8 @@ class Window(Model):
     """Rows of a stretch of event time as one row per group of `by`. Exactly one kind: `every` (with `slide`: sliding), `gap`
     (a session, at most `max` long) or `at` (times of the day in `timezone`)."""
 
+    NOUN, ONE_OF = "window", ("every", "gap", "at")
+
     every: Duration | None = None
     slide: Duration | None = None
     gap: Duration | None = None
@@ -63,7 +65,6 @@ class Window(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        exactly_one(self, "window", ("every", "gap", "at"))
         for name in ("every", "slide", "gap", "max"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be longer than nothing")
