@@ -9,10 +9,10 @@ from benchmarks.data import json_lines
 from benchmarks.pipelines import ROWS, SPAN, WINDOW, many_triggers, pipeline
 from benchmarks.report import Figure
 from pipelines.contract.spec import load_spec
-from pipelines.engine.decode import Batch
-from pipelines.engine.framing import frame_lines
+from pipelines.engine.batch import Batch
 from pipelines.engine.ipc import encode_rows
 from pipelines.engine.plan import compile_plan
+from pipelines.engine.records.framing import frame_lines
 from pipelines.engine.run import run_batch
 from pipelines.engine.state import State
 

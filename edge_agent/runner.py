@@ -64,7 +64,7 @@ class _Runner:
         from pipelines.contract.spec import load_spec
         from pipelines.engine.plan import NodeFacts
         from pipelines.engine.state import restore
-        from pipelines.engine.trigger import resume
+        from pipelines.engine.triggers.watch import resume
 
         self.channel, self.mode = channel, start["mode"]
         self.node_offset_us = int(start["node_time_offset_us"])
@@ -121,7 +121,7 @@ class _Runner:
     # -- rows and time
 
     def _read_sources(self) -> bool:
-        from pipelines.engine.decode import Batch
+        from pipelines.engine.batch import Batch
 
         had_rows = False
         for name, source in self.sources.items():
@@ -153,7 +153,7 @@ class _Runner:
             self._commit()
 
     def _pass_time(self) -> None:
-        from pipelines.engine.decode import Batch
+        from pipelines.engine.batch import Batch
 
         now_s = time.monotonic()
         if self.mode != "until_eof" and now_s - self.last_tick_s >= self.tick_s:

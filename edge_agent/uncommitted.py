@@ -14,9 +14,9 @@ from pipelines.contract import segment
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine import run
 from pipelines.engine.connection import ENGINE
-from pipelines.engine.incident import alarms_of, open_incidents
 from pipelines.engine.ipc import encode_rows
 from pipelines.engine.state import State, entries
+from pipelines.engine.triggers.incident import alarms_of, open_incidents
 
 SEAL_BYTES = 768 * 1024  # of Arrow in memory: about PAYLOAD_BYTES_TARGET once compressed
 KEPT_BYTES_MAX = 64 * 1024 * 1024  # while nothing is committed: beyond this the rows are given up, and counted

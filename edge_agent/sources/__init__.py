@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines.contract.language.sources import Source as SourceSpec
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 
 
 @dataclass(frozen=True)

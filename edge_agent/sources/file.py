@@ -21,8 +21,8 @@ from edge_agent.sources import Block, SourceContext
 from edge_agent.sources.stream import MAGIC_BYTES, Stream, compression_of, open_stream
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.sources import Source as SourceSpec
-from pipelines.engine.decode import Lines, parse_header
-from pipelines.engine.framing import Framed, open_framer
+from pipelines.engine.batch import Lines, parse_header
+from pipelines.engine.records.framing import Framed, open_framer
 
 BLOCK_BYTES = 2 * 1024 * 1024
 LOOKS_MAX = 16  # blocks without a record, as within one that is too long, before another file has its turn

@@ -13,7 +13,7 @@ from edge_agent.sources import Block, SourceContext
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.sources import SimulatedFault
 from pipelines.contract.language.sources import SimulateSource as SimulateSpec
-from pipelines.engine.framing import frame_lines
+from pipelines.engine.records.framing import frame_lines
 
 ROWS_PER_BLOCK = 5_000
 

@@ -17,8 +17,8 @@ from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
+from pipelines.engine.batch import META, meta_column, meta_type
 from pipelines.engine.connection import literal, open_engine, quote
-from pipelines.engine.decode import META, meta_column, meta_type
 from pipelines.engine.expression import Expression, Span, param_replacements, parse
 from pipelines.engine.types import storable
 

@@ -16,12 +16,12 @@ from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.engine.bind import Binder, Columns, NodeFacts, first_line
 from pipelines.engine.exits import check_exits
 from pipelines.engine.fate import Fates
-from pipelines.engine.records import RecordsPlan, compile_records, schema_columns
+from pipelines.engine.records.reader import RecordsPlan, compile_records, schema_columns
 from pipelines.engine.sinks import check_select
 from pipelines.engine.stage import Stage, Stages
-from pipelines.engine.trigger_plan import AnyPlan, compile_triggers
+from pipelines.engine.triggers.plan import AnyPlan, compile_triggers
 from pipelines.engine.types import TIMESTAMP, stored, to_arrow
-from pipelines.engine.window import WindowPlan, compile_window
+from pipelines.engine.windows.feed import WindowPlan, compile_window
 
 __all__ = ["NodeFacts", "Plan", "check_spec", "compile_plan", "example_params", "load_checked"]
 

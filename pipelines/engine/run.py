@@ -12,19 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine import trigger as triggers
-from pipelines.engine import window as windows
-from pipelines.engine.arrived import Arrived
-from pipelines.engine.decode import Batch, Lines, unfit_lines
+from pipelines.engine.batch import Batch, Lines, unfit_lines
 from pipelines.engine.fate import ALIVE, QUARANTINED_KINDS
-from pipelines.engine.incident import Transition, wanted_actions
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.plan import Plan
-from pipelines.engine.records import Records
+from pipelines.engine.records.reader import Records
 from pipelines.engine.sinks import narrowed
 from pipelines.engine.stage import keep_column, owners
 from pipelines.engine.state import State, Watermark
+from pipelines.engine.triggers import watch as triggers
+from pipelines.engine.triggers.arrived import Arrived
+from pipelines.engine.triggers.incident import Transition, wanted_actions
 from pipelines.engine.watermark import Stretch, advance, reached_us
+from pipelines.engine.windows import feed as windows
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
 RAW_BYTES_MAX = 256 * 1024  # of a quarantined record

@@ -19,11 +19,11 @@ from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.base import Model
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
+from pipelines.engine.batch import Batch, Lines, parse_header
 from pipelines.engine.bind import Column
-from pipelines.engine.decode import Batch, Lines, parse_header
 from pipelines.engine.fate import ALIVE
-from pipelines.engine.framing import open_framer
 from pipelines.engine.plan import Plan, compile_plan, example_params
+from pipelines.engine.records.framing import open_framer
 from pipelines.engine.run import finish, run_batch, run_steps
 from pipelines.engine.state import State
 from pipelines.tools.matching import show

@@ -19,11 +19,11 @@ from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.contract.yaml_reader import Path
 from pipelines.engine import run as engine
-from pipelines.engine.decode import Batch, Lines, parse_header
+from pipelines.engine.batch import Batch, Lines, parse_header
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.run import Output, run_batch
 from pipelines.engine.state import State, entries, restore
-from pipelines.engine.trigger import resume
+from pipelines.engine.triggers.watch import resume
 from pipelines.tools import records
 from pipelines.tools.cases import Act, Case, CasesFile, Instant, Who, instants
 from pipelines.tools.checks import Checker, Failure, Now, impossible

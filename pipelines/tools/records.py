@@ -17,8 +17,8 @@ from pipelines.contract.duration import US_PER, parse_duration
 from pipelines.contract.language.schema import FieldSpec
 from pipelines.contract.language.sources import Source
 from pipelines.contract.spec import PipelineSpec
-from pipelines.engine.decode import Lines
-from pipelines.engine.framing import open_framer
+from pipelines.engine.batch import Lines
+from pipelines.engine.records.framing import open_framer
 from pipelines.tools.cases import Act
 
 _OFFSET = re.compile(r"([+-])(\S+)\Z")

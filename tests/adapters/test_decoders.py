@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from pipelines.contract.errors import SpecError
 from pipelines.contract.language.decoders import Decode, decode_short_form
 from pipelines.contract.spec import load_spec
-from pipelines.engine.decode import Batch, Lines
+from pipelines.engine.batch import Batch, Lines
 from pipelines.engine.decoders import check, text_decoder
 from pipelines.engine.decoders.grok_patterns import PATTERNS
 from pipelines.engine.decoders.keyvalue import KeyValueDecoder
-from pipelines.engine.framing import frame_lines
 from pipelines.engine.plan import Plan, check_spec, compile_plan
+from pipelines.engine.records.framing import frame_lines
 from pipelines.engine.run import run_batch
 from pipelines.engine.state import State
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contract.spec import load_spec
-from pipelines.engine.decode import Batch
-from pipelines.engine.framing import frame_lines
+from pipelines.engine.batch import Batch
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
+from pipelines.engine.records.framing import frame_lines
 from pipelines.engine.run import Output, finish, open_window_rows, run_batch
 from pipelines.engine.state import State
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.engine.alarm import (
+from pipelines.engine.triggers.alarm import (
     LATE,
     NORMAL,
     TRANSITIONS,

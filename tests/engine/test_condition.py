@@ -7,7 +7,7 @@ import random
 import duckdb
 import pytest
 
-from pipelines.engine.condition import Abstain, compile_expressions
+from pipelines.engine.triggers.condition import Abstain, compile_expressions
 
 NAMES = {"a": "DOUBLE", "n": "BIGINT", "c": "COUNT", "s": "VARCHAR", "b": "BOOLEAN"}
 ROW = "SELECT TRY({}) FROM (SELECT ?::DOUBLE AS a, ?::BIGINT AS n, ?::BIGINT AS c, ?::VARCHAR AS s, ?::BOOLEAN AS b)"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX
-from pipelines.engine.decode import Batch, parse_header
-from pipelines.engine.framing import frame_lines
+from pipelines.engine.batch import Batch, parse_header
+from pipelines.engine.records.framing import frame_lines
 
 CSV_SCHEMA = """
   a: {type: string, nullable: true}

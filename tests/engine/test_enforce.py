@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from engine_support import Run, batch, compiled, ledgers_balance, pipeline
 
-from pipelines.engine.decode import Batch
-from pipelines.engine.framing import frame_lines
+from pipelines.engine.batch import Batch
+from pipelines.engine.records.framing import frame_lines
 
 
 def json_run(field: str, *values: object, body: str = "") -> Run:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
-from pipelines.engine.framing import Counted, Framer, Marked, MultiLine, frame_lines, open_framer
+from pipelines.engine.records.framing import Counted, Framer, Marked, MultiLine, frame_lines, open_framer
 
 Record = tuple[str, int, str]  # text, position, what is wrong
 MARK = b"\xef\xbb\xbf"

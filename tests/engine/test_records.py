@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from pipelines.contract.errors import SpecError
 from pipelines.contract.language.schema import FieldSpec
 from pipelines.contract.spec import load_spec
-from pipelines.engine import timestamps
+from pipelines.engine.batch import Batch, Lines, parse_header
 from pipelines.engine.bind import Binder, NodeFacts
-from pipelines.engine.convert import Unfit, converter
-from pipelines.engine.decode import Batch, Lines, parse_header
-from pipelines.engine.framing import RECORD_BYTES_MAX, frame_lines
 from pipelines.engine.plan import compile_plan
-from pipelines.engine.records import Records, compile_records
+from pipelines.engine.records import timestamps
+from pipelines.engine.records.convert import Unfit, converter
+from pipelines.engine.records.framing import RECORD_BYTES_MAX, frame_lines
+from pipelines.engine.records.reader import Records, compile_records
 
 NOW_US = 1_767_225_600_000_000
 

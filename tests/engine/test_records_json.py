@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.contract.language.schema import FieldSpec
-from pipelines.engine import json_records
-from pipelines.engine.convert import converter
-from pipelines.engine.json_records import JsonField, JsonReader, parse_path
-from pipelines.engine.json_text import DEPTH_MAX
-from pipelines.engine.table_read import TableRead, merge
+from pipelines.engine.records import json_reader as json_records
+from pipelines.engine.records.convert import converter
+from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
+from pipelines.engine.records.json_text import DEPTH_MAX
+from pipelines.engine.records.table_read import TableRead, merge
 
 NOW_US = 1_767_225_600_000_000
 

@@ -10,11 +10,11 @@ import pytest
 from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipeline, row, timer
 
 from pipelines.contract.spec import load_spec
-from pipelines.engine.alarm import Alarm
 from pipelines.engine.plan import compile_plan
 from pipelines.engine.run import acknowledge, drain, open_window_rows
 from pipelines.engine.state import State
-from pipelines.engine.trigger import resume
+from pipelines.engine.triggers.alarm import Alarm
+from pipelines.engine.triggers.watch import resume
 
 RAISED, CLEARED = "raised", "cleared"
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batching import Instant, Split, equal, inputs, long_stretches, outcome, play, record, single, whole
 
-from pipelines.engine.alarm import Alarm
 from pipelines.engine.state import State, entries, restore
+from pipelines.engine.triggers.alarm import Alarm
 
 TEXT = pipeline("""
 windows:

@@ -13,12 +13,12 @@ from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipelin
 
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
-from pipelines.engine import trigger as triggers
-from pipelines.engine.arrived import Arrived
 from pipelines.engine.plan import compile_plan
 from pipelines.engine.run import acknowledge, drain, reset
 from pipelines.engine.state import State, entries, restore
-from pipelines.engine.trigger import SPAN_ROWS_MAX, resume
+from pipelines.engine.triggers import watch as triggers
+from pipelines.engine.triggers.arrived import Arrived
+from pipelines.engine.triggers.watch import SPAN_ROWS_MAX, resume
 
 
 def triggers_of(text: str, more: str = "") -> str:
@@ -331,7 +331,7 @@ def test_a_capture_has_the_rows_around_an_incident_once() -> None:
 
 
 def test_what_is_kept_for_a_capture_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.engine import capture
+    from pipelines.engine.triggers import capture
 
     monkeypatch.setattr(capture, "BYTES_MAX", 1000)
     made = Run(compiled(triggers_of(CAPTURE.replace("3s", "1h"), "  raw: {lake: {table: raw}, from: raw}\n")))

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from window_reference import Reference, Row, shifts, sliding, tumbling
 
-from pipelines.engine import panes
 from pipelines.engine.state import State, entries, restore
+from pipelines.engine.windows import panes
 
 SELECT = """
     by: [k]

@@ -12,11 +12,11 @@ from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipelin
 
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
-from pipelines.engine import panes
 from pipelines.engine.plan import check_spec, compile_plan
 from pipelines.engine.run import drain, open_window_rows
 from pipelines.engine.state import entries, restore
 from pipelines.engine.watermark import AGREEING
+from pipelines.engine.windows import panes
 
 
 def window(settings: str, select: str = "x: count(*)", more: str = "", by: str = "[k]") -> str:
@@ -100,7 +100,7 @@ def test_the_groups_of_a_window_are_limited_and_those_beyond_accounted() -> None
 def test_i9_stamps_at_random_do_not_fill_the_memory(kind: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panes, "SMALL", small)
     monkeypatch.setattr(panes, "AHEAD_MAX", 20)
-    monkeypatch.setattr("pipelines.engine.sessions.AHEAD_MAX", 20)
+    monkeypatch.setattr("pipelines.engine.windows.sessions.AHEAD_MAX", 20)
     chance = random.Random(4)
     rows = []
     for i in range(300):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 
 Columns = dict[str, pa.StringArray]
 

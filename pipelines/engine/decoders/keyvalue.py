@@ -14,7 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 from pipelines.engine.decoders.base import Columns
 
 _BLANKS = " \t\n\r\f\v"

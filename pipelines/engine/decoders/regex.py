@@ -10,7 +10,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 from pipelines.engine.decoders.base import Columns, PatternError
 
 EXPANDED_MAX = 64 * 1024

@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 from pipelines.engine.decoders.base import Columns
 from pipelines.engine.decoders.regex import extract
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 from pipelines.engine.decoders.base import Columns
 
 

@@ -12,14 +12,14 @@ from pipelines.contract.language.schema import FieldSpec
 from pipelines.contract.language.steps import Parse
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import decoders
+from pipelines.engine.batch import Lines, meta_column
 from pipelines.engine.bind import Column
-from pipelines.engine.convert import Converter, Unfit, converter
-from pipelines.engine.decode import Lines, meta_column
 from pipelines.engine.decoders import TextDecoder
-from pipelines.engine.delimited import Delimited
-from pipelines.engine.enforce import Contract, Reasons
 from pipelines.engine.fate import ALIVE
-from pipelines.engine.json_records import JsonField, JsonReader, parse_path
+from pipelines.engine.records.convert import Converter, Unfit, converter
+from pipelines.engine.records.delimited import Delimited
+from pipelines.engine.records.enforce import Contract, Reasons
+from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
 from pipelines.engine.stage import Stages, attach
 from pipelines.engine.state import State
 from pipelines.engine.steps.fold import spread

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.engine.condition import HELPERS, Abstain, Evaluate
+from pipelines.engine.triggers.condition import HELPERS, Abstain, Evaluate
 
 if TYPE_CHECKING:
-    from pipelines.engine.trigger_plan import Aggregate
+    from pipelines.engine.triggers.plan import Aggregate
 
 Loop = Callable[..., Any]  # over spans it gives by how many rows more there are in sight
 

@@ -16,17 +16,17 @@ from pipelines.contract.language.sources import Source
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine import decoders
+from pipelines.engine.batch import META, Batch, Lines, meta_column, meta_values
 from pipelines.engine.bind import Binder, Column
-from pipelines.engine.convert import Converter, Unfit, converter
-from pipelines.engine.decode import META, Batch, Lines, meta_column, meta_values
 from pipelines.engine.decoders import TextDecoder
-from pipelines.engine.delimited import Delimited
-from pipelines.engine.enforce import Contract, Reasons, matching
 from pipelines.engine.fate import INVALID, UNDECODABLE
-from pipelines.engine.json_records import JsonField, JsonReader, parse_path
+from pipelines.engine.records.convert import Converter, Unfit, converter
+from pipelines.engine.records.delimited import Delimited
+from pipelines.engine.records.enforce import Contract, Reasons, matching
+from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
+from pipelines.engine.records.table_read import TableRead
+from pipelines.engine.records.timestamps import DIRECTIVES
 from pipelines.engine.statement import Statement
-from pipelines.engine.table_read import TableRead
-from pipelines.engine.timestamps import DIRECTIVES
 from pipelines.engine.types import of_field
 
 _META_PREFIX = "meta."

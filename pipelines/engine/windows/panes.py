@@ -19,14 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.emission import in_order, rows_of
-from pipelines.engine.frame import Frame
 from pipelines.engine.state import Cells, Key, State
 from pipelines.engine.watermark import FAR_US
-from pipelines.engine.window_aggregate import Closing
-from pipelines.engine.window_index import Places, add, remove
-from pipelines.engine.window_plan import Every, WindowPlan
-from pipelines.engine.window_rows import Rows
+from pipelines.engine.windows.aggregates import Closing
+from pipelines.engine.windows.emission import in_order, rows_of
+from pipelines.engine.windows.frame import Frame
+from pipelines.engine.windows.index import Places, add, remove
+from pipelines.engine.windows.plan import Every, WindowPlan
+from pipelines.engine.windows.rows import Rows
 
 TOO_LATE, OVER_LIMIT = "too_late", "over_limit"
 AHEAD_MAX = 1000  # cells more than an hour ahead of the watermark: stamps from a wrong clock

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.tally import on_grid
+from pipelines.engine.triggers.tally import on_grid
 from pipelines.engine.watermark import FAR_US
 
 RELAX_US = 60_000_000  # a source that is steadily behind for so long is taken as live

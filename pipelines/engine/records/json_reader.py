@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
-from pipelines.engine.convert import Converter, Native, Unfit
-from pipelines.engine.json_template import Path, Template, make_template
-from pipelines.engine.json_text import DEPTH_MAX, Doubled, NotJson, parse_object, to_json
-from pipelines.engine.table_read import Part, TableRead, merge
+from pipelines.engine.records.convert import Converter, Native, Unfit
+from pipelines.engine.records.json_template import Path, Template, make_template
+from pipelines.engine.records.json_text import DEPTH_MAX, Doubled, NotJson, parse_object, to_json
+from pipelines.engine.records.table_read import Part, TableRead, merge
 
 ROWS_MAX = 10_000  # elements of one message's array
 BLOCK_ROWS_MIN = 33  # below, one by one is faster

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 
 
 @dataclass(frozen=True)

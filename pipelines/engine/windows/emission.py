@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.types import to_arrow
-from pipelines.engine.window_aggregate import Closing
-from pipelines.engine.window_plan import WindowPlan
+from pipelines.engine.windows.aggregates import Closing
+from pipelines.engine.windows.plan import WindowPlan
 
 
 def in_order(closings: Sequence[Closing]) -> list[Closing]:

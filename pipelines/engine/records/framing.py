@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
-from pipelines.engine.decode import Lines
+from pipelines.engine.batch import Lines
 
 RECORD_BYTES_KEPT = 4096  # of a record that is too long
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

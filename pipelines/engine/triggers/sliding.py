@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.engine.tally import Tally
+from pipelines.engine.triggers.tally import Tally
 
 Row = tuple[int, int, tuple[Any, ...], int]  # event time, chunk, what it brings to each tally, sequence number
 

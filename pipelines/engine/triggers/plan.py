@@ -12,17 +12,17 @@ import pyarrow as pa
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.language.triggers import ExpectLookup, ExpectSeen, Trigger
 from pipelines.contract.spec_problems import did_you_mean
-from pipelines.engine.alarm import Rules
+from pipelines.engine.batch import META
 from pipelines.engine.bind import Binder, Column, Columns
-from pipelines.engine.condition import Evaluate, compile_expressions
 from pipelines.engine.connection import quote
-from pipelines.engine.decode import META
 from pipelines.engine.expression import Call, Expression, Span
 from pipelines.engine.functions import SPAN_AGGREGATES
-from pipelines.engine.incident import Identity
-from pipelines.engine.row_loop import Loop, write_loop
 from pipelines.engine.statement import Statement
-from pipelines.engine.tally import ABSENT, PAIRS, QUANTILES, SUMS, WITH_NULLS, Tally, make_tally, on_grid, plain_name
+from pipelines.engine.triggers.alarm import Rules
+from pipelines.engine.triggers.condition import Evaluate, compile_expressions
+from pipelines.engine.triggers.incident import Identity
+from pipelines.engine.triggers.row_loop import Loop, write_loop
+from pipelines.engine.triggers.tally import ABSENT, PAIRS, QUANTILES, SUMS, WITH_NULLS, Tally, make_tally, on_grid, plain_name
 from pipelines.engine.types import storable, to_arrow
 
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.schema import Element, FieldSpec, fit_decimal, precision_of, scale_of
-from pipelines.engine import timestamps
-from pipelines.engine.json_template import INTEGER, NUMBER
-from pipelines.engine.json_text import Doubled, NotJson, Number, parse, text_of
-from pipelines.engine.timestamps import MICROS, Format
+from pipelines.engine.records import timestamps
+from pipelines.engine.records.json_template import INTEGER, NUMBER
+from pipelines.engine.records.json_text import Doubled, NotJson, Number, parse, text_of
+from pipelines.engine.records.timestamps import MICROS, Format
 from pipelines.engine.types import of_field, to_arrow
 
 TEXT_SHOWN_MAX = 80  # characters of a value in a reason

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.triggers import Capture
-from pipelines.engine.arrived import Arrived
 from pipelines.engine.cells import Census, Chunks, in_order, places_of
 from pipelines.engine.state import Group, State
+from pipelines.engine.triggers.arrived import Arrived
 
 BYTES_MAX = 32 * 1024 * 1024  # kept per trigger
 _ROW_BYTES = 32  # besides its texts and fixed values

@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.engine import alarm as machine
-from pipelines.engine.alarm import NORMAL, Moment
-from pipelines.engine.arrived import Arrived, as_tuple, from_tuple
 from pipelines.engine.cells import GONE, changed
-from pipelines.engine.incident import Book, Suppression, Transition, in_order, is_more
 from pipelines.engine.state import Group, State
-from pipelines.engine.trigger_plan import AbsentPlan
+from pipelines.engine.triggers import alarm as machine
+from pipelines.engine.triggers.alarm import NORMAL, Moment
+from pipelines.engine.triggers.arrived import Arrived, as_tuple, from_tuple
+from pipelines.engine.triggers.incident import Book, Suppression, Transition, in_order, is_more
+from pipelines.engine.triggers.plan import AbsentPlan
 
 CLOCK, BEGUN = "triggers", ("begun",)  # the cell that says since when node time counts: the start, or the end of a pause
 _Heard = tuple[int, str, int]  # node time, source, event time

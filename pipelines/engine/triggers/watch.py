@@ -19,18 +19,18 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from pipelines.engine import alarm as machine
-from pipelines.engine.absent import BEGUN, CLOCK, Silence
-from pipelines.engine.alarm import NORMAL, Alarm, Moment
-from pipelines.engine.arrived import Arrived, Pace, as_keys, as_tuple, from_tuple, pace
-from pipelines.engine.capture import Keeper, row_bytes
 from pipelines.engine.cells import GONE, Census, Chunks, changed, in_order
-from pipelines.engine.condition import Abstain
-from pipelines.engine.incident import Book, Identity, Suppression, Transition, is_more
-from pipelines.engine.latest import Latest
-from pipelines.engine.sliding import Sliding
 from pipelines.engine.state import Group, State, Watermark
-from pipelines.engine.trigger_plan import AbsentPlan, AnyPlan, TriggerPlan
+from pipelines.engine.triggers import alarm as machine
+from pipelines.engine.triggers.absent import BEGUN, CLOCK, Silence
+from pipelines.engine.triggers.alarm import NORMAL, Alarm, Moment
+from pipelines.engine.triggers.arrived import Arrived, Pace, as_keys, as_tuple, from_tuple, pace
+from pipelines.engine.triggers.capture import Keeper, row_bytes
+from pipelines.engine.triggers.condition import Abstain
+from pipelines.engine.triggers.incident import Book, Identity, Suppression, Transition, is_more
+from pipelines.engine.triggers.latest import Latest
+from pipelines.engine.triggers.plan import AbsentPlan, AnyPlan, TriggerPlan
+from pipelines.engine.triggers.sliding import Sliding
 from pipelines.engine.watermark import FAR_US
 
 SPAN_ROWS_MAX = 100_000  # rows in sight of one trigger with a span: about 20 MB; the oldest leave early

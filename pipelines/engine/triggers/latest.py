@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.engine.tally import Tally
+from pipelines.engine.triggers.tally import Tally
 
 # The group's time when the row came, its event time, sequence number and cell, what it brings to each tally. Changed in place.
 Row = list[Any]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines.engine.ipc import TIMESTAMP
 from pipelines.engine.state import Key
-from pipelines.engine.window_plan import WindowPlan
+from pipelines.engine.windows.plan import WindowPlan
 
 
 @dataclass(frozen=True)

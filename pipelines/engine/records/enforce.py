@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.schema import FieldSpec
-from pipelines.engine.convert import TEXT_SHOWN_MAX, Unfit
+from pipelines.engine.records.convert import TEXT_SHOWN_MAX, Unfit
 
 Reasons = dict[int, list[str]]  # by record
 

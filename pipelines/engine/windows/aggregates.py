@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import duckdb
 
-from pipelines.engine import exact, sketch
+from pipelines.engine import exact
 from pipelines.engine.bind import Binder, Columns
 from pipelines.engine.connection import quote
 from pipelines.engine.expression import Call
-from pipelines.engine.parts import (
+from pipelines.engine.windows import sketch
+from pipelines.engine.windows.parts import (
     Count,
     Counts,
     DecimalSum,

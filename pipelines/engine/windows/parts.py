@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine import exact, sketch
-from pipelines.engine.frame import Frame
+from pipelines.engine import exact
+from pipelines.engine.windows import sketch
+from pipelines.engine.windows.frame import Frame
 
 Measured = Callable[[], list[Any]]  # the part of each cell, once the frame has run
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipelines.engine import panes, sessions, window_rows
-from pipelines.engine.emission import rows_of
-from pipelines.engine.panes import Contribution
 from pipelines.engine.state import State
-from pipelines.engine.window_plan import Session, WindowPlan, compile_window
-from pipelines.engine.window_rows import Rows
+from pipelines.engine.windows import panes, sessions
+from pipelines.engine.windows import rows as window_rows
+from pipelines.engine.windows.emission import rows_of
+from pipelines.engine.windows.panes import Contribution
+from pipelines.engine.windows.plan import Session, WindowPlan, compile_window
+from pipelines.engine.windows.rows import Rows
 
 __all__ = ["Fed", "WindowPlan", "compile_window", "drain", "dry_run", "feed", "forget_time_line", "open_rows"]
 

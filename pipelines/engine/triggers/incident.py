@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.contract.language.triggers import Action, Trigger
-from pipelines.engine import alarm as machine
-from pipelines.engine.alarm import ACKNOWLEDGED, CLEARED, NORMAL, RAISED, Alarm, Moment, Rules, Step
 from pipelines.engine.cells import GONE, changed
 from pipelines.engine.state import Group, State
+from pipelines.engine.triggers import alarm as machine
+from pipelines.engine.triggers.alarm import ACKNOWLEDGED, CLEARED, NORMAL, RAISED, Alarm, Moment, Rules, Step
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORGOTTEN = ("\0more", "forgotten")

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.convert import Unfit
+from pipelines.engine.records.convert import Unfit
 
 V = TypeVar("V")
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.engine.emission import in_order, rows_of
-from pipelines.engine.panes import AHEAD_MAX, OVER_LIMIT, TOO_LATE, Contribution, now_closed
 from pipelines.engine.state import Cells, Key, State
 from pipelines.engine.watermark import FAR_US
-from pipelines.engine.window_aggregate import Closing
-from pipelines.engine.window_index import add, remove
-from pipelines.engine.window_plan import WindowPlan
-from pipelines.engine.window_rows import Rows
+from pipelines.engine.windows.aggregates import Closing
+from pipelines.engine.windows.emission import in_order, rows_of
+from pipelines.engine.windows.index import add, remove
+from pipelines.engine.windows.panes import AHEAD_MAX, OVER_LIMIT, TOO_LATE, Contribution, now_closed
+from pipelines.engine.windows.plan import WindowPlan
+from pipelines.engine.windows.rows import Rows
 
 
 @dataclass

@@ -18,13 +18,13 @@ from pipelines.engine.bind import Binder, Column, Columns
 from pipelines.engine.connection import quote
 from pipelines.engine.expression import Span
 from pipelines.engine.functions import WINDOW_AGGREGATES
-from pipelines.engine.parts import Held, Part
-from pipelines.engine.shifts import Shifts
 from pipelines.engine.stage import keep_columns
 from pipelines.engine.statement import Statement
 from pipelines.engine.types import stored, to_arrow
-from pipelines.engine.window_aggregate import Aggregate, Aggregates, value_column
-from pipelines.engine.window_index import Index
+from pipelines.engine.windows.aggregates import Aggregate, Aggregates, value_column
+from pipelines.engine.windows.index import Index
+from pipelines.engine.windows.parts import Held, Part
+from pipelines.engine.windows.shifts import Shifts
 
 CORRECT_US_MIN = US_PER["m"]  # corrections of one window come no closer together, unless the window is shorter
 PATIENCE_US_MAX = US_PER["h"]  # besides the window's lateness

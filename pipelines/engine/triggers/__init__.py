@@ -1,0 +1,1 @@
+"""Alarms: aggregates that rows enter and leave, conditions over them, and the state machine of incidents."""
