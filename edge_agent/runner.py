@@ -154,9 +154,12 @@ class _Runner:
 
     def _pass_time(self) -> None:
         from pipelines.engine.batch import Batch
+        from pipelines.engine.triggers.watch import resume
 
         now_s = time.monotonic()
         if self.mode != "until_eof" and now_s - self.last_tick_s >= self.tick_s:
+            if now_s - self.last_tick_s >= STALL_S:
+                self.state = resume(self.state, self.node_time_us())  # sources were not read: what held is not known to have
             self.last_tick_s = now_s
             self._evaluate(Batch("", self.node_time_us(), _wall_us()))
 
