@@ -13,9 +13,20 @@ import edge_agent.cli
 PROGRAMS = {"tidewire": control_plane.cli.app, "tidewire-agent": edge_agent.cli.app}
 HEAD = """# Command line
 
-`tidewire` is for the control plane and for those who write pipelines; `tidewire-agent` runs on a node. These need no
-control plane, and no more than the agent's dependencies: `tidewire` `validate`, `fmt`, `test`, `explain`, `schema`, `new`,
-`catalog`, and `tidewire-agent run FILE`.
+`tidewire` is for those who write pipelines and for the control plane; `tidewire-agent` runs on a node.
+
+| to | commands |
+|---|---|
+| write and test a pipeline, on any machine | `tidewire new`, `catalog`, `validate`, `explain`, `test`, `fmt`, `schema` |
+| run one pipeline here, alone | `tidewire-agent run FILE` |
+| run a control plane, and let nodes in | `tidewire up`, `join-token create`; on the node `tidewire-agent join`, `run` |
+| put pipelines on nodes | `tidewire apply`, `deploy`, `set`, `unset`; which nodes: `nodes label` |
+| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`; on the node `tidewire-agent status`, `quarantine` |
+| answer an alarm | `tidewire incidents ack`, `reset`; on the node `tidewire-agent ack`, `reset` |
+| change something on site | `tidewire-agent set`, `unset`, `secret` |
+
+The first two rows need no control plane, and no more than the agent's dependencies. The others find the control plane by its directory
+on the machine where it runs, or by `TIDEWIRE_URL` and `TIDEWIRE_TOKEN`. Below, `[X]` may be left out, and `X...` may be several.
 
 Exit status: 0 done; 1 what was asked failed or is invalid; 2 wrong usage; 3 control plane or node out of reach.
 Errors are lines on stderr: what, and how to fix it. `NO_COLOR` and `FORCE_COLOR` are heeded; `TIDEWIRE_DEBUG=1` shows
@@ -75,7 +86,8 @@ def parameters(command: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _arguments(command: Any) -> list[str]:
-    return [param.metavar or param.name.upper() for param in parameters(command)[0]]
+    words = [(param.metavar or param.name.upper(), param.required) for param in parameters(command)[0]]
+    return [word if required else f"[{word}]" for word, required in words]
 
 
 def _sentence(command: Any) -> str:
