@@ -50,7 +50,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - the last line: no traceback reaches a user
+    except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in CONTROL_EXTRA:
             missing = f"the control plane's part of Tidewire is not installed here (no {error.name})"
             _fail([missing, "  fix: pip install 'tidewire[control]'"], 1)

@@ -26,7 +26,9 @@ Select = Annotated[str, typer.Option("--select", "-s", help="Which nodes: site=l
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The control plane's directory. Default: $TIDEWIRE_HOME or ~/.tidewire.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="The control plane's directory. Default: $TIDEWIRE_HOME or ~/.tidewire.")
+]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE, may repeat.")]
 
 

@@ -21,12 +21,14 @@ HEAD = """# Command line
 | run one pipeline here, alone | `tidewire-agent run FILE` |
 | run a control plane, and let nodes in | `tidewire up`, `join-token create`; on the node `tidewire-agent join`, `run` |
 | put pipelines on nodes | `tidewire apply`, `deploy`, `set`, `unset`; which nodes: `nodes label` |
-| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`; on the node `tidewire-agent status`, `quarantine` |
+| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`; on the node `tidewire-agent status` |
+| see what was rejected | `tidewire query` of the table `quarantine`; on the node `tidewire-agent quarantine` |
 | answer an alarm | `tidewire incidents ack`, `reset`; on the node `tidewire-agent ack`, `reset` |
 | change something on site | `tidewire-agent set`, `unset`, `secret` |
 
-The first two rows need no control plane, and no more than the agent's dependencies. The others find the control plane by its directory
-on the machine where it runs, or by `TIDEWIRE_URL` and `TIDEWIRE_TOKEN`. Below, `[X]` may be left out, and `X...` may be several.
+The first two rows need no control plane, and no more than the agent's dependencies. The others find the control plane by its
+directory on the machine where it runs, or by `TIDEWIRE_URL` and `TIDEWIRE_TOKEN`. Below, `[X]` may be left out, and `X...` may be
+several.
 
 Exit status: 0 done; 1 what was asked failed or is invalid; 2 wrong usage; 3 control plane or node out of reach.
 Errors are lines on stderr: what, and how to fix it. `NO_COLOR` and `FORCE_COLOR` are heeded; `TIDEWIRE_DEBUG=1` shows

@@ -63,7 +63,8 @@ def test_every_relative_link_leads_somewhere(path: Path) -> None:
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize(("program", "module"), [("tidewire", "control_plane"), ("tidewire-agent", "edge_agent")])

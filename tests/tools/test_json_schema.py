@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
 from pipelines.contract.yaml_reader import read
 from pipelines.tools.cases import load_cases
-from pipelines.tools.json_schema import cases_schema, pipeline_schema, to_json
-from tests.docs.blocks import blocks
+from pipelines.tools.json_schema import Schema, cases_schema, pipeline_schema, to_json
+from tests.docs.blocks import Block, blocks
 
 ROOT = Path(__file__).parents[2]
 PIPELINE, CASES = Draft202012Validator(pipeline_schema()), Draft202012Validator(cases_schema())
@@ -30,11 +31,10 @@ def problems(text: str, *, cases: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "made"), [("pipeline", pipeline_schema), ("cases", cases_schema)])
-def test_the_committed_schema_is_that_of_the_models(name: str, made: object) -> None:
+def test_the_committed_schema_is_that_of_the_models(name: str, made: Callable[[], Schema]) -> None:
     committed = ROOT / "docs" / f"{name}.schema.json"
-    assert committed.read_text() == to_json(made()), (
-        f"run: tidewire schema {'--cases ' if name == 'cases' else ''}> {committed.name}"
-    )  # type: ignore[operator]
+    command = f"tidewire schema {'--cases ' if name == 'cases' else ''}> docs/{committed.name}"
+    assert committed.read_text() == to_json(made()), f"run: {command}"
 
 
 def test_the_schemas_are_schemas() -> None:
@@ -48,8 +48,8 @@ def test_what_we_ship_is_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "block"), DOCS, ids=[name for name, _ in DOCS])
-def test_what_the_docs_show_is_valid(name: str, block: object) -> None:
-    assert not problems(block.text, cases="cases=" in block.info)  # type: ignore[attr-defined]
+def test_what_the_docs_show_is_valid(name: str, block: Block) -> None:
+    assert not problems(block.text, cases="cases=" in block.info)
 
 
 BASE = """
