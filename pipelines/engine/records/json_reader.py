@@ -134,17 +134,20 @@ class JsonReader:
                 work += _halves(some, lines, why)
 
     def _templated(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> tuple[list[Part], Some | None]:
-        """The lines that look like the first one, and the others; None: it is not worth while."""
+        """The lines that look like one of them, and the others; None: it is not worth while."""
         nothing: tuple[list[Part], Some | None] = ([], None)
         if len(texts) < BLOCK_ROWS_MIN or self._rows is not None:
             return nothing
-        found = self._template(texts[:_EXAMPLES].to_pylist())
-        if found is None:
-            return nothing
-        template, natives = found
-        matches = template.matches(texts)
-        count = pc.sum(matches).as_py()
-        if count * _FEW_ALIKE < len(texts):
+        for start in (0, len(texts) // 2):  # the first line may be an odd one
+            found = self._template(texts.slice(start, _EXAMPLES).to_pylist())
+            if found is None:
+                continue
+            template, natives = found
+            matches = template.matches(texts)
+            count = pc.sum(matches).as_py()
+            if count * _FEW_ALIKE >= len(texts):
+                break
+        else:
             return nothing
         alike, others = (texts, lines), None
         if len(texts) - count <= len(texts) // _FEW_ODD and self._is_flat:
