@@ -83,7 +83,7 @@ class Chunks(Mapping[Key, Any]):
     def of(cls, cells: Mapping[Key, Any]) -> Chunks:
         if isinstance(cells, Chunks):
             return cells
-        sealed = {key[1]: table for key, table in sorted(cells.items()) if key[0] == "rows"}
+        sealed = {epoch: cells["rows", epoch] for epoch in sorted(key[1] for key in cells if key[0] == "rows")}
         return cls(sealed, 0, None, {key: value for key, value in cells.items() if key[0] != "rows"})
 
     def with_rows(self, epoch: int, rows: pa.Table) -> Chunks:

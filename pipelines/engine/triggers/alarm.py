@@ -32,7 +32,7 @@ class Alarm(NamedTuple):
     acknowledged: bool = False
     latched: bool = False  # back to normal, and held active until it is reset
     suppressed: str = ""  # why, or ""
-    sounded: bool = False  # on_raise was performed
+    sounded: bool = False  # on_raise was performed, since the last raise
     unreliable: bool = False
     chattering: bool = False
     raises: tuple[int, ...] = ()  # event times of the last ones, for the flapping limit
@@ -43,6 +43,11 @@ class Alarm(NamedTuple):
     only_us: int | None = None  # event time since when only_when is true
     only_arrival_us: int | None = None
     late: bool = False  # the last row of what is pending or open was older than max_age
+    sounded_before: bool = False  # on_raise was performed for an earlier raise of the incident
+
+    @property
+    def was_told(self) -> bool:
+        return self.sounded or self.sounded_before
 
     @property
     def is_open(self) -> bool:
@@ -72,6 +77,7 @@ class Rules:
     only_delay_us: int = 0
     remind_us: int | None = None
     escalate: tuple[tuple[int, bool], ...] = ()  # (after, not when acknowledged), by after
+    has_max_age: bool = False
     flapping_raises: int = 0  # 0: no limit
     flapping_us: int = 0
 
@@ -172,7 +178,7 @@ def acknowledge(rules: Rules, alarm: Alarm, by: str, reason: str) -> tuple[Alarm
     change = _Change(alarm)
     if alarm.is_open and not alarm.acknowledged and rules.ack != "none":
         closed = {} if alarm.active else _CLOSED
-        change.step(ACKNOWLEDGED, sounds=alarm.sounded, by=by, reason=reason, **{"acknowledged": True, **closed})
+        change.step(ACKNOWLEDGED, sounds=alarm.was_told, by=by, reason=reason, **{"acknowledged": True, **closed})
     return change.result
 
 
@@ -226,7 +232,8 @@ def forget_time_line(alarm: Alarm) -> Alarm:
 def is_steady(rules: Rules, alarm: Alarm) -> bool:
     """Whether seeing the same again changes nothing, whatever the time."""
     waits = rules.has_only_when and alarm.only_us is not None and rules.only_delay_us > 0
-    return alarm.since_us is None and not waits and alarm.suppressed != LATE
+    may_sound = alarm.suppressed != "" and rules.has_max_age and _is_untold(alarm)  # it matters whether the last row was late
+    return alarm.since_us is None and not waits and not may_sound and alarm.suppressed != LATE
 
 
 # -- what decides
@@ -303,7 +310,8 @@ def _raise(change: _Change, rules: Rules, m: Moment, name: Name) -> None:
         "incident": alarm.incident or name(alarm.occurrence + 1),
         "acknowledged": False,
         "suppressed": suppressed,
-        "sounded": alarm.sounded or not suppressed,
+        "sounded": not suppressed,
+        "sounded_before": alarm.was_told,
         "unreliable": m.unreliable,
         "chattering": chattering,
         "raises": raises,
@@ -325,7 +333,7 @@ def _return_to_normal(change: _Change, rules: Rules) -> None:
         change.step(LATCHED, latched=True, since_us=None, since_arrival_us=None)
         return
     raises = () if alarm.chattering else alarm.raises
-    waits = rules.ack == "required" and alarm.sounded and not alarm.acknowledged
+    waits = rules.ack == "required" and alarm.was_told and not alarm.acknowledged
     cleared: dict[str, Any] = {"active": False, "since_us": None, "since_arrival_us": None, "chattering": False}
     change.step(CLEARED, sounds=alarm.sounded, **{**(cleared if waits else _CLOSED), "raises": raises})
 
@@ -335,7 +343,9 @@ def _follow_suppressor(change: _Change, suppressor: str, arrival_us: int) -> Non
     if not alarm.active or alarm.suppressed == suppressor:
         return
     if not suppressor:
-        if alarm.suppressed != LATE:
+        if alarm.late and _is_untold(alarm):
+            change.set(suppressed=LATE)
+        elif alarm.suppressed != LATE:
             _unsuppress(change, arrival_us)
     elif alarm.suppressed:
         change.set(suppressed=suppressor)
@@ -343,8 +353,12 @@ def _follow_suppressor(change: _Change, suppressor: str, arrival_us: int) -> Non
         change.step(SUPPRESSED, suppressed=suppressor, reason=f"suppressed by {suppressor}")
 
 
+def _is_untold(alarm: Alarm) -> bool:
+    return not alarm.sounded and not alarm.acknowledged
+
+
 def _unsuppress(change: _Change, arrival_us: int) -> None:
     """What was not sounded is sounded now, and its times count from here."""
-    first = not change.alarm.sounded and not change.alarm.acknowledged
+    first = _is_untold(change.alarm)
     times: dict[str, Any] = {"sounded": True, "raised_arrival_us": arrival_us} if first else {}
     change.step(UNSUPPRESSED, sounds=first, suppressed="", **times)

@@ -376,6 +376,11 @@ class _Compiler:
         if (name in SUMS or name == "quantile_cont") and not whole and type_ != "DOUBLE":
             self.binder.complain(path, f"{call.name}() is for numbers, this is a {type_.lower()}", "cast it: CAST(x AS DOUBLE)")
             return "NULL"
+        if (problem := self._unordered(name, call, type_, arguments, path)) is not None:
+            self.binder.complain(
+                path, problem, "use a part of it that is a text, a number, a boolean or a time, such as x[1] or s.part"
+            )
+            return "NULL"
         quantile = self._quantile(call, arguments, path) if name in QUANTILES else 0.5
         make = make_tally(name, distinct=call.distinct, whole=whole, replacing=self.trigger.is_latest, quantile=quantile)
         if make is None:
@@ -403,6 +408,15 @@ class _Compiler:
                 return f"_a{i}"
         self.aggregates.append(aggregate)
         return f"_a{len(self.aggregates) - 1}"
+
+    def _unordered(self, name: str, call: Call, type_: str, arguments: Sequence[str], path: str) -> str | None:
+        """What is wrong with an aggregate that compares or counts different values of a list or struct."""
+        if name in PAIRS:
+            type_ = self._type(arguments[1], path)
+        elif not (name in ("min", "max", "approx_count_distinct", *QUANTILES) or call.distinct):
+            return None
+        is_nested = type_.startswith("STRUCT") or type_.endswith("]")
+        return f"{call.name}() compares values, this is a {type_.lower()}" if is_nested else None
 
     def _quantile(self, call: Call, arguments: Sequence[str], path: str) -> float:
         if call.name == "median":
@@ -444,6 +458,7 @@ class _Compiler:
             "latch": t.latch,
             "ack": t.ack,
             "remind_us": t.remind,
+            "has_max_age": t.max_age is not None,
             "escalate": tuple(steps),
             "flapping_raises": t.flapping.raises if t.flapping else 0,
             "flapping_us": t.flapping.within if t.flapping else 0,

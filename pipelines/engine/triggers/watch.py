@@ -37,6 +37,7 @@ SPAN_ROWS_MAX = 100_000  # rows in sight of one trigger with a span: about 20 MB
 NO_WATERMARK = Watermark()
 PACE = "pace"  # owner: see `pace`
 _AT_END = 1 << 62
+_DELAY_MAX_S = 1_000 * 365 * 86_400
 Out = tuple[Any, ...]  # what `evaluate` gives
 
 
@@ -675,10 +676,12 @@ class _Sight:
 
 
 def _delay(given: int | str, seconds: Any) -> int:
-    """Microseconds; an expression in seconds that is NULL or below 0 is no delay."""
+    """Microseconds; an expression in seconds that is NULL or below 0 is no delay, one beyond `_DELAY_MAX_S` is never over."""
     if isinstance(given, int):
         return given
-    return 0 if seconds is None or seconds <= 0 else round(float(seconds) * 1_000_000)
+    if seconds is None or seconds <= 0:
+        return 0
+    return round(float(seconds) * 1_000_000) if seconds < _DELAY_MAX_S else _AT_END  # NaN is not below it
 
 
 def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
