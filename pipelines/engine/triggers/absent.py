@@ -21,6 +21,7 @@ from pipelines.engine.triggers.incident import Book, Suppression, Transition, in
 from pipelines.engine.triggers.plan import AbsentPlan
 
 CLOCK, BEGUN = "triggers", ("begun",)  # the cell that says since when node time counts: the start, or the end of a pause
+_NEVER = 1 << 62
 _Heard = tuple[int, str, int]  # node time, source, event time
 
 
@@ -52,19 +53,21 @@ class Silence:
 
     def rows(self, state: State, rows: Arrived | None, arrival_us: int, suppression: Sequence[Suppression]) -> None:
         if rows is not None and rows.n:
-            self._source_spoke(rows)
+            self._source_spoke(rows, suppression)
             self._groups_spoke(rows, suppression)
         for one in suppression:
-            one.advance(1 << 62, arrival_us)
+            one.advance(_NEVER, arrival_us)
 
-    def _source_spoke(self, rows: Arrived) -> None:
+    def _source_spoke(self, rows: Arrived, suppression: Sequence[Suppression]) -> None:
         name, arrival_us = rows.source, rows.arrival_us
         _, back_us = self.sources.get(name, (0, 0))
         alarm = self.down.alarm((name,))
         if alarm != NORMAL:
-            moment = Moment(False, True, arrival_us, arrival_us)
+            for one in suppression[1:]:
+                one.advance(rows.row[0] - 1, arrival_us)  # it is back before its row says anything
+            moment = Moment(False, True, arrival_us, arrival_us, suppressor=_suppressor(suppression[1:], (name,)))
             self.down.see((name,), moment, dict, rows.row[0], at_us=rows.te_us[0])
-            if alarm.active:
+            if alarm.active and not alarm.latched:
                 back_us, self.next_us = arrival_us, 0
         self.sources[name] = (arrival_us, back_us)
 
@@ -81,25 +84,30 @@ class Silence:
                 self._speaks(rows, i, as_tuple(key, self.plan.by), suppression)
         for key, i in last.items():
             if self.expected is None and key not in self.heard and len(self.heard) >= self.spec.max_groups:
-                text = f"more than {self.spec.max_groups} groups: new ones are not watched"
-                self.book.limit("groups", True, rows.te_us[i], rows.row[i], text)
+                if not self.book.has_limit("groups"):
+                    first = {keys[j]: j for j in reversed(places)}
+                    self._refuse(rows, first[key])
             elif self.expected is None or key in self.expected:
                 self.heard[key] = self.touched[key] = (arrival_us, rows.source, rows.te_us[i])
+        self.next_us = min(self.next_us, arrival_us + min(self.spec.absent or 0, self._seen_us))
+
+    def _refuse(self, rows: Arrived, i: int) -> None:
+        text = f"more than {self.spec.max_groups} groups: new ones are not watched"
+        self.book.limit("groups", True, rows.te_us[i], rows.row[i], text)
 
     def _speaks(self, rows: Arrived, i: int, group: Group, suppression: Sequence[Suppression]) -> None:
-        suppressor = ""
-        if suppression:
-            suppression[0].advance(rows.row[i], rows.arrival_us)
-            suppressor = suppression[0].of(group)
-        moment = Moment(False, True, rows.arrival_us, rows.arrival_us, clear_for_us=self._us(self.spec.clear_for))
+        for one in suppression[:1]:
+            one.advance(rows.row[i], rows.arrival_us)
+        suppressor, clear_for_us = _suppressor(suppression, group), self._us(self.spec.clear_for)
+        moment = Moment(False, True, rows.arrival_us, rows.arrival_us, clear_for_us=clear_for_us, suppressor=suppressor)
         told: Mapping[str, Any] = {"silent_s": 0}
-        self.book.see(group, moment._replace(suppressor=suppressor), lambda: told, rows.row[i], at_us=rows.te_us[i])
+        self.book.see(group, moment, lambda: told, rows.row[i], at_us=rows.te_us[i])
 
     # -- timers
 
     def pass_time(self, state: State, arrival_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
         for one in suppression:
-            one.advance(1 << 62, arrival_us)
+            one.advance(_NEVER, arrival_us)
         begun_us = int(state.of(CLOCK)[BEGUN])
         absent_us = self.spec.absent or 0
         for name in self.plan.sources if self.expected is not None else list(self.sources):
@@ -108,7 +116,8 @@ class Silence:
             grace_us = self._grace_us if since_us == begun_us else 0
             if silent_us >= max(absent_us, grace_us):
                 told = {"silent_s": silent_us / 1e6}
-                moment = Moment(True, False, arrival_us, arrival_us, for_us=self._us(self.spec.for_))
+                suppressor = _suppressor(suppression[1:], (name,))
+                moment = Moment(True, False, arrival_us, arrival_us, for_us=self._us(self.spec.for_), suppressor=suppressor)
                 self.down.see((name,), moment, lambda told=told: told, -1, at_us=now_us)  # type: ignore[misc]
         if arrival_us >= self.next_us:
             self._look_at_groups(arrival_us, now_us, begun_us, suppression)
@@ -117,20 +126,21 @@ class Silence:
                 book.pass_time(group, arrival_us, now_us)
 
     def _look_at_groups(self, arrival_us: int, now_us: int, begun_us: int, suppression: Sequence[Suppression]) -> None:
-        absent_us, next_us = self.spec.absent or 0, 1 << 62
+        absent_us, next_us = self.spec.absent or 0, _NEVER
         for key in sorted(self.heard if self.expected is None else self.expected, key=repr):
             heard_us, source, te_us = self.heard.get(key, (0, "", 0))
-            if self.plan.seen_us is not None and arrival_us - max(heard_us, begun_us) >= self.plan.seen_us:
+            forgotten_us = max(heard_us, begun_us) + self._seen_us
+            if arrival_us >= forgotten_us:
                 self._forget(key, now_us)
                 continue
             since_us = max(heard_us, begun_us, self.sources.get(source, (0, 0))[1])
             due_us = max(since_us + absent_us, begun_us + self._grace_us if since_us == begun_us else 0)
-            next_us = min(next_us, due_us)
+            next_us = min(next_us, due_us, forgotten_us)
             if arrival_us < due_us or not self._is_source_alive(source, due_us):
                 continue
             group, silent_us = as_tuple(key, self.plan.by), arrival_us - since_us
             at_us = te_us + arrival_us - heard_us if heard_us else now_us
-            suppressor = suppression[0].of(group) if suppression else ""
+            suppressor = _suppressor(suppression, group)
             moment = Moment(True, False, arrival_us, arrival_us, for_us=self._us(self.spec.for_), suppressor=suppressor)
             told: Mapping[str, Any] = {"silent_s": silent_us / 1e6}
             self.book.see(group, moment, lambda told=told: told, -1, at_us=at_us)  # type: ignore[misc]
@@ -152,6 +162,10 @@ class Silence:
         if self.book.alarm(group).is_open:
             self.book.by_hand(group, machine.retire(self.book.alarms[group], "not seen any more"), now_us)
         self.book.limit("groups", False, now_us, -1, "")
+
+    @property
+    def _seen_us(self) -> int:
+        return _NEVER if self.plan.seen_us is None else self.plan.seen_us
 
     @property
     def _grace_us(self) -> int:
@@ -183,3 +197,7 @@ class Silence:
         for book in self.books:
             state = book.commit(state)
         return state
+
+
+def _suppressor(suppression: Sequence[Suppression], group: Group) -> str:
+    return suppression[0].of(group) if suppression else ""

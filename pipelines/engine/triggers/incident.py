@@ -179,7 +179,22 @@ class Book:
         return True
 
     def active_groups(self) -> list[Group]:
-        return [group for group, alarm in self.alarms.items() if alarm.active]
+        return [group for group, alarm in self.alarms.items() if alarm.active and not is_more(group)]
+
+    def start_afresh(self, reason: str, at_us: int) -> dict[Group, Any]:
+        """Close all that is open. The cells for other groups: an id that was given is never given again."""
+        for group in in_order(self.alarms):
+            self.by_hand(group, machine.retire(self.alarms[group], reason), at_us)
+        floor = max([self.floor, *(alarm.occurrence for alarm in self.alarms.values())])
+        return {_FORGOTTEN: NORMAL._replace(occurrence=floor)} if floor else {}
+
+    def follow(self, rules: Rules, at_us: int) -> None:
+        """Let go of what only the rules of an older version held open."""
+        for group, alarm in list(self.alarms.items()):
+            if alarm.latched and not rules.latch:
+                self.put(group, alarm._replace(latched=False))
+            elif alarm.is_open and not alarm.active and rules.ack != "required":
+                self.by_hand(group, machine.retire(alarm, "retired: it need not be acknowledged any more"), at_us)
 
     # -- inputs
 
@@ -261,7 +276,7 @@ class Book:
     def limit(self, what: str, reached: bool, at_us: int, row: int, message: str) -> None:
         """One incident for all that is beyond a limit; it performs no actions."""
         group = (MORE, what)
-        old = self.alarms.get(group, NORMAL)
+        old = self.alarm(group)
         if old.is_open == reached:
             return
         if reached:
@@ -349,7 +364,7 @@ class _Followed:
         shared = [name for name in by if name in book.identity.by]
         self.mine = [by.index(name) for name in shared]
         self.theirs = [book.identity.by.index(name) for name in shared]
-        active = dict.fromkeys(g for g in book.active_groups() if not is_more(g))
+        active = dict.fromkeys(book.active_groups())
         for change in reversed(book.changes):
             if change.active:
                 active.pop(change.group, None)

@@ -726,19 +726,26 @@ def by_hand(
 def hand_over(
     state: State, plans: Mapping[str, AnyPlan], successors: Mapping[str, AnyPlan], at_us: int
 ) -> tuple[State, list[Transition]]:
-    """Close the incidents of triggers that are no more, and forget the rows that the successors do not look at."""
-    goes_on = {identity.owner for plan in successors.values() for identity in plan.identities}
-    kept = {owner for plan in successors.values() for owner in plan.owners}
+    """Close the incidents of triggers that are no more or that have other groups now, and forget the rows that the successors do
+    not look at."""
     transitions: list[Transition] = []
-    for plan in plans.values():
+    for name, plan in plans.items():
+        successor = successors.get(name)
+        heirs = {identity.owner: identity for identity in successor.identities} if successor else {}
         sight = _sight(plan, state)
         plan.memory.clear()
         for book in sight.books:
-            if book.identity.owner not in goes_on:
-                for group, alarm in list(book.alarms.items()):
-                    book.by_hand(group, machine.retire(alarm, "retired: the trigger was removed"), at_us)
-                transitions += book.transitions
+            heir = heirs.get(book.identity.owner)
+            if heir is None:
+                book.start_afresh("retired: the trigger was removed", at_us)
                 state = state.put(book.identity.owner, {})
+            elif successor is None or type(plan) is not type(successor) or heir.by != book.identity.by:
+                state = state.put(heir.owner, book.start_afresh("retired: the trigger watches other groups now", at_us))
+            else:
+                book.follow(heir.rules, at_us)
+                state = book.commit(state)
+            transitions += book.transitions
+        kept = successor.owners if successor is not None and successor.by == plan.by else ()
         for owner in plan.owners:
             state = state if owner in kept else state.put(owner, {})
     return (state if successors else state.put(CLOCK, {}).put(PACE, {})), transitions
