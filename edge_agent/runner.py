@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long witho
 COMMIT_S = 1.0
 STATS_S = 1.0
 IN_FLIGHT_MAX = 4
+ACTIONS_AT_ONCE = 1_000  # in one message
 FULL_BYTES = 4 * 1024 * 1024  # of uncommitted rows: beyond, a source is not read while commits get through
 STALL_S = 5.0  # without a commit answered the agent's disk is full or dead, and evaluation goes on regardless (I15)
 
@@ -41,7 +43,8 @@ def main(sock: socket.socket) -> None:
     try:
         started = channel.receive(None)
         assert started is not None, "a wait without a time-out returns a message"
-        _Runner(channel, *started).run()
+        header, blobs = started
+        _Runner(channel, header, blobs, _stored(channel, header)).run()
     except EOFError:
         os._exit(0)  # nobody to report to; what was not committed is read again
     except TidewireError as error:
@@ -51,13 +54,25 @@ def main(sock: socket.socket) -> None:
         _fail(channel, f"{type(error).__name__}: {_one_line(error)}", "this is a defect: please report it")
 
 
+def _stored(channel: Channel, start: dict[str, Any]) -> list[tuple[str, bytes]]:
+    """The entries of the last commits' state."""
+    entries: list[tuple[str, bytes]] = []
+    for _ in range(start["state_parts"]):
+        message = channel.receive(None)
+        assert message is not None, "a wait without a time-out returns a message"
+        entries += zip(message[0]["keys"], message[1], strict=True)
+    return entries
+
+
 def _fail(channel: Channel, reason: str, hint: str) -> None:
     with suppress(EOFError):  # the agent may be gone as well
         channel.send({"type": "failed", "reason": reason, "hint": hint})
 
 
 class _Runner:
-    def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes]) -> None:
+    def __init__(
+        self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]
+    ) -> None:
         from edge_agent.lookups import LookupFiles
         from edge_agent.sources import open_source
         from edge_agent.uncommitted import Uncommitted
@@ -80,20 +95,22 @@ class _Runner:
         self.plan = self._compile(start["params"])
         ledger = start["ledger"] or {}
         epoch = int(ledger.get("epoch", 0)) + 1
-        self.state = restore(start["lineage"], zip(start["state_keys"], blobs[2:], strict=True), ledger, epoch)
+        self.state = restore(start["lineage"], stored, ledger, epoch)
         self.begun_us = max((mark.arrival_us for mark in self.state.watermarks.values()), default=self.node_time_us())
         if self.mode == "follow":
             self.state = resume(self.state, self.node_time_us())
         positions = start["positions"] or {}
         self.settings = {} if self.mode == "drain" else self._settings(start["params"])
         self.sources = {n: open_source(s, positions.get(n, {}), self.context) for n, s in self.settings.items()}
-        self.uncommitted = Uncommitted(self.spec, dict(positions), self.state, self.lookups.digests)
+        stored_bytes = sum(len(key) + len(value) for key, value in stored)
+        self.uncommitted = Uncommitted(self.spec, dict(positions), self.state, self.lookups.digests, stored_bytes)
         self.in_flight = self.sent = 0
         self.stopping = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
         self.last_rows_s = self.last_stats_s = self.last_tick_s
         self.is_fresh = True  # whether something was evaluated since it was last asked what there is to commit
         self.trouble: dict[str, str] = {}
+        self.ended: set[str] = set()
 
     def run(self) -> None:
         self.channel.send({"type": "ready"})
@@ -128,12 +145,21 @@ class _Runner:
             block = source.read()
             self._note_trouble(f"source {name}", source.trouble())
             if block is None:
+                self._note_end(name, source)
                 continue
             had_rows = True
             self._evaluate(Batch(name, self._arrival_us(), _wall_us(), block.lines, block.file, block.header))
         if had_rows:
             self.last_rows_s = time.monotonic()
         return had_rows
+
+    def _note_end(self, name: str, source: Any) -> None:
+        """In a replay no time passes: the engine must be told that nothing more comes."""
+        if self.mode == "until_eof" and source.exhausted and name not in self.ended:
+            from pipelines.engine.batch import Batch
+
+            self.ended.add(name)
+            self._evaluate(Batch(name, self._arrival_us(), _wall_us()))
 
     def _evaluate(self, batch: Any) -> None:
         from pipelines.engine.run import run_batch
@@ -147,7 +173,9 @@ class _Runner:
             now_us = self.node_time_us()
             output = replace(output, actions=[replace(action, at_us=now_us) for action in output.actions])
             actions = [vars(action) for action in output.actions]
-            self.channel.send({"type": "act", "actions": actions, "params_digest": self.params_digest})
+            for start in range(0, len(actions), ACTIONS_AT_ONCE):
+                some = actions[start : start + ACTIONS_AT_ONCE]
+                self.channel.send({"type": "act", "actions": some, "params_digest": self.params_digest})
         self.state, self.is_fresh = self.uncommitted.add(state, output, self.params_digest), True
         if output.transitions:
             self._commit()

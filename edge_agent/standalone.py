@@ -281,7 +281,7 @@ async def _report(store: Store, version: PipelineVersion, lake: Path, *, json_ou
         ledger.get("streams", {}),
         tables,
         _top_reasons(lake / "quarantine"),
-        len([i for i in await store.incidents() if i.get("transition") != "cleared"]),
+        len(await store.incidents()),
         ledger.get("streams", {}).get("_incidents", {}).get("written", 0),
     )
     if json_output:

@@ -312,7 +312,7 @@ class Demo:
         status = node.status
         running = _entry(status)
         params = ", ".join(f"{name}={entry['value']:g}" for name, entry in running.get("params", {}).items())
-        active = [i for i in status.get("incidents", []) if i.get("state", {}).get("transition", "") != "cleared"]
+        active = [i for i in status.get("incidents", []) if i.get("state") == "active"]
         return NodeRow(
             node.name,
             node.press.written.lines,

@@ -23,10 +23,11 @@ from pipelines.engine.state import State, Watermark
 from pipelines.engine.triggers import watch as triggers
 from pipelines.engine.triggers.arrived import Arrived
 from pipelines.engine.triggers.incident import Transition, wanted_actions
-from pipelines.engine.watermark import Stretch, advance, reached_us
+from pipelines.engine.watermark import NEVER_US, Stretch, advance, reached_us
 from pipelines.engine.windows import feed as windows
 
 QUARANTINE_STREAM, INCIDENT_STREAM, LEDGER_STREAM = "_quarantine", "_incidents", "_ledger"  # every pipeline has these
+TOLD_MAX, MESSAGE_MAX = 1024, 4096  # characters of a text in the group or value of an incident, and of its message
 RAW_BYTES_MAX = 256 * 1024  # of a quarantined record
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -90,13 +91,17 @@ class Output:
         return replace(self, quarantine=quarantine, transitions=sorted(self.transitions, key=lambda t: t.row))
 
     def with_actions(self, plan: Plan, arrival_us: int) -> Output:
-        return replace(self, actions=[action for t in self.transitions for action in _actions_of(plan, t, arrival_us)])
+        """What there is to do, and transitions with texts of a length that can be told."""
+        told = [_told(t) for t in self.transitions]
+        actions = [action for t in told for action in _actions_of(plan, t, arrival_us)]
+        return replace(self, transitions=told, actions=actions)
 
 
 def run_batch(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
-    """The state after `batch` and what it gave. A batch without lines is a timer: time passes, nothing else."""
+    """The state after `batch` and what it gave. A batch without lines is a timer: time passes, nothing else; with a source, that
+    source has ended, and nobody waits for it."""
     if batch.lines is None:
-        state, output = _tick(plan, state, batch)
+        state, output = _tick(plan, _ended(plan, state, batch) if batch.source else state, batch)
     elif len(batch.lines):
         state, output = _rows(plan, state, batch)
     else:
@@ -300,6 +305,7 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
     state, output = _to_sinks(plan, state, accepted, None)
     if not plan.windows and not plan.triggers:
         return state, output
+    state = _listening(plan, state, batch.arrival_us)
     others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
     others_us = _least_reached(others, batch.arrival_us, max((w.patience_us for w in plan.windows.values()), default=0))
     mark = state.watermarks.get(batch.source)
@@ -408,8 +414,23 @@ def _tick(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     return state, output + made
 
 
+def _listening(plan: Plan, state: State, arrival_us: int) -> State:
+    """Sources not heard yet are waited for from now on."""
+    unheard = [name for name in plan.spec.sources if name not in state.watermarks] if plan.windows else []
+    waited_for = {name: replace(triggers.NO_WATERMARK, arrival_us=arrival_us) for name in unheard}
+    return replace(state, watermarks={**state.watermarks, **waited_for}) if unheard else state
+
+
+def _ended(plan: Plan, state: State, batch: Batch) -> State:
+    state = _listening(plan, state, batch.arrival_us)
+    if batch.source not in state.watermarks:
+        return state
+    mark = replace(state.watermarks[batch.source], arrival_us=NEVER_US)
+    return replace(state, watermarks={**state.watermarks, batch.source: mark})
+
+
 def _least_reached(marks: Mapping[str, Watermark], arrival_us: int, idle_after_us: int) -> int | None:
-    """How far event time has come in all of these sources."""
+    """How far event time has come in all of these sources; None: there is none to wait for."""
     reached = [us for mark in marks.values() if (us := reached_us(mark, arrival_us, idle_after_us)) is not None]
     return min(reached, default=None)
 
@@ -484,6 +505,26 @@ def _actions_of(plan: Plan, transition: Transition, arrival_us: int) -> Iterator
             at_us=arrival_us,
             context=context,
         )
+
+
+def _told(transition: Transition) -> Transition:
+    """With its texts cut: records may have texts of megabytes, and an incident is told in every copy of a message."""
+    if len(transition.group) + len(transition.message) + len(transition.value) <= TOLD_MAX:
+        return transition
+    group, value = (_shortened(getattr(transition, name)) for name in ("group", "value"))
+    return replace(transition, group=group, value=value, message=_cut_text(transition.message, MESSAGE_MAX))
+
+
+def _shortened(told: str) -> str:
+    """A JSON map with its texts cut."""
+    if len(told) <= TOLD_MAX:
+        return told
+    words = {name: _cut_text(value, TOLD_MAX) if isinstance(value, str) else value for name, value in json.loads(told).items()}
+    return json.dumps(words, ensure_ascii=False)
+
+
+def _cut_text(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def incident_rows(transitions: Sequence[Transition]) -> pa.Table:

@@ -23,6 +23,7 @@ from pipelines.engine.state import Watermark
 FAR_US = US_PER["h"]
 AGREEING = 8
 AGREEING_ALONE = 64
+NEVER_US = -(1 << 62)  # before any time
 IDLE_US_MIN = 5 * US_PER["s"]  # a writer that pauses for less is not idle, however short the windows
 
 
@@ -130,6 +131,10 @@ def _stretch(start: int, stop: int, before: list[int], at: list[int], stepped: b
 
 
 def reached_us(mark: Watermark, arrival_us: int, idle_after_us: int) -> int | None:
-    """How far event time has come in a source by now: one without rows since `idle_after_us` goes on with node time."""
+    """How far event time has come in a source by now: one without rows since `idle_after_us` goes on with node time. One that
+    was never heard holds everybody back for as long, and then (None) nobody."""
     silent_us = arrival_us - mark.arrival_us
-    return mark.us + silent_us if mark.us is not None and silent_us > max(idle_after_us, IDLE_US_MIN) else mark.us
+    is_idle = silent_us > max(idle_after_us, IDLE_US_MIN)
+    if mark.us is None:
+        return None if is_idle else NEVER_US
+    return mark.us + silent_us if is_idle else mark.us

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,8 @@ from pipelines.engine.batch import Batch
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.records.framing import frame_lines
 from pipelines.engine.run import Output, finish, open_window_rows, run_batch
-from pipelines.engine.state import State
+from pipelines.engine.state import State, Watermark
+from pipelines.engine.watermark import NEVER_US
 
 S = 1_000_000  # microseconds
 T0 = 1_767_225_600 * S  # 2026-01-01T00:00:00Z
@@ -68,11 +69,17 @@ def timer(arrival_s: float) -> Batch:
 
 @dataclass
 class Run:
-    """A pipeline under way; what it gave so far."""
+    """A pipeline under way; what it gave so far. `waits`: for sources that were not heard yet, as a runner does."""
 
     plan: Plan
     state: State = field(default_factory=lambda: State("lineage"))
     output: Output = field(default_factory=Output)
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.waits and not self.state.watermarks:
+            ended = {name: Watermark(arrival_us=NEVER_US) for name in self.plan.spec.sources}
+            self.state = replace(self.state, watermarks=ended)
 
     def feed(self, *batches: Batch) -> Run:
         for one in batches:

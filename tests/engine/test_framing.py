@@ -7,12 +7,16 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 
 import pytest
+from engine_support import Run, batch, pipeline, row
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
+from pipelines.contract.spec import load_spec
+from pipelines.engine.plan import compile_plan
 from pipelines.engine.records.framing import Counted, Framer, Marked, MultiLine, frame_lines, open_framer
+from pipelines.engine.run import RAW_BYTES_MAX
 
 Record = tuple[str, int, str]  # text, position, what is wrong
 MARK = b"\xef\xbb\xbf"
@@ -195,8 +199,9 @@ def test_an_endless_record_takes_no_memory() -> None:
         for _ in range(20):
             step = framer.frame(piece, 1, step.skipping)
             assert (step.lines, step.consumed) == (None, len(piece))
-        assert tracemalloc.get_traced_memory()[1] < 100_000
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        assert peak < 100_000
         step = framer.frame(b"x\nafter\na\n", 1, step.skipping, is_last=True)
         assert step.lines is not None
         assert step.lines.text.to_pylist()[-1] == "a"
@@ -218,3 +223,14 @@ def test_an_endless_record_takes_no_memory() -> None:
 def test_refusals(framing: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Framing.model_validate(framing)
+
+
+@pytest.mark.parametrize("character", ["a", "é", "€"])
+def test_of_a_long_record_in_quarantine_the_beginning_is_kept(character: str) -> None:
+    text = pipeline().replace("file: {path: x}", "file: {path: x}\n    framing: {lines: {max: 4MiB}}")
+    run = Run(compile_plan(load_spec(text))).feed(batch(["x" + character * 1_000_000, "short", row(0)], 1))
+    long, short = (r["raw"] for r in run.quarantine())
+    assert long == ("x" + character * RAW_BYTES_MAX).encode()[:RAW_BYTES_MAX].decode(errors="ignore")
+    assert RAW_BYTES_MAX - 3 < len(long.encode()) <= RAW_BYTES_MAX
+    assert short == "short"
+    assert len(run.rows()) == 1

@@ -53,13 +53,22 @@ def bounded(counts: Mapping[int, int]) -> Mapping[int, int]:
 
 
 def quantile(counts: Mapping[int, int], q: float) -> float | None:
-    """The value below which the share `q` of the values lies."""
-    rank, seen = q * (sum(counts.values()) - 1), 0
+    """The value below which the share `q` of the values lies; between two values, in proportion (as SQL's quantile_cont)."""
+    if not counts:
+        return None
+    rank = q * (sum(counts.values()) - 1)
+    low, high = _at(counts, math.floor(rank)), _at(counts, math.ceil(rank))
+    return low + (high - low) * (rank - math.floor(rank))
+
+
+def _at(counts: Mapping[int, int], rank: int) -> float:
+    """The value with so many below it."""
+    seen = 0
     for bucket in sorted(counts):
         seen += counts[bucket]
         if seen > rank:
-            return middle_of(bucket)
-    return None
+            break
+    return middle_of(bucket)
 
 
 Distinct = tuple[int, ...] | bytes  # sorted hashes | registers
