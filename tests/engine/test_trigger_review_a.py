@@ -187,3 +187,31 @@ def test_a_trigger_that_needs_no_acknowledgement_any_more_lets_go() -> None:
     made = fed(plan_of(text % ", ack: required"), [batch([row(0, "a", 11)], 0), batch([row(1, "a", 1)], 1)])
     assert handed_over(made, plan_of(text % ", latch: true, ack: required")) == []
     assert handed_over(made, plan_of(text % ", ack: none")) == [("t", "retired", "closed")]
+
+
+# -- limits
+
+
+@pytest.mark.parametrize("restores", [False, True])
+@pytest.mark.parametrize("then", [timer(5), batch([row(5, "c", 11)], 5)])
+def test_what_is_beyond_the_limit_gets_its_incident_when_there_is_room(restores: bool, then: Batch) -> None:
+    plan = plan_of("t: {over: latest, by: [k], when: v > 10, clear_when: v < 5, max_open: 2, actions: {on_raise: [log]}}")
+    rows = [row(0, k, 11) for k in "abcd"]
+    made = fed(plan, [batch(rows, 0), batch([row(1, "d", 7)], 1), batch([row(2, "a", 1)], 2), then], restores=restores)
+    by_c = [t for t in made.output.transitions if t.group == '{"k": "c"}']
+    assert [(t.transition, t.sounds) for t in by_c] == [("raised", True)]
+    assert [what for _, group, what, _ in told(made) if "more" in group] == ["raised"]
+    made.feed(batch([row(6, "b", 1), row(6, "d", 7)], 6), timer(7))
+    assert '{"k": "d"}' not in {t.group for t in made.output.transitions}  # it neither holds nor is it back
+    made.feed(batch([row(8, "d", 11)], 8))
+    assert told(made)[-2:] == [("t", '{"k": "d"}', "raised", 8), ("t", '{"more": "open incidents"}', "cleared", 8)]
+
+
+def test_room_is_found_whatever_the_split() -> None:
+    plan = plan_of("t: {over: latest, by: [k], when: v > 10, max_open: 1}")
+    rows = [row(i, k, v) for i, (k, v) in enumerate(zip("abcabcbcabc", (11, 11, 11, 1, 11, 11, 1, 11, 11, 1, 1), strict=True))]
+    whole, single = (fed(plan, [batch(part, 7) for part in cut]) for cut in ([rows], [[text] for text in rows]))
+    stored = fed(plan, [batch([text], 7) for text in rows], restores=True)
+    assert told(whole) == told(single) == told(stored)
+    raised = [group for _, group, what, _ in told(whole) if what == "raised"]
+    assert raised == ['{"k": "a"}', '{"more": "open incidents"}', '{"k": "b"}', '{"k": "c"}', '{"more": "open incidents"}']

@@ -54,6 +54,11 @@ class Alarm(NamedTuple):
         return self.incident != ""
 
     @property
+    def is_beyond(self) -> bool:
+        """Active, without an incident: there were too many."""
+        return self.active and self.incident == ""
+
+    @property
     def state(self) -> Literal["active", "cleared", "closed"]:
         return "active" if self.active else "cleared" if self.incident else "closed"
 
@@ -233,7 +238,7 @@ def is_steady(rules: Rules, alarm: Alarm) -> bool:
     """Whether seeing the same again changes nothing, whatever the time."""
     waits = rules.has_only_when and alarm.only_us is not None and rules.only_delay_us > 0
     may_sound = alarm.suppressed != "" and rules.has_max_age and _is_untold(alarm)  # it matters whether the last row was late
-    return alarm.since_us is None and not waits and not may_sound and alarm.suppressed != LATE
+    return alarm.since_us is None and not waits and not may_sound and alarm.suppressed != LATE and not alarm.is_beyond
 
 
 # -- what decides

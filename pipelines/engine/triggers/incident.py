@@ -138,7 +138,7 @@ class Book:
         self.cells = state.of(identity.owner)
         self.alarms: dict[Group, Alarm] = {key: Alarm(*value) for key, value in self.cells.items()}
         self.open = sum(a.is_open for k, a in self.alarms.items() if not is_more(k))
-        self.beyond = sum(a.active and not a.is_open for a in self.alarms.values())
+        self.beyond = sum(a.is_beyond for a in self.alarms.values())
         self.floor = self.alarms.get(_FORGOTTEN, NORMAL).occurrence  # groups that are not known had so many incidents, or fewer
         self.blank = NORMAL._replace(occurrence=self.floor)
         self.touched: dict[Group, Any] = {}
@@ -211,7 +211,12 @@ class Book:
         """One row or timer of a group. `at_us`: what to tell as the time, where the group has none."""
         old = self.alarm(group)
         look = machine.see_silence if silent else machine.see
-        new, steps = look(self.identity.rules, old, moment, lambda n: self._id(group, n))
+        seen = old
+        if old.is_beyond and self.open < self.identity.spec.max_open:
+            seen = old._replace(active=False, since_us=0)  # there is room now: what holds is raised
+        new, steps = look(self.identity.rules, seen, moment, lambda n: self._id(group, n))
+        if seen is not old and not new.is_open:
+            new, steps = look(self.identity.rules, old, moment, lambda n: self._id(group, n))
         if new is not old:
             new = self._take(group, old, new, steps, moment.t_us if at_us is None else at_us, values, row)
         return new
@@ -267,7 +272,7 @@ class Book:
         if old.active != new.active:
             self.changes.append(Change(row, group, new.active, at_us))
         self.open += new.is_open - old.is_open
-        beyond = (new.active and not new.is_open) - (old.active and not old.is_open)
+        beyond = new.is_beyond - old.is_beyond
         if beyond:
             self.beyond += beyond
             self.limit("open incidents", self.beyond > 0, at_us, row, f"and more: {self.identity.spec.max_open} are open")

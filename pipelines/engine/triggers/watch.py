@@ -449,7 +449,7 @@ class _Sight:
             was = book.alarm(group.key)
             alarm = book.see(group.key, moment, told, row, silent=silent, at_us=at_us)
             group.is_steady = group.is_steady and machine.is_steady(book.identity.rules, alarm)
-            if self.keeper is not None and which == 0 and alarm.is_open and alarm.active and not was.active:
+            if self.keeper is not None and which == 0 and alarm.is_open and alarm.active and not (was.active and was.is_open):
                 self.keeper.raised(group.key, alarm.incident, base.t_us)
         group.out = out
         own = self.book.alarm(group.key)
