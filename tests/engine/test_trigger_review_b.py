@@ -90,9 +90,9 @@ def test_what_is_raised_again_under_suppression_sounds_once_that_ends() -> None:
 
 
 def test_what_is_raised_again_under_suppression_still_waits_for_its_acknowledgement() -> None:
-    """The horn is off since the first one cleared: it is not told off twice. Who was called acknowledges."""
+    """Who was called is told the end, and acknowledges."""
     made = _suppressed_again().feed(batch([row(4, v=1, n=1)]))
-    assert told(made)[3:] == [("cleared", False)]
+    assert told(made)[3:] == [("cleared", True)]
     incident = made.output.transitions[-1].incident
     made.state, output = acknowledge(made.plan, made.state, incident, "me", "", T0 + 5 * S, 5 * S)
     assert [(t.transition, t.sounds, t.state) for t in output.transitions] == [("acknowledged", True, "closed")]
@@ -133,6 +133,32 @@ def test_whether_the_last_row_was_late_decides_when_the_suppressor_goes(
     made.feed(batch([row(second, v=6, n=0)], 1002))
     raised = [("raised", False)]
     assert told(made) == ([*raised, ("unsuppressed", True)] if sounds else raised)
+
+
+# -- restarts
+
+
+def _two_sources(text: str, restart: bool) -> Run:
+    """Group a has no row in sight any more, but an incident: the other source is far ahead."""
+    made = Run(plan(text)).feed(batch([row(0, "a", 6)], 0), batch([row(20_000, "z", 1)], 1, "s2"), timer(2))
+    return restarted(made) if restart else made
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("over", ["over: 8s", "over: latest, stale_after: 8s"])
+def test_a_group_without_rows_in_sight_keeps_its_time(restart: bool, over: str) -> None:
+    made = _two_sources(f"t: {{{over}, by: [k], when: max(v) > 5, remind: 4s}}", restart).feed(timer(7))
+    assert made.transitions() == [('{"k": "a"}', "raised", 0), ('{"k": "a"}', "reminded", 7)]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("over", ["over: 8s", "over: latest, stale_after: 8s"])
+def test_who_is_let_in_is_the_same_after_a_restart(restart: bool, over: str) -> None:
+    made = _two_sources(f"t: {{{over}, by: [k], when: max(v) > 5, max_groups: 2}}", restart)
+    made.feed(batch([row(10, "a", 1)], 2))
+    made = restarted(made) if restart else made
+    made.feed(batch([row(20_001, "c", 6)], 3, "s2"))
+    assert made.transitions() == [('{"k": "a"}', "raised", 0), ('{"k": "a"}', "cleared", 10), ('{"k": "c"}', "raised", 20_001)]
 
 
 # -- lists

@@ -191,7 +191,7 @@ def reset(rules: Rules, alarm: Alarm, by: str, reason: str) -> tuple[Alarm, Sequ
     """Let go of what a latch holds. Without effect while the cause is there."""
     change = _Change(alarm)
     if alarm.latched:
-        change.step(RESET, sounds=alarm.sounded, by=by, reason=reason, **_CLOSED)
+        change.step(RESET, sounds=alarm.was_told, by=by, reason=reason, **_CLOSED)
     return change.result
 
 
@@ -199,7 +199,7 @@ def retire(alarm: Alarm, reason: str) -> tuple[Alarm, Sequence[Step]]:
     """Close what is open: trigger or group are no more."""
     change = _Change(alarm)
     if alarm.is_open:
-        change.step(RETIRED, sounds=alarm.sounded, reason=reason, **_CLOSED)
+        change.step(RETIRED, sounds=alarm.was_told, reason=reason, **_CLOSED)
     return change.result
 
 
@@ -340,7 +340,7 @@ def _return_to_normal(change: _Change, rules: Rules) -> None:
     raises = () if alarm.chattering else alarm.raises
     waits = rules.ack == "required" and alarm.was_told and not alarm.acknowledged
     cleared: dict[str, Any] = {"active": False, "since_us": None, "since_arrival_us": None, "chattering": False}
-    change.step(CLEARED, sounds=alarm.sounded, **{**(cleared if waits else _CLOSED), "raises": raises})
+    change.step(CLEARED, sounds=alarm.was_told, **{**(cleared if waits else _CLOSED), "raises": raises})
 
 
 def _follow_suppressor(change: _Change, suppressor: str, arrival_us: int) -> None:

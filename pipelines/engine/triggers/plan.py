@@ -106,8 +106,13 @@ class TriggerPlan:
         return f"bad.{self.name}.{self.definition}"
 
     @property
+    def emptied_owner(self) -> str:
+        """Whose cells the groups without rows are that have an alarm still."""
+        return f"emptied.{self.name}.{self.definition}"
+
+    @property
     def owners(self) -> tuple[str, ...]:
-        return (self.owner, self.bad_owner, self.capture_owner)
+        return (self.owner, self.bad_owner, self.emptied_owner, self.capture_owner)
 
 
 @dataclass(frozen=True)

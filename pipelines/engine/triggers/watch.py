@@ -157,7 +157,9 @@ class _Sight:
         self.told_by_key = {*plan.by, *plan.each}
         self.kept = tuple(name for name in plan.kept if name not in self.told_by_key)
         self.bad_touched: dict[Any, _Group] = {}
-        self.newest_us, self.sweep_at_us = 0, _AT_END  # event time
+        self.emptied_cells = state.of(plan.emptied_owner)
+        self.emptied: dict[Group, _Group] = {}  # without rows, and kept for their alarms
+        self.sweep_at_us = _AT_END  # event time
         self.inputs: list[list[Any]] = []
         self.suppression: Sequence[Suppression] = ()
         self.fresh: tuple[Arrived, list[int], list[int]] | None = None  # rows to store: places, times
@@ -170,7 +172,8 @@ class _Sight:
         if self.keeper is not None and not self.keeper.is_of(state):
             return False
         rows = self.cells is state.of(self.plan.owner) and (bool(self.cells) or not self.groups)
-        return rows and self.bad_cells is state.of(self.plan.bad_owner) and all(book.is_of(state) for book in self.books)
+        others = self.bad_cells is state.of(self.plan.bad_owner) and self.emptied_cells is state.of(self.plan.emptied_owner)
+        return rows and others and all(book.is_of(state) for book in self.books)
 
     def begin(self) -> None:
         for book in self.books:
@@ -193,7 +196,6 @@ class _Sight:
             else:
                 self._one_by_one(rows, state.epoch)
             self.next += rows.n
-            self.newest_us = max(self.newest_us, rows.at_us[-1])
         for one in suppression:
             one.advance(_AT_END, arrival_us)
 
@@ -392,6 +394,7 @@ class _Sight:
 
     def _sweep(self, at_us: int) -> None:
         """Forget groups that were silent for so long that no row of theirs can see another: nobody can tell."""
+        self._note_revived()
         if at_us < self.sweep_at_us or self.limit_us is None:
             return
         floor_us = at_us - FAR_US - self.limit_us
@@ -402,11 +405,39 @@ class _Sight:
                 self.sweep_at_us = min(self.sweep_at_us, newest_us + FAR_US + self.limit_us)
                 continue
             self._empty(key, group)
-            if all(book.forget(group.key, floor_us - book.identity.rules.flapping_us) for book in self.books):
-                del self.groups[key]
-                self.restless.pop(key, None)
+            self.emptied[group.key] = group
+            self._let_go(group, floor_us)
+
+    def _let_go(self, group: _Group, floor_us: int | None = None) -> None:
+        """Forget a group that was emptied, unless it has an alarm or raises that count. None: any raise counts."""
+        for book in self.books:
+            rules = book.identity.rules
+            if not book.forget(group.key, -1 if floor_us is None else floor_us - rules.flapping_us):
+                last_us = max(book.alarm(group.key).raises, default=None)
+                if last_us is not None:
+                    self.sweep_at_us = min(self.sweep_at_us, last_us + rules.flapping_us + FAR_US + (self.limit_us or 0))
+                return
+        key = from_tuple(group.key)
+        del self.groups[key], self.emptied[group.key]
+        self.restless.pop(key, None)
+
+    def _note_revived(self) -> None:
+        """Groups that have rows again."""
+        for key, group in list(self.emptied.items()):
+            if group.seen.rows or group.bad:
+                newest_us = max(group.seen.t_us or 0, *group.bad.values(), 0)
+                self.sweep_at_us = min(self.sweep_at_us, newest_us + FAR_US + (self.limit_us or 0))
+            if group.seen.rows:
+                del self.emptied[key]
+
+    def _let_go_of_emptied(self) -> None:
+        """After what can close an alarm without a row."""
+        for group in list(self.emptied.values()):
+            if not group.bad:
+                self._let_go(group)
 
     def _empty(self, key: Any, group: _Group) -> None:
+        group.out = None
         self.rows_in_sight -= len(group.seen.rows)
         if self.spec.is_latest:
             gone: list[Any] = []
@@ -504,16 +535,21 @@ class _Sight:
         begun_us = state.of(CLOCK)[BEGUN]
         if self.spec.on_no_data == "raise" and not self.plan.by and not self.groups:
             self._new_group(())
-        self._sweep(max((mark.us for mark in state.watermarks.values() if mark.us is not None), default=0))
+        newest_us = max((mark.us for mark in state.watermarks.values() if mark.us is not None), default=0)
+        self._sweep(newest_us)
         looks_at_all = self.limit_us is not None and (self.spec.on_no_data != "hold" or self.plan.degraded is not None)
         groups = (self.groups if looks_at_all else self.restless).values()
         for group in sorted(groups, key=lambda group: repr(group.key)):
-            self._pass_time(group, arrival_us, max(group.heard_us, begun_us), now_us, suppression)
+            elapsed_us = max(arrival_us - max(group.heard_us, begun_us), 0)
+            t_us = (newest_us if group.seen.t_us is None else group.seen.t_us) + elapsed_us
+            self._pass_time(group, arrival_us, elapsed_us, t_us, now_us, suppression)
+        self._let_go_of_emptied()
 
-    def _pass_time(self, group: _Group, arrival_us: int, heard_us: int, now_us: int, suppression: Sequence[Suppression]) -> None:
-        seen, elapsed_us = group.seen, max(arrival_us - heard_us, 0)
+    def _pass_time(
+        self, group: _Group, arrival_us: int, elapsed_us: int, t_us: int, now_us: int, suppression: Sequence[Suppression]
+    ) -> None:
+        seen = group.seen
         silent = self.limit_us is not None and elapsed_us >= self.limit_us
-        t_us = (self.newest_us if seen.t_us is None else seen.t_us) + elapsed_us
         at_us = now_us if seen.t_us is None else t_us
         values = seen.results()
         out = group.out
@@ -536,6 +572,7 @@ class _Sight:
                     book.by_hand(group, act(book.identity.rules, alarm, by, reason), at_us)
                     if not is_more(group):
                         self._group(group).is_steady = False
+                    self._let_go_of_emptied()
                     return True
         return False
 
@@ -547,11 +584,23 @@ class _Sight:
             bad = {key: tuple(group.bad.items()) or GONE for key, group in self.bad_touched.items()}
             state = state.put(self.plan.bad_owner, changed(self.bad_cells, bad))
             self.bad_cells, self.bad_touched = state.of(self.plan.bad_owner), {}
+        state = self._commit_emptied(state)
         for book in self.books:
             state = book.commit(state)
         if self.keeper is not None:
             state = self._commit_capture(state, self.keeper, captured)
         self.fresh = self.seen_by_keeper = None
+        return state
+
+    def _commit_emptied(self, state: State) -> State:
+        self._note_revived()
+        if not self.emptied and not self.emptied_cells:
+            return state
+        times = {key: (group.seen.t_us, group.heard_us) for key, group in self.emptied.items()}
+        changes = {key: GONE for key in self.emptied_cells if key not in times}
+        changes |= {key: value for key, value in times.items() if self.emptied_cells.get(key) != value}
+        state = state.put(self.plan.emptied_owner, changed(self.emptied_cells, changes)) if changes else state
+        self.emptied_cells = state.of(self.plan.emptied_owner)
         return state
 
     def _commit_latest(self, state: State) -> State:
@@ -630,6 +679,9 @@ class _Sight:
             self._restore_span()
         for key, bad in self.bad_cells.items():
             self._group(key).bad = dict(bad)
+        for key, (t_us, heard_us) in self.emptied_cells.items():
+            group = self.emptied[key] = self._group(key)
+            group.seen.t_us, group.heard_us = t_us, heard_us
         for book in self.books:
             for key in book.alarms:
                 if not is_more(key):
