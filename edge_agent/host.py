@@ -29,6 +29,7 @@ from edge_agent.quarantine import Chunk
 from edge_agent.secret_store import SecretStore
 from edge_agent.store import Checkpoint, Commit, Store
 from edge_agent.supervisor import RunnerProcess, Supervisor
+from edge_agent.wire import parts
 from pipelines.contract import interpolate
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.frames import canonical_json, sha256
@@ -144,7 +145,8 @@ class PipelineHost:
         answering = asyncio.create_task(self._answer_commits())
         watching = asyncio.create_task(self._kill_when_hung())
         try:
-            await self._send(*start)
+            for header, blobs in start:
+                await self._send(header, blobs)
             if self._stopping:
                 await self.stop()
             await self._listen(self._runner)
@@ -185,8 +187,10 @@ class PipelineHost:
             interpolate.check_set(wanted, Values(self.params, self._services.node.labels, known))
         return secrets.values(interpolate.secrets_of_steps(pipeline))
 
-    def _start(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[bytes]]:
+    def _start(self, checkpoint: Checkpoint) -> list[tuple[dict[str, Any], list[bytes]]]:
+        """The messages of a start: `start` itself, then the state."""
         services = self._services
+        state = list(parts(checkpoint.state))
         header = {
             "type": "start",
             "pipeline": self.version.pipeline,
@@ -205,13 +209,14 @@ class PipelineHost:
             "lineage": checkpoint.lineage,
             "positions": checkpoint.positions,
             "ledger": checkpoint.ledger,
-            "state_keys": list(checkpoint.state),
+            "state_parts": len(state),
             "policy": {"files": list(services.policy.files)},
             "private": str(services.data_dir),
             "secrets": self._secrets(),
         }
         successor = self._successor.canonical if self._successor else b""
-        return header, [self.version.canonical, successor, *checkpoint.state.values()]
+        told = [({"type": "state", "keys": list(part)}, list(part.values())) for part in state]
+        return [(header, [self.version.canonical, successor]), *told]
 
     async def _send(self, header: dict[str, Any], blobs: list[bytes] | None = None) -> None:
         if self._runner is None:

@@ -70,9 +70,7 @@ def _fail(channel: Channel, reason: str, hint: str) -> None:
 
 
 class _Runner:
-    def __init__(
-        self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]
-    ) -> None:
+    def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]) -> None:
         from edge_agent.lookups import LookupFiles
         from edge_agent.sources import open_source
         from edge_agent.uncommitted import Uncommitted

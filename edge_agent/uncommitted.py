@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from edge_agent import quarantine
 from pipelines.contract import segment
+from pipelines.contract.errors import Refused
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine import run
 from pipelines.engine.connection import ENGINE
@@ -23,6 +25,7 @@ KEPT_BYTES_MAX = 64 * 1024 * 1024  # while nothing is committed: beyond this the
 TRANSITIONS_MAX = 1_000  # the same for transitions; the newest stay
 FILES_TOLD_MAX = 100  # per segment header, whose size is bounded
 PAYLOAD_BYTES_MAX = segment.SEGMENT_BYTES_MAX - 64 * 1024  # the rest is for the header
+STATE_BYTES_MAX = 512 * 1024 * 1024  # of all that a pipeline remembers, as it is stored: its memory is several times that
 LEDGER_EVERY = 10  # commits that seal nothing else carry the ledgers up this often
 
 
@@ -35,17 +38,36 @@ class _Part:
     output: run.Output
 
 
+@dataclass(frozen=True)
+class _Payload:
+    """Rows of one stream that fit a segment."""
+
+    part: _Part
+    stream: str
+    kind: str
+    table: str
+    rows: int
+    payload: bytes
+
+
 class Uncommitted:
     """Rows, transitions and actions since the last commit. `positions` are those of the last commit; `lookups` the digests of
     the tables in effect."""
 
     def __init__(
-        self, spec: PipelineSpec, positions: dict[str, Any], state: State, lookups: Mapping[str, str] | None = None
+        self,
+        spec: PipelineSpec,
+        positions: dict[str, Any],
+        state: State,
+        lookups: Mapping[str, str] | None = None,
+        stored_bytes: int = 0,
     ) -> None:
+        """`stored_bytes` is the size of what is stored of `state`."""
         self._tables, self._raw = spec.lake_tables(), spec.raw_policy
         self.lookups = lookups or {}
         self.positions = positions
         self._committed = state
+        self._stored_bytes, self._measured_bytes = stored_bytes, stored_bytes
         self._parts: list[_Part] = []
         self.bytes = 0
         self._unsealed_ledger = 0
@@ -74,12 +96,12 @@ class Uncommitted:
     ) -> tuple[dict[str, Any] | None, list[bytes], State]:
         """The commit message and its blobs, and the state that follows it; None when nothing has changed."""
         put, delete = entries(state, self._committed)
+        self._check_size(state, put)
         unmoved = dict(positions) == self.positions and state.ledger() == self._committed.ledger()
         if not put and not delete and self.bytes == 0 and unmoved:
             return None, [], state
-        sealed, payloads, too_big = self._segments(state, positions, params, final=final)
-        for stream, rows in too_big.items():
-            state = state.with_counts("streams", stream, {"void": rows})
+        state, made = self._payloads(state)
+        sealed, payloads = self._segments(state, made, positions, params, final=final)
         kept = [] if self._raw != "local" else list(_kept_here(t for part in self._parts for t in part.output.quarantine))
         header = {
             "positions": dict(positions),
@@ -112,25 +134,47 @@ class Uncommitted:
             "uncommitted_bytes": self.bytes,
         }
 
-    def _segments(
-        self, state: State, positions: Mapping[str, Any], params: str, *, final: bool
-    ) -> tuple[list[dict[str, Any]], list[bytes], Counter[str]]:
-        """Heads and payloads of the segments, and the rows by stream that no segment can hold."""
-        base = {"positions": _moved(self.positions, positions), "engine": ENGINE}
-        sealed: list[dict[str, Any]] = []
-        payloads: list[bytes] = []
-        too_big: Counter[str] = Counter()
+    def _check_size(self, state: State, put: Mapping[str, bytes]) -> None:
+        """Raise `Refused` for a state beyond its bound. It is measured only when so much was written that it may be."""
+        self._stored_bytes += sum(len(key) + len(value) for key, value in put.items())
+        if self._stored_bytes <= max(STATE_BYTES_MAX, self._measured_bytes + STATE_BYTES_MAX // 4):
+            return
+        whole, _ = entries(state, None)
+        self._stored_bytes = self._measured_bytes = sum(len(key) + len(value) for key, value in whole.items())
+        if self._stored_bytes > STATE_BYTES_MAX:
+            by_owner: Counter[str] = Counter()
+            for key, value in whole.items():
+                by_owner[".".join(json.loads(key)[1].split(".")[:2])] += len(key) + len(value)
+            raise Refused(
+                f"its state is {self._stored_bytes >> 20} MiB, more than {STATE_BYTES_MAX >> 20} MiB: most of it in"
+                f" {by_owner.most_common(1)[0][0]}",
+                hint="lower max_groups, shorten within: or the windows, or keep shorter texts",
+            )
+
+    def _payloads(self, state: State) -> tuple[State, list[_Payload]]:
+        """What the segments hold, and the state that counts the rows that none can hold."""
+        made: list[_Payload] = []
         for part in self._parts:
             for stream, kind, table, tables in self._streams(part.output):
-                ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(stream, {}))}
-                made_with = {"params": part.params, "lookups": dict(part.lookups)}
-                head = {"stream": stream, "kind": kind, "table": table, "ledgers": ledgers, **made_with, **base}
                 for rows, payload in fit(pa.concat_tables(tables)):
                     if len(payload) > PAYLOAD_BYTES_MAX:
-                        too_big[stream] += rows
-                        continue
-                    sealed.append({**head, "rows": rows})
-                    payloads.append(payload)
+                        state = state.with_counts("streams", stream, {"void": rows})
+                    else:
+                        made.append(_Payload(part, stream, kind, table, rows, payload))
+        return state, made
+
+    def _segments(
+        self, state: State, made: Sequence[_Payload], positions: Mapping[str, Any], params: str, *, final: bool
+    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Heads and payloads of the segments."""
+        base = {"positions": _moved(self.positions, positions), "engine": ENGINE}
+        sealed: list[dict[str, Any]] = []
+        payloads = [one.payload for one in made]
+        for one in made:
+            ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(one.stream, {}))}
+            made_with = {"params": one.part.params, "lookups": dict(one.part.lookups)}
+            head = {"stream": one.stream, "kind": one.kind, "table": one.table, "ledgers": ledgers, **made_with, **base}
+            sealed.append({**head, "rows": one.rows})
         self._unsealed_ledger += 1
         if final or self._unsealed_ledger >= LEDGER_EVERY:
             self._unsealed_ledger = 0
@@ -139,7 +183,7 @@ class Uncommitted:
             head = {"stream": run.LEDGER_STREAM, "kind": segment.LEDGER, "table": "", "ledgers": ledgers, "params": params}
             sealed.append({**head, "rows": 0, **base})
             payloads.append(b"")
-        return sealed, payloads, too_big
+        return sealed, payloads
 
     def _streams(self, output: run.Output) -> Iterator[tuple[str, str, str, list[pa.Table]]]:
         """(stream, kind, lake table, rows) of all that has rows."""

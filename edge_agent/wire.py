@@ -1,6 +1,7 @@
 """The runner protocol's frames: a blocking `Channel` for the runner, an `AsyncChannel` for the agent.
 
 A frame is a u32 length (big endian), then `pipelines.contract.frames.pack(header, blobs)`; `header["type"]` names the message.
+A state goes to a runner in `state` messages (`keys`, a blob for each) that follow `start`, as many as `start` says.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.contract.errors import Refused
@@ -18,7 +19,8 @@ from pipelines.contract.frames import pack, unpack
 if TYPE_CHECKING:
     import asyncio
 
-FRAME_BYTES_MAX = 64 * 1024 * 1024
+FRAME_BYTES_MAX = 256 * 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024  # of state in one frame: what was committed piece by piece may be more than one frame holds
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 256 * 1024
 
@@ -28,8 +30,24 @@ Message = tuple[dict[str, Any], list[bytes]]
 def to_frame(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
     body = pack(header, blobs)
     if len(body) > FRAME_BYTES_MAX:
-        raise Refused(f"{len(body)} bytes are more than a frame may have", op="send", place=str(header.get("type")))
+        said = f"{len(body) >> 20} MiB at once are more than the {FRAME_BYTES_MAX >> 20} MiB that go from a runner to its agent"
+        hint = "lower max_groups, or the size of the texts that windows, steps and triggers keep"
+        raise Refused(said, op="send", place=str(header.get("type")), hint=hint)
     return _LENGTH.pack(len(body)) + body
+
+
+def parts(state: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
+    """The entries of a state in order, as much as a frame should hold at a time."""
+    part: dict[str, bytes] = {}
+    size = 0
+    for key, value in state.items():
+        part[key] = value
+        size += len(key) + len(value) + 16
+        if size >= PART_BYTES:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
 
 
 class Channel:
@@ -64,7 +82,7 @@ class Channel:
             if not self._poll.poll(left_ms):
                 return None
             self._fill()
-        return unpack(body)
+        return unpack(body, FRAME_BYTES_MAX)
 
     def _take(self) -> bytes | None:
         if len(self._buffer) < _LENGTH.size:
@@ -110,7 +128,7 @@ class AsyncChannel:
         """Raises EOFError when the runner is gone, `Refused` on bytes that are no frame."""
         try:
             length = _checked_length(await self._reader.readexactly(_LENGTH.size))
-            return unpack(await self._reader.readexactly(length))
+            return unpack(await self._reader.readexactly(length), FRAME_BYTES_MAX)
         except OSError as error:
             raise EOFError(f"the runner is gone: {error}") from error
 

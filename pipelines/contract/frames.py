@@ -34,13 +34,13 @@ def pack(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
     return b"".join((MAGIC, _LENGTH.pack(len(head)), head, *blobs))
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+def unpack(data: bytes, header_bytes_max: int = HEADER_BYTES_MAX) -> tuple[dict[str, Any], list[bytes]]:
     """The header and the blobs of a frame. Raises `Refused` on anything that `pack` did not write."""
     view = memoryview(data)
     if len(view) < 8 or bytes(view[:4]) != MAGIC:
         raise Refused("not a Tidewire frame", op="unpack")
     (head_bytes,) = _LENGTH.unpack(view[4:8])
-    if head_bytes > HEADER_BYTES_MAX or 8 + head_bytes > len(view):
+    if head_bytes > header_bytes_max or 8 + head_bytes > len(view):
         raise Refused("the frame's header is cut or too long", op="unpack")
     try:
         header = json.loads(bytes(view[8 : 8 + head_bytes]))

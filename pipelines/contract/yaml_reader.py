@@ -16,6 +16,7 @@ import yaml
 from pipelines.contract.errors import Problem, SpecError
 
 BYTES_MAX = 256 * 1024
+DIGITS_MAX = 400  # of an integer: more than any type has
 DEPTH_MAX = 32
 
 Path = tuple[str | int, ...]
@@ -207,7 +208,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             return [self._item(node, child, (*path, i)) for i, child in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
-        return self._scalar(node)
+        return self._scalar(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -230,7 +231,7 @@ class _Builder:
             self._problem(child, path, f'"{child.value}" looks like half of an expression', _CUT_HINT)
         return self.build(child, path)
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         text: str = node.value
         if node.style is not None:
             return text
@@ -239,6 +240,9 @@ class _Builder:
         if text in ("true", "false"):
             return text == "true"
         if _INTEGER.match(text):
+            if len(text) > DIGITS_MAX:
+                self._problem(node, path, f"a number of {len(text):,} digits", "put it in quotes if it is meant as text")
+                return 0
             return int(text)
         if _NUMBER.match(text):
             return float(text)

@@ -22,6 +22,7 @@ from pipelines.engine.functions import ALL_AGGREGATES, ROW_FUNCTIONS, WINDOW_AGG
 from pipelines.engine.growth import unbounded
 
 _PREFIX = "SELECT "
+DEPTH_MAX = 128  # levels: what walks a tree, here and in DuckDB, walks it by recursion
 _ALLOWED = frozenset(
     {"FUNCTION", "COLUMN_REF", "PARAMETER", "CONSTANT", "CAST", "CASE", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN"}
 )
@@ -152,8 +153,13 @@ def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: f
             raise SpecError([Problem(f"{token.strip()} is not allowed in an expression", path, hint)])
     readable = _DISTINCT_CALL.sub(lambda found: found[0] if found[1] else _DISTINCT_NAME, text)
     ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [_PREFIX + readable]).fetchall()
-    parsed = json.loads(raw.replace(_DISTINCT_NAME, "distinct"))
+    try:
+        parsed = json.loads(raw.replace(_DISTINCT_NAME, "distinct"))
+    except RecursionError:
+        raise _too_deep(path) from None
     if parsed["error"]:
+        if "expression depth" in parsed["error_message"]:
+            raise _too_deep(path)
         raise SpecError([Problem(_parser_message(parsed["error_message"]), path, _parser_hint(text))])
     node = parsed["statements"][0]["node"] if len(parsed["statements"]) == 1 else {}
     extras = ("where_clause", "having", "qualify", "sample")
@@ -163,6 +169,8 @@ def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: f
             [Problem("this is not one expression", path, "write what would stand between SELECT and FROM, without commas")]
         )
     tree = node["select_list"][0]
+    if _depth(tree) > DEPTH_MAX or _depth_of_brackets(text) > DEPTH_MAX:
+        raise _too_deep(path)
     if tree.get("alias"):
         raise SpecError([Problem("AS is not allowed: the key on the left is the name", path, "remove `AS ...`")])
     expression = Expression(text, path, tree)
@@ -170,6 +178,34 @@ def parse(engine: duckdb.DuckDBPyConnection, text: str, path: str, aggregates: f
     if problems:
         raise SpecError(problems)
     return expression
+
+
+def _too_deep(path: str) -> SpecError:
+    hint = "give parts of it a name with derive: in steps before; a long chain of + or || counts a level per term"
+    return SpecError([Problem(f"nested too deep: more than {DEPTH_MAX} levels", path, hint)])
+
+
+def _depth(tree: Mapping[str, Any]) -> int:
+    """How many nodes stand within each other."""
+    deepest, left = 0, [(0, list[Any]([tree]))]
+    while left:
+        depth, values = left.pop()
+        for value in values:
+            if isinstance(value, Mapping):
+                here = depth + ("class" in value)
+                deepest = max(deepest, here)
+                left.append((here, list(value.values())))
+            elif isinstance(value, list):
+                left.append((depth, value))
+    return deepest
+
+
+def _depth_of_brackets(text: str) -> int:
+    depth = deepest = 0
+    for sign in _TOKEN.findall(text):
+        depth += (sign == "(") - (sign == ")")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def param_replacements(expression: Expression, params: Mapping[str, Any]) -> dict[Span, str]:

@@ -24,7 +24,11 @@ class FakeRunner:
         self.version = json.loads(self.blobs[0])
         if text := self.version.get("description"):
             self.version = {"do": json.loads(text)}  # a version that a real agent can read as well
-        self.state = dict(zip(self.start["state_keys"], self.blobs[2:], strict=True))
+        self.state: dict[str, bytes] = {}
+        for _ in range(self.start["state_parts"]):
+            got = self.channel.receive(10)
+            assert got is not None
+            self.state |= zip(got[0]["keys"], got[1], strict=True)
         self.committed = 0
         self.n = 0
         self.stopping = False

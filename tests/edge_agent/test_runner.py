@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from edge_agent import runner, uncommitted
+from edge_agent import runner, uncommitted, wire
 from edge_agent.sources import file
-from edge_agent.wire import Channel
+from edge_agent.wire import Channel, parts
 from pipelines.contract.spec import load_spec
 from pipelines.engine.ipc import decode_rows
 
@@ -80,12 +80,14 @@ class Agent:
             "lineage": "lineage",
             "positions": self.positions,
             "ledger": self.ledger,
-            "state_keys": list(self.state),
+            "state_parts": len(told := list(parts(self.state))),
             "policy": {"files": ["*"]},
             "private": private,
         }
         after = load_spec(successor.replace("PATH", "x")).canonical_bytes() if successor else b""
-        self.channel.send({**header, **more}, [load_spec(self.text).canonical_bytes(), after, *self.state.values()])
+        self.channel.send({**header, **more}, [load_spec(self.text).canonical_bytes(), after])
+        for part in told:
+            self.channel.send({"type": "state", "keys": list(part)}, list(part.values()))
 
     def take(self, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         """The next message; a commit is stored, and answered unless withheld."""
@@ -401,3 +403,58 @@ def test_i11_a_runner_process_ends_when_its_agent_is_gone(tmp_path: Path) -> Non
     ours.close()
     _, errors = child.communicate(timeout=DEADLINE_S)
     assert (child.returncode, errors) == (0, b"")
+
+
+WIDE = """
+tidewire: 1
+pipeline: p
+params:
+  limit: {type: double, default: 10}
+sources:
+  log:
+    file: {path: PATH}
+schema:
+  ts: {type: timestamp, event_time: true, unit: s}
+  v: {type: integer}
+  k: {type: string}
+windows:
+  w:
+    every: 1h
+    by: [v]
+    select:
+      kept: last(k)
+sinks:
+  out: {lake: {table: windows}, from: w}
+"""
+
+
+def wide_line(v: int) -> str:
+    return json.dumps({"ts": 1_767_225_600 + v, "v": v, "k": f"{v}-" + "x" * 200_000}) + "\n"
+
+
+def test_a_state_larger_than_any_commit_starts_again(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    with running(log, WIDE) as agent:
+        agent.start()
+        for first in range(0, 360, 40):
+            append(log, *map(wide_line, range(first, first + 40)))
+            agent.until(lambda m, n=first + 40: agent.ledger.get("sources", {}).get("log", {}).get("read") == n)
+    before = agent
+    assert sum(map(len, before.state.values())) > 64 * 2**20
+    append(log, wide_line(360))
+    with running(log, WIDE) as agent:
+        agent.state, agent.positions, agent.ledger = before.state, before.positions, before.ledger
+        agent.start("until_eof")
+        agent.until("stopped")
+    assert agent.ledger["streams"]["windows.w"]["emitted"] == 361, "one row of each group, those of before and the new one"
+
+
+def test_what_is_too_much_for_one_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "a.log"
+    monkeypatch.setattr(wire, "FRAME_BYTES_MAX", 2**20)
+    append(log, *map(wide_line, range(10)))
+    with running(log, WIDE) as agent:
+        agent.start()
+        told = agent.until("failed")
+    assert "more than the 1 MiB that go from a runner to its agent" in told["reason"]
+    assert "lower max_groups" in told["hint"]

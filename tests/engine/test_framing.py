@@ -6,14 +6,16 @@ import re
 import tracemalloc
 from collections.abc import Callable, Iterable
 
+import pyarrow as pa
 import pytest
-from engine_support import Run, batch, pipeline, row
+from engine_support import Run, pipeline, row
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
 from pipelines.contract.spec import load_spec
+from pipelines.engine.batch import Batch, Lines
 from pipelines.engine.plan import compile_plan
 from pipelines.engine.records.framing import Counted, Framer, Marked, MultiLine, frame_lines, open_framer
 from pipelines.engine.run import RAW_BYTES_MAX
@@ -228,7 +230,8 @@ def test_refusals(framing: object, message: str) -> None:
 @pytest.mark.parametrize("character", ["a", "é", "€"])
 def test_of_a_long_record_in_quarantine_the_beginning_is_kept(character: str) -> None:
     text = pipeline().replace("file: {path: x}", "file: {path: x}\n    framing: {lines: {max: 4MiB}}")
-    run = Run(compile_plan(load_spec(text))).feed(batch(["x" + character * 1_000_000, "short", row(0)], 1))
+    lines = Lines(pa.array(["x" + character * 1_000_000, "short", row(0)]), pa.array([0, 1, 2]))
+    run = Run(compile_plan(load_spec(text))).feed(Batch("s", 1, 1, lines, "f"))
     long, short = (r["raw"] for r in run.quarantine())
     assert long == ("x" + character * RAW_BYTES_MAX).encode()[:RAW_BYTES_MAX].decode(errors="ignore")
     assert RAW_BYTES_MAX - 3 < len(long.encode()) <= RAW_BYTES_MAX

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from pipelines.contract.language.schema import FieldSpec
 from pipelines.engine.records.convert import TEXT_SHOWN_MAX, Unfit
 
+FIRST_EVENT, LAST_EVENT = datetime(1000, 1, 1), datetime(9000, 1, 1)  # noqa: DTZ001 - naive, as in the row table
 Reasons = dict[int, list[str]]  # by record
 
 
@@ -28,10 +30,11 @@ class Limit:
 
 
 class Contract:
-    """What one field promises."""
+    """What one field promises. `hides`: reasons show no value, because some field of the record is sensitive: columns that are
+    shifted or swapped would bring its value here."""
 
-    def __init__(self, name: str, spec: FieldSpec, type_: pa.DataType) -> None:
-        self._name, self._nullable, self._sensitive = name, spec.nullable, spec.sensitive
+    def __init__(self, name: str, spec: FieldSpec, type_: pa.DataType, *, hides: bool) -> None:
+        self._name, self._nullable, self._sensitive = name, spec.nullable, spec.sensitive or hides
         self._default = None if spec.default is None else pa.scalar(_plain(spec.default, type_), type_)
         self._limits = list(_limits(spec, type_))
 
@@ -68,6 +71,8 @@ def _limits(spec: FieldSpec, type_: pa.DataType) -> Iterator[Limit]:
         yield Limit(_beyond("min", _plain(spec.bound("min"), type_), type_), f"is below the minimum {_bound(spec.min)}")
     if spec.max is not None:
         yield Limit(_beyond("max", _plain(spec.bound("max"), type_), type_), f"is above the maximum {_bound(spec.max)}")
+    if spec.event_time:
+        yield Limit(_no_event, "is no event time: it is not between the years 1000 and 9000")
     if spec.one_of is not None:
         allowed = pa.array([_plain(value, type_) for value in spec.one_of], type_)
         yield Limit(
@@ -93,6 +98,20 @@ def _beyond(which: str, bound: Any, type_: pa.DataType) -> Callable[[pa.Array], 
         return pc.less(values, limit) if which == "min" else pc.greater(values, limit)
 
     return broken
+
+
+def _no_event(values: pa.Array) -> pa.Array | None:
+    """Times around which a window could reach beyond the calendar."""
+    bounds = pc.min_max(values).as_py()
+    if bounds["min"] is None or (_naive(bounds["min"]) >= FIRST_EVENT and _naive(bounds["max"]) < LAST_EVENT):
+        return None
+    first, last = (pa.scalar(bound, pa.timestamp("us")).cast(pa.int64()) for bound in (FIRST_EVENT, LAST_EVENT))
+    micros = values.cast(pa.int64())
+    return pc.or_(pc.less(micros, first), pc.greater_equal(micros, last))
+
+
+def _naive(time: datetime) -> datetime:
+    return time.replace(tzinfo=None)
 
 
 def _false(keeps: pa.Array, values: pa.Array) -> pa.Array | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import duckdb
 
 _SOURCE_MAX = 16_384  # of one expression: and/or in many levels double the text at each
+_BRACKETS_MAX = 100  # within each other: Python reads no more than 200, and callers put the source into brackets of their own
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _EXACT_MAX = 2**53  # integers up to it are doubles as well
 _COMPARE = {
     "COMPARE_EQUAL": "==",
@@ -68,9 +71,11 @@ def compile_expressions(
     writer = _Writer(arguments)
     try:
         codes = [writer.write(_tree(engine, text)).text for text in expressions]
-    except Abstain:
+    except (Abstain, RecursionError):
         return None
     source = f"({', '.join(codes)},)"
+    if _brackets(source) > _BRACKETS_MAX:
+        return None
     call = eval(f"lambda {', '.join(f'_v{i}' for i in range(len(names)))}: {source}", {**HELPERS})  # noqa: S307 - written above
     return Evaluate(source, call)
 
@@ -79,6 +84,15 @@ def _tree(engine: duckdb.DuckDBPyConnection, text: str) -> Mapping[str, Any]:
     ((raw,),) = engine.execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()
     tree: Mapping[str, Any] = json.loads(raw)["statements"][0]["node"]["select_list"][0]
     return tree
+
+
+def _brackets(source: str) -> int:
+    """How many brackets stand within each other."""
+    depth = deepest = 0
+    for sign in _QUOTED.sub("", source):
+        depth += (sign == "(") - (sign == ")")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _Writer:
