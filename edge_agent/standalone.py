@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from pipelines.engine.plan import check_spec, compile_plan
 NODE = "standalone"
 DRAIN_BYTES = 16 * 1024 * 1024  # of segments that become one Parquet file at most
 REASONS_SHOWN = 5
+INTERRUPTED = "interrupted, perhaps before the end of its input"
 _DROPPED = ("filtered", "deduplicated")  # by a step: each of these words counts per step
 _FILE = re.compile(r"(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet\Z")
 
@@ -127,6 +128,8 @@ async def _run(config: AgentConfig, job: _Job) -> int:
         if outcome.kind != "stopped":
             raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
         await _report(store, version, config.data_dir / "lake", json_output=job.json_output)
+        if outcome.reason:
+            raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint="start it again: it goes on where it stopped")
     finally:
         await actions.close()
         store.close()
@@ -139,8 +142,14 @@ async def _run_host(services: Services, job: _Job, lake: Path, key: Key) -> Outc
     await Keeper(services, version, job.params, lambda: None).drain_other_version()
     host = PipelineHost(services, version, job.params, mode="until_eof" if job.until_eof else "follow")
     loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+
+    def stop() -> None:
+        interrupted.set()
+        asyncio.ensure_future(host.stop())  # noqa: RUF006 - `host.run` ends with it
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: asyncio.ensure_future(host.stop()))
+        loop.add_signal_handler(number, stop)
     is_watched = not job.until_eof and not job.json_output and sys.stdout.isatty()
     watching = asyncio.create_task(_watch(host)) if is_watched else None
     async with _draining(services.store, lake):
@@ -148,6 +157,8 @@ async def _run_host(services: Services, job: _Job, lake: Path, key: Key) -> Outc
     if watching is not None:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+    if job.until_eof and interrupted.is_set() and outcome.kind == "stopped":
+        return replace(outcome, reason=INTERRUPTED)
     return outcome
 
 

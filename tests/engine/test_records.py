@@ -551,3 +551,12 @@ def test_decoders_that_make_no_sense_are_refused() -> None:
     ]:
         assert message in problem("  a: {type: string}", decode=decode)[1]
     assert problem("  a: {type: string}", decode="logfmt", head="unknown_fields: reject")[0] == "unknown_fields"
+
+
+def test_once_a_field_is_sensitive_no_reason_shows_a_value() -> None:
+    """Shifted columns bring the value of one field to another."""
+    schema = "  badge: {type: string, sensitive: true}\n  door: {type: string, one_of: [north]}\n  n: {type: integer}"
+    run = Run(compiled(pipeline("steps:\n  - drop: [badge]", schema=schema)))
+    run.feed(batch(['{"badge": "x", "door": "777001", "n": "777001"}', '{"badge": "x", "door": "north", "n": 777001.5}']))
+    assert run.quarantine()
+    assert "777001" not in str(run.reasons())

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.schema import FieldSpec
+from pipelines.contract.spec import PipelineSpec
 from pipelines.engine.records.convert import TEXT_SHOWN_MAX, Unfit
 
 FIRST_EVENT, LAST_EVENT = datetime(1000, 1, 1), datetime(9000, 1, 1)  # noqa: DTZ001 - naive, as in the row table
@@ -27,6 +28,10 @@ class Limit:
 
     broken: Callable[[pa.Array], pa.Array | None]
     why: str
+
+
+def has_sensitive(spec: PipelineSpec) -> bool:
+    return any(field.sensitive for field in spec.schema_.values())
 
 
 class Contract:

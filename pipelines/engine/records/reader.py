@@ -22,7 +22,7 @@ from pipelines.engine.decoders import TextDecoder
 from pipelines.engine.fate import INVALID, UNDECODABLE
 from pipelines.engine.records.convert import Converter, Unfit, converter
 from pipelines.engine.records.delimited import Delimited
-from pipelines.engine.records.enforce import Contract, Reasons, matching
+from pipelines.engine.records.enforce import Contract, Reasons, has_sensitive, matching
 from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
 from pipelines.engine.records.table_read import TableRead
 from pipelines.engine.records.timestamps import DIRECTIVES
@@ -68,13 +68,15 @@ class _Field:
 
 @dataclass(frozen=True)
 class RecordsPlan:
-    """`meta`: the words in use, to which later parts of the pipeline may add; `keep`: the column of unknown fields, or ""."""
+    """`meta`: the words in use, to which later parts of the pipeline may add; `keep`: the column of unknown fields, or "";
+    `hides`: reasons show nothing of the record."""
 
     fields: Sequence[_Field]
     reader: _Reader
     checks: Checks | None
     meta: set[str]
     keep: str
+    hides: bool
 
     def read(self, batch: Batch) -> Records:
         assert batch.lines is not None, "a timer has no records"
@@ -86,7 +88,7 @@ class RecordsPlan:
             columns[self.keep] = found.columns[-1]
         columns |= {meta_column(word): values for word, values in meta.items()}
         for row, names in found.unknown.items():
-            reasons.setdefault(row, []).extend(f'unknown field "{name}"' for name in names)
+            reasons.setdefault(row, []).extend("an unknown field" if self.hides else f'unknown field "{name}"' for name in names)
         if self.checks and found.count:
             self.checks.run(columns, found.undecodable, reasons)
         return Records(columns, found.count, _fate(found, reasons), _all_reasons(found, reasons), found.line)
@@ -235,7 +237,7 @@ def schema_columns(spec: PipelineSpec) -> dict[str, Column]:
     because a misspelt field ends there."""
     columns = {name: Column(of_field(field), field.sensitive, field.nullable) for name, field in spec.schema_.items()}
     if isinstance(spec.unknown_fields, KeepUnknown):
-        columns[spec.unknown_fields.keep] = Column("VARCHAR", any(field.sensitive for field in spec.schema_.values()), True)
+        columns[spec.unknown_fields.keep] = Column("VARCHAR", has_sensitive(spec), True)
     return columns
 
 
@@ -250,7 +252,7 @@ def compile_records(binder: Binder, name: str, source: Source) -> RecordsPlan | 
     unknown = binder.spec.unknown_fields
     keep = unknown.keep if isinstance(unknown, KeepUnknown) else ""
     reader = _reader(source, [field for field in fields if not field.meta], "keep" if keep else str(unknown))
-    return RecordsPlan(fields, reader, checks, binder.meta, keep)
+    return RecordsPlan(fields, reader, checks, binder.meta, keep, has_sensitive(binder.spec))
 
 
 def _fields(binder: Binder) -> Iterator[_Field]:
@@ -273,7 +275,7 @@ def _fields(binder: Binder) -> Iterator[_Field]:
                     "the syntax is RE2's: no look-around, no back-references",
                 )
                 continue
-        field = _Field(name, spec, made, Contract(name, spec, made.type))
+        field = _Field(name, spec, made, Contract(name, spec, made.type, hides=has_sensitive(binder.spec)))
         if field.meta:
             _check_meta(binder, field)
         yield field

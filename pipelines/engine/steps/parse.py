@@ -18,7 +18,7 @@ from pipelines.engine.decoders import TextDecoder
 from pipelines.engine.fate import ALIVE
 from pipelines.engine.records.convert import Converter, Unfit, converter
 from pipelines.engine.records.delimited import Delimited
-from pipelines.engine.records.enforce import Contract, Reasons
+from pipelines.engine.records.enforce import Contract, Reasons, has_sensitive
 from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
 from pipelines.engine.stage import Stages, attach
 from pipelines.engine.state import State
@@ -106,7 +106,13 @@ def _field(stages: Stages, spec: Parse, name: str, field: FieldSpec, names: Sequ
     nullable = field.nullable or stages.columns[spec.from_].nullable
     place = stages.place(name, Column(of_field(field), sensitive, nullable))
     why = f"{path}.{name}: missing, or not as `fields` says"
-    return _Field(source, made, Contract(name, field, made.type), place, stages.fates.add("failed", stages.step, why))
+    return _Field(
+        source,
+        made,
+        Contract(name, field, made.type, hides=has_sensitive(stages.binder.spec)),
+        place,
+        stages.fates.add("failed", stages.step, why),
+    )
 
 
 class _Reader:
