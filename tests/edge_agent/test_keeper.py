@@ -7,8 +7,10 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from support import fake_version, open_store, services_for, until
 
+from edge_agent import wire
 from edge_agent.host import Services
 from edge_agent.keeper import Keeper, Params
 from edge_agent.store import Commit
@@ -69,15 +71,17 @@ def test_a_drain_that_fails_for_good_is_told(tmp_path: Path) -> None:
     with_services(tmp_path, test)
 
 
-def test_i11_a_state_that_no_frame_takes_fails_its_pipeline_only(tmp_path: Path) -> None:
+def test_i11_a_state_that_no_frame_takes_fails_its_pipeline_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "FRAME_BYTES_MAX", 10 << 20)
+
     async def test(services: Services) -> None:
         await services.store.checkpoint("p")
-        for n in range(5):
+        for n in range(2):
             await services.store.commit("p", "", 1, Commit({}, {}, state_set={f"k{n}": os.urandom(14 << 20)}))
         keeper = Keeper(services, fake_version(READY), {}, lambda: None)
         running = asyncio.create_task(keeper.run())
         await until(lambda: keeper.status.phase == "failed")
-        assert "bytes" in keeper.status.reason
+        assert "MiB" in keeper.status.reason
         assert not running.done()
         await keeper.suspend()
         await running
