@@ -28,13 +28,12 @@ MB = 1e6
 
 
 def measure(directory: Path) -> Iterator[Figure]:
-    private, shared, own = asyncio.run(_start_all(directory))
+    private, shared = asyncio.run(_start_all(directory))
     yield Figure(f"{RUNNERS} runners: private memory of one, at most", max(private) / MB, "MB", 30, "lower")
     yield Figure(f"{RUNNERS} runners: proportional memory of one, at most", max(shared) / MB, "MB")
-    yield Figure("agent process alone: proportional memory", own / MB, "MB")
 
 
-async def _start_all(directory: Path) -> tuple[list[int], list[int], int]:
+async def _start_all(directory: Path) -> tuple[list[int], list[int]]:
     config = AgentConfig.load(directory / "thirty")
     config.data_dir.mkdir(parents=True, exist_ok=True)
     key = Key.from_entropy(bytes(32))
@@ -58,10 +57,9 @@ async def _start_all(directory: Path) -> tuple[list[int], list[int], int]:
         (directory / f"{i}.jsonl").write_text('{"ts": 1767225600000, "sensor": "a", "t": 1, "ok": true}\n')
     await asyncio.sleep(SETTLE_S)
     memory = [psutil.Process(host.pid).memory_full_info() for host in hosts]
-    own = psutil.Process().memory_full_info().pss
     for host in hosts:
         await host.stop()
     await asyncio.gather(*tasks)
     await actions.close()
     store.close()
-    return [m.uss for m in memory], [m.pss for m in memory], own
+    return [m.uss for m in memory], [m.pss for m in memory]
