@@ -70,7 +70,8 @@ def run(command: str, cwd: Path, env: dict[str, str]) -> str:
     while True:
         done = subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True)
         assert "Traceback" not in done.stderr
-        if done.returncode == 0 and done.stdout.strip():
+        has_rows = done.stdout.count("\n") > 1 or "tidewire query" not in command  # a table may be there before its first rows
+        if done.returncode == 0 and done.stdout.strip() and has_rows:
             return done.stdout
         assert time.monotonic() < deadline, f"$ {command}\n{done.stdout}{done.stderr}"
         time.sleep(0.5)
