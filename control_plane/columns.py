@@ -45,7 +45,9 @@ SEGMENTS_SCHEMA = pa.schema(
         *_integers("format"),
         *_texts("verdict", "reason"),  # verdict: stored | void | refused
         ("received_at", _TIME),
-        *_texts("lookups"),
+        *_texts("lookups", "lineage", "boot"),
+        *_integers("utc_offset_us", "run_rows", "first"),
+        *_texts("void", "stands_for"),
     ]
 )
 

@@ -116,7 +116,7 @@ class Ingest:
         node = waiting.upload.node
         for event in outcome.security[:_ERRORS_TOLD_MAX]:
             await self._report(node, event)
-        marks = [[key.run, key.stream, mark.seq, mark.digest] for key, mark in outcome.marks.items()]
+        marks = [[key.run, key.stream, mark.seq, mark.digest, mark.rows, mark.stored] for key, mark in outcome.marks.items()]
         refused = [[key.run, key.stream, seq, reason] for key, seq, reason in outcome.refused]
         error = "; ".join(outcome.errors[:_ERRORS_TOLD_MAX])
         receipts = messages.Receipts(waiting.request.nonce, marks, refused, error, node)

@@ -10,10 +10,13 @@ from pipelines.contract.segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a stream is in the lake, and the digest of its last segment there."""
+    """How far a stream is in the lake, and the `link` of its last segment there. Of the run's `rows` so far `stored` are in the
+    table."""
 
     seq: int = 0
     digest: str = ""
+    rows: int = 0
+    stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,9 @@ class Origin:
     sealed_at_us: int
     node_time_us: int
     clock: str
+    lineage: str
+    boot: str
+    utc_offset_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,15 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a run of a stream is in the lake: `digest` is that of segment `seq`; 0 and "" when nothing is."""
+    """How far a run of a stream is in the lake: `digest` is that of segment `seq`; 0 and "" when nothing is. Of the run's `rows`
+    up to there `stored` are in the table."""
 
     run: str
     stream: str
     seq: int
     digest: str
+    rows: int = 0
+    stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
         clock=origin.clock, engine=sealed.engine, positions=sealed.positions, lookups=sealed.lookups,
-        ledgers=_with_lost(db, origin.pipeline, sealed.stream, sealed.ledgers),
+        ledgers=_with_lost(db, origin.pipeline, sealed.stream, sealed.ledgers), lineage=origin.lineage, boot=origin.boot,
+        utc_offset_us=origin.utc_offset_us, run_rows=_run_rows(db, stream_id) + sealed.rows, first=seq,
     )  # fmt: skip
     _append(db, key, stream_id, header, sealed.payload)
 
@@ -122,7 +129,14 @@ def _append(db: sqlite3.Connection, key: Key, stream_id: int, header: SegmentHea
         "INSERT INTO outbox (stream_id, seq, digest, rows, bytes, data) VALUES (?, ?, ?, ?, ?, ?)",
         (stream_id, header.seq, made.digest, header.rows, len(made.data), made.data),
     )
-    db.execute("UPDATE streams SET next_seq = ?, last_digest = ? WHERE id = ?", (header.seq + 1, made.digest, stream_id))
+    db.execute(
+        "UPDATE streams SET next_seq = ?, last_digest = ?, run_rows = ? WHERE id = ?",
+        (header.seq + 1, made.digest, header.run_rows, stream_id),
+    )
+
+
+def _run_rows(db: sqlite3.Connection, stream_id: int) -> int:
+    return int(db.execute("SELECT run_rows FROM streams WHERE id = ?", (stream_id,)).fetchone()[0])
 
 
 def _active_run(db: sqlite3.Connection, pipeline: str, sealed: Sealed, run_bytes: int) -> tuple[int, str, int, str]:
@@ -324,7 +338,8 @@ def reseal(db: sqlite3.Connection, key: Key) -> bool:
             _count_lost(db, "damaged", "o.id = ?", row_id)
             continue
         fields, (payload,) = unpack(data[SIGNATURE_BYTES:])
-        header = replace(SegmentHeader(**fields), run=run, seq=seq, previous=previous)
+        sealed = SegmentHeader(**fields)
+        header = replace(sealed, run=run, seq=seq, first=seq, previous=previous, run_rows=_run_rows(db, new) + sealed.rows)
         db.execute("DELETE FROM outbox WHERE id = ?", (row_id,))
         _append(db, key, new, header, payload)
         seq, previous = seq + 1, db.execute("SELECT last_digest FROM streams WHERE id = ?", (new,)).fetchone()[0]

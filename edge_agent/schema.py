@@ -24,6 +24,7 @@ CREATE TABLE state (
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
     lake_table TEXT NOT NULL, next_seq INTEGER NOT NULL DEFAULT 1, last_digest TEXT NOT NULL DEFAULT '',
+    run_rows INTEGER NOT NULL DEFAULT 0,
     mark_seq INTEGER NOT NULL DEFAULT 0, mark_digest TEXT NOT NULL DEFAULT '',
     active INTEGER NOT NULL DEFAULT 1, evicted INTEGER NOT NULL DEFAULT 0, successor INTEGER REFERENCES streams (id),
     pending_segments INTEGER NOT NULL DEFAULT 0, pending_rows INTEGER NOT NULL DEFAULT 0,

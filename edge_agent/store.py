@@ -167,7 +167,20 @@ class Store:
         self._on_transition.append(callback)
 
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
-        origin = Origin(self._node, pipeline, version, number, clocks.wall_us(), self.clock.now_us(), self.clock_quality)
+        wall_us, node_us = clocks.wall_us(), self.clock.now_us()
+        (lineage,) = db.execute("SELECT lineage FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
+        origin = Origin(
+            self._node,
+            pipeline,
+            version,
+            number,
+            wall_us,
+            node_us,
+            self.clock_quality,
+            lineage,
+            self.clock.boot,
+            wall_us - node_us,
+        )
         db.execute(
             "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ?, params = coalesce(?, params) WHERE name = ?",
             (

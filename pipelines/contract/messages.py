@@ -95,19 +95,25 @@ class ExchangeReply(_Message):
 
 @dataclass(frozen=True)
 class Upload(_Message):
-    """Node -> control: segments (the blobs), or, without any, a question for the marks of `streams` ([run, stream] pairs)."""
+    """Node -> control: segments (the blobs), or, without any, a question for the marks of `streams` ([run, stream] pairs).
+
+    `digests` asks which segments of a range the lake has, when histories differ: `[run, stream, first, last]`.
+    """
 
     node: str
     nonce: str
     streams: list[list[str]] = field(default_factory=list)
+    digests: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Receipts(_Message):
     """Control -> node, after the lake commit (I3): for each stream asked for or sent, how far it is in the lake.
 
-    `marks` are `[run, stream, seq, digest]`: every segment up to `seq` has its verdict; `digest` is that of segment `seq` (0 and
-    "" when there is none). `refused` are `[run, stream, seq, reason]`: kept raw by the control plane, not in the table.
+    `marks` are `[run, stream, seq, digest, rows, stored]`: every segment up to `seq` has its verdict; `digest` is the `link` of
+    segment `seq` (0 and "" when there is none); of the run's `rows` up to there `stored` are in the table, the others are void or
+    refused. `refused` are `[run, stream, seq, reason]`: kept raw by the control plane, not in the table. `digests` answer the
+    question for them: `[run, stream, seq, link]`, of segments that the lake has.
     """
 
     nonce: str
@@ -115,6 +121,7 @@ class Receipts(_Message):
     refused: list[list[Any]] = field(default_factory=list)
     error: str = ""
     node: str = ""  # whom it answers
+    digests: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

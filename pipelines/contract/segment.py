@@ -2,6 +2,9 @@
 
 Wire and store format 1: an envelope (see frames.py) signed by the node, whose frame header is the `SegmentHeader` and
 whose only blob is the payload: an Arrow IPC stream (zstd) of `rows` rows, or nothing for a header-only segment.
+
+A stub is a header-only segment in place of segments `first` to `seq`, whose rows are lost (`void` says why). The chain goes on
+behind it as if they were there: `stands_for` is the digest of the segment `seq` that was.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ NO_SEGMENT = ""  # the `previous` digest of the first segment of a run
 
 ROWS, QUARANTINE, INCIDENTS, LEDGER = "rows", "quarantine", "incidents", "ledger"
 KINDS = frozenset({ROWS, QUARANTINE, INCIDENTS, LEDGER})
+EVICTED, DAMAGED = "evicted", "damaged"  # by the full buffer, by the disk
+VOIDS = frozenset({EVICTED, DAMAGED})
+SYNCED, ANCHORED, UNSYNCED = "synced", "anchored", "unsynced"  # the node's clock: see `SegmentHeader.utc_offset_us`
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,8 +67,15 @@ class SegmentHeader:
     params: str  # digest of the effective parameters
     sealed_at_us: int  # the node's wall clock, microseconds since 1970; a label, never an order
     node_time_us: int  # BOOTTIME summed over boots
-    clock: str  # synced | unsynced
+    clock: str  # synced: the wall clock follows a time server; anchored: the control plane told the time since boot; unsynced
     engine: str
+    lineage: str  # of the pipeline's state and ledgers: a random id, minted anew when they begin anew
+    boot: str  # which boot of the node `node_time_us` is of
+    utc_offset_us: int  # UTC minus node time, as well as `clock` knows it
+    run_rows: int  # rows of the run through this segment
+    first: int  # `seq`; of a stub the first segment that it stands for
+    void: str = ""  # of a stub: evicted | damaged; `rows` are then those that are lost
+    stands_for: str = ""  # of a stub: the digest of the segment `seq` that was sealed
     positions: Mapping[str, Any] = field(default_factory=dict)
     ledgers: Mapping[str, Any] = field(default_factory=dict)
     lookups: Mapping[str, str] = field(default_factory=dict)
@@ -72,10 +85,14 @@ class SegmentHeader:
     def key(self) -> StreamKey:
         return StreamKey(self.node, self.run, self.stream)
 
+    @property
+    def is_stub(self) -> bool:
+        return bool(self.void)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sealed segment: `data` are the stored and sent bytes, `digest` their identity in the chain."""
+    """A sealed segment: `data` are its stored and sent bytes, `digest` is theirs; the next one names `link` as `previous`."""
 
     header: SegmentHeader
     payload: bytes
@@ -84,6 +101,10 @@ class Segment:
     @property
     def digest(self) -> str:
         return sha256(self.data)
+
+    @property
+    def link(self) -> str:
+        return self.header.stands_for or self.digest
 
 
 def encode(header: SegmentHeader, payload: bytes, key: Key) -> Segment:
@@ -105,9 +126,9 @@ def decode(data: bytes, public: str) -> Segment:
         len(blobs) == 1
         and all(type(getattr(header, name)) is kind for name, kind in _TYPES.items())
         and header.kind in KINDS
-        and header.seq >= 1
-        and header.rows >= 0
-        and (header.rows > 0) == bool(blobs[0])
+        and 1 <= header.first <= header.seq
+        and 0 <= header.rows <= header.run_rows
+        and (_is_stub(header, blobs[0]) or _is_whole(header, blobs[0]))
         and _is_storable(fields)
     )
     if not well_formed:
@@ -115,6 +136,15 @@ def decode(data: bytes, public: str) -> Segment:
     if sha256(blobs[0]) != header.payload_digest:
         raise Refused("the payload is not the one that was sealed", op="decode segment", place=f"{header.node}/{header.stream}")
     return Segment(header, blobs[0], data)
+
+
+def _is_whole(header: SegmentHeader, payload: bytes) -> bool:
+    is_one = header.first == header.seq and not header.void and not header.stands_for
+    return is_one and (header.rows > 0) == bool(payload)
+
+
+def _is_stub(header: SegmentHeader, payload: bytes) -> bool:
+    return header.void in VOIDS and bool(header.stands_for) and not payload
 
 
 def _is_storable(fields: dict[str, Any]) -> bool:
@@ -130,6 +160,6 @@ def _is_storable(fields: dict[str, Any]) -> bool:
 
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("node", "run", "stream", "previous", "kind", "table", "payload_digest"), str),
-    **dict.fromkeys(("pipeline", "version", "params", "clock", "engine"), str),
-    **dict.fromkeys(("seq", "rows", "number", "sealed_at_us", "node_time_us"), int),
+    **dict.fromkeys(("pipeline", "version", "params", "clock", "engine", "lineage", "boot", "void", "stands_for"), str),
+    **dict.fromkeys(("seq", "rows", "number", "sealed_at_us", "node_time_us", "utc_offset_us", "run_rows", "first"), int),
 }

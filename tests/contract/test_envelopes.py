@@ -95,8 +95,8 @@ def test_cut_and_hostile_frames_are_refused(frame: bytes) -> None:
 EXAMPLES = [
     Exchange("n1", "x", 1, 2, "sha256:d", True, "sha256:m"),
     ExchangeReply("x", "sha256:d", 5, True, True, "e", "n1"),
-    Upload("n1", "x", [["r", "s"]]),
-    Receipts("x", [["r", "s", 3, "sha256:d"]], [["r", "s", 2, "why"]], "e", "n1"),
+    Upload("n1", "x", [["r", "s"]], [["r", "s", 1, 5]]),
+    Receipts("x", [["r", "s", 3, "sha256:d", 9, 7]], [["r", "s", 2, "why"]], "e", "n1", [["r", "s", 1, "sha256:c"]]),
     ArtifactRequest("n1", "x", "sha256:d", 7),
     ArtifactReply("x", "pipeline-version", 9, 4, "e", "n1"),
     Heartbeat("n1", "sha256:d", 1, 2, 3, 4, "synced", "0.1"),

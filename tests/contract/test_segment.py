@@ -25,7 +25,7 @@ HEADER = SegmentHeader(
     payload_digest=sha256(b"payload"), pipeline="press", version="sha256:v", number=3, params="sha256:p",
     sealed_at_us=1_700_000_000_000_000, node_time_us=12, clock="unsynced", engine="tidewire/0",
     positions={"sim": {"from": 1, "to": 2}}, ledgers={"source": {"sim": {"read": 2}}, "stream": {"offered": 1}},
-    lookups={"assets": "sha256:a"},
+    lookups={"assets": "sha256:a"}, lineage="l1", boot="b1", utc_offset_us=5, run_rows=3, first=2,
 )  # fmt: skip
 
 
@@ -33,6 +33,14 @@ def test_a_segment_comes_back() -> None:
     segment = encode(HEADER, b"payload", KEY)
     assert decode(segment.data, KEY.public) == segment
     assert segment.header.key.app_id == "nabc/r1/rows" and segment.digest == sha256(segment.data)
+
+
+def test_i3_a_stub_stands_for_what_was_lost() -> None:
+    lost = encode(HEADER, b"payload", KEY)
+    header = replace(HEADER, first=1, rows=2, void="evicted", stands_for=lost.digest, payload_digest=sha256(b""))
+    stub = encode(header, b"", KEY)
+    assert decode(stub.data, KEY.public) == stub
+    assert (stub.link, lost.link) == (lost.digest, lost.digest) and stub.header.is_stub and not lost.header.is_stub
 
 
 def test_i13_segments_are_read_only_with_the_nodes_own_key() -> None:
@@ -51,6 +59,14 @@ def sealed(payload: bytes = b"payload", **changes: Any) -> bytes:
         sealed(seq=0),
         sealed(seq="2"),
         sealed(seq=True),
+        sealed(first=1),
+        sealed(first=3),
+        sealed(run_rows=0),
+        sealed(void="evicted"),
+        sealed(b"", void="evicted", payload_digest=sha256(b"")),
+        sealed(b"", void="eaten", stands_for="sha256:d", payload_digest=sha256(b"")),
+        sealed(b"", void="evicted", stands_for="sha256:d", payload_digest=sha256(b""), first=3),
+        sealed(stands_for="sha256:d"),
         sealed(rows=-1),
         sealed(rows=0),
         sealed(payload=b""),
@@ -98,7 +114,7 @@ def a_document() -> NodeDocument:
 MESSAGES = {
     "exchange": Exchange("nabc", "x", 1, 5, "sha256:d", True).seal(KEY, [b"document"]),
     "upload": Upload("nabc", "x", [["r1", "rows"]]).pack([b"segment"]),
-    "receipts": Receipts("x", [["r1", "rows", 2, "sha256:d"]], [["r1", "rows", 1, "why"]]).seal(KEY),
+    "receipts": Receipts("x", [["r1", "rows", 2, "sha256:d", 3, 2]], [["r1", "rows", 1, "why"]]).seal(KEY),
     "heartbeat": Heartbeat("nabc", "sha256:d", 1, 5, 3, 4, "synced", "0").pack(),
     "join": Join(KEY.public, "x", "pi", {"arch": "arm64"}).seal(KEY),
 }

@@ -69,6 +69,9 @@ class Stream:
             "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload),
             "pipeline": "press", "version": self.version, "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1,
             "clock": "synced", "engine": "test", "positions": {"sim": {"to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
+            "lineage": "l1", "boot": "b1", "utc_offset_us": 0,
+            "run_rows": (self.sealed[-1].header.run_rows if self.sealed else 0) + (table.num_rows if table is not None else 0),
+            "first": overrides.get("seq", len(self.sealed) + 1),
         }  # fmt: skip
         segment = encode(SegmentHeader(**{**fields, **overrides}), payload, self.key)
         self.sealed.append(segment)

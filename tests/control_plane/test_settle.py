@@ -384,7 +384,7 @@ def test_a_header_only_segment_moves_the_mark_and_keeps_its_ledgers(rig: Rig) ->
 
 def test_a_payload_that_is_no_arrow_or_lies_about_its_rows_is_refused(rig: Rig) -> None:
     source = stream()
-    outcome = rig.send(source.seal(rows(1.0), rows=5), source.seal(rows(2.0)))
+    outcome = rig.send(source.seal(rows(1.0), rows=5, run_rows=5), source.seal(rows(2.0)))
     assert [why for _, _, why in outcome.refused] == ["the header says 5 rows, the payload has 1"]
     assert mark(outcome) == 2
 
