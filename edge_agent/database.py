@@ -35,6 +35,10 @@ _PRAGMAS = (
 _log = structlog.get_logger("store")
 
 
+class Damaged(Exception):
+    """The file does not hold what was written to it."""
+
+
 @dataclass
 class _Request:
     work: Work[Any]

@@ -8,7 +8,8 @@ from pipelines.contract.errors import TidewireError
 
 FORMAT = 1
 
-# pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state.
+# pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state;
+# `state_sum` and `crc` are as checksums.py says.
 # streams: one row per run of a stream. A run with `active` takes new segments; with `evicted` its segments lost their bytes
 # and wait for the lake's mark to tell which are void; with `successor` its segments are being sealed anew under that run.
 # Its pending_* columns are kept by the triggers below, in the same transaction, so that they cannot drift (I9).
@@ -16,10 +17,11 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE pipelines (
     name TEXT PRIMARY KEY, lineage TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL,
-    positions TEXT NOT NULL, ledger TEXT NOT NULL, params TEXT
+    positions TEXT NOT NULL, ledger TEXT NOT NULL, params TEXT,
+    state_sum INTEGER NOT NULL DEFAULT 0, crc INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE state (
-    pipeline TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (pipeline, key)
+    pipeline TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (pipeline, key)
 );
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import structlog
 
+from edge_agent import checksums, outbox, quarantine, schema
 from edge_agent import clock as clocks
-from edge_agent import outbox, quarantine, schema
 from edge_agent.clock import ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
-from edge_agent.database import Database, T, Work, connect
+from edge_agent.database import Damaged, Database, T, Work, connect
 from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import TidewireError
@@ -142,10 +142,8 @@ class Store:
         """Where the pipeline stands; its lineage is minted when it never ran here."""
         if (found := await self._read(lambda db: _checkpoint(db, pipeline))) is not None:
             return found
-        fresh = (pipeline, secrets.token_hex(8))
-        await self._write(
-            lambda db: db.execute("INSERT OR IGNORE INTO pipelines VALUES (?, ?, '', 0, '{}', '{}', NULL)", fresh), pipeline
-        )
+        lineage = secrets.token_hex(8)
+        await self._write(lambda db: _begin_pipeline(db, pipeline, lineage), pipeline)
         return await self.checkpoint(pipeline)
 
     async def commit(self, pipeline: str, version: str, number: int, commit: Commit) -> None:
@@ -192,11 +190,8 @@ class Store:
                 pipeline,
             ),
         )
-        db.executemany("DELETE FROM state WHERE pipeline = ? AND key = ?", [(pipeline, key) for key in commit.state_delete])
-        db.executemany(
-            "INSERT INTO state VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            [(pipeline, key, value) for key, value in commit.state_set.items()],
-        )
+        checksums.put_state(db, pipeline, commit.state_delete, commit.state_set)
+        checksums.seal(db, pipeline)
         for sealed in commit.sealed:
             outbox.put(db, self._key, origin, sealed, self._budget)
         if commit.sealed and (evicted := outbox.evict(db, self._budget)):
@@ -213,12 +208,7 @@ class Store:
 
     async def adopt(self, pipeline: str, version: str, number: int) -> None:
         """The state of `pipeline` is now that of `version`: the old one has emitted what does not carry over."""
-        await self._write(
-            lambda db: db.execute(
-                "UPDATE pipelines SET digest = ?, number = ?, params = NULL WHERE name = ?", (version, number, pipeline)
-            ),
-            pipeline,
-        )
+        await self._write(lambda db: _adopt(db, pipeline, version, number), pipeline)
 
     async def close_streams(self, pipeline: str) -> None:
         """No more segments for now: what is pending drains, then the runs go."""
@@ -382,15 +372,31 @@ def _read_text(path: Path) -> str:
         return ""
 
 
+def _begin_pipeline(db: sqlite3.Connection, pipeline: str, lineage: str) -> None:
+    fresh = (pipeline, lineage)
+    db.execute(
+        "INSERT OR IGNORE INTO pipelines (name, lineage, digest, number, positions, ledger) VALUES (?, ?, '', 0, '{}', '{}')",
+        fresh,
+    )
+    checksums.seal(db, pipeline)
+
+
+def _adopt(db: sqlite3.Connection, pipeline: str, version: str, number: int) -> None:
+    db.execute("UPDATE pipelines SET digest = ?, number = ?, params = NULL WHERE name = ?", (version, number, pipeline))
+    if db.execute("SELECT changes()").fetchone()[0]:
+        checksums.seal(db, pipeline)
+
+
 def _checkpoint(db: sqlite3.Connection, pipeline: str) -> Checkpoint | None:
-    row = db.execute(
-        "SELECT lineage, digest, number, positions, ledger, params FROM pipelines WHERE name = ?", (pipeline,)
-    ).fetchone()
+    """Raises `Damaged` when it is not what was written."""
+    row = db.execute("SELECT * FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
     if row is None:
         return None
     state = db.execute("SELECT key, value FROM state WHERE pipeline = ? ORDER BY key", (pipeline,)).fetchall()
-    params = None if row[5] is None else json.loads(row[5])
-    return Checkpoint(row[0], row[1], row[2], json.loads(row[3]), json.loads(row[4]), dict(state), params)
+    if not checksums.is_intact(row, state):
+        raise Damaged(f"positions or state of {pipeline} are not those that were written")
+    params = None if row[6] is None else json.loads(row[6])
+    return Checkpoint(row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), dict(state), params)
 
 
 def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[str, Any]) -> None:
