@@ -38,15 +38,22 @@ STALL_S = 5.0  # without a commit answered the agent's disk is full or dead, and
 
 def main(sock: socket.socket) -> None:
     """Run until told to stop, the input ends, or the agent is gone."""
-    channel = Channel(sock)
     sys.modules.setdefault("dateutil", None)  # type: ignore[arg-type]  # pyarrow looks for it at each call: 0.6 ms a batch
+    try:
+        serve(Channel(sock))
+    except EOFError:
+        os._exit(0)  # nobody to report to; what was not committed is read again
+
+
+def serve(channel: Channel) -> None:
+    """One runner's whole life on its end of the channel. Raises EOFError when the agent is gone."""
     try:
         started = channel.receive(None)
         assert started is not None, "a wait without a time-out returns a message"
         header, blobs = started
         _Runner(channel, header, blobs, _stored(channel, header)).run()
     except EOFError:
-        os._exit(0)  # nobody to report to; what was not committed is read again
+        raise
     except TidewireError as error:
         _fail(channel, str(error), error.hint)
     except Exception as error:  # noqa: BLE001 - the last line: the agent reports it as state (I11)
