@@ -47,7 +47,7 @@ SEGMENTS_SCHEMA = pa.schema(
         ("received_at", _TIME),
         *_texts("lookups", "lineage", "boot"),
         *_integers("utc_offset_us", "run_rows", "first"),
-        *_texts("void", "stands_for"),
+        *_texts("void", "stands_for", "stamps"),
     ]
 )
 

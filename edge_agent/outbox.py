@@ -48,6 +48,7 @@ class Sealed:
     params: str = ""  # digest of the parameters in effect
     engine: str = ""  # the build that made the rows
     lookups: Mapping[str, str] = field(default_factory=dict)  # digests of the lookup files in effect
+    stamps: str = segment.OWN  # see SegmentHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,9 @@ def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
         clock=origin.clock, engine=sealed.engine, positions=sealed.positions, lookups=sealed.lookups,
-        ledgers=_with_lost(db, origin.pipeline, sealed.stream, sealed.ledgers), lineage=origin.lineage, boot=origin.boot,
-        utc_offset_us=origin.utc_offset_us, run_rows=_run_rows(db, stream_id) + sealed.rows, first=seq,
+        ledgers=_with_lost(db, origin.pipeline, sealed.stream, _with_pending(db, origin.pipeline, sealed)),
+        lineage=origin.lineage, boot=origin.boot, utc_offset_us=origin.utc_offset_us, stamps=sealed.stamps,
+        run_rows=_run_rows(db, stream_id) + sealed.rows, first=seq,
     )  # fmt: skip
     _append(db, key, stream_id, header, sealed.payload)
 
@@ -137,6 +139,14 @@ def _append(db: sqlite3.Connection, key: Key, stream_id: int, header: SegmentHea
 
 def _run_rows(db: sqlite3.Connection, stream_id: int) -> int:
     return int(db.execute("SELECT run_rows FROM streams WHERE id = ?", (stream_id,)).fetchone()[0])
+
+
+def _with_pending(db: sqlite3.Connection, pipeline: str, sealed: Sealed) -> dict[str, Any]:
+    """The ledgers with what the lake has not confirmed, these rows included: of all streams in a ledger, else of its own (I4)."""
+    found = db.execute("SELECT stream, sum(pending_rows) FROM streams WHERE pipeline = ? GROUP BY stream", (pipeline,))
+    rows: dict[str, int] = dict(found.fetchall())
+    own = {sealed.stream: rows.get(sealed.stream, 0) + sealed.rows}
+    return {**sealed.ledgers, "pending": rows if sealed.kind == segment.LEDGER else own}
 
 
 def _active_run(db: sqlite3.Connection, pipeline: str, sealed: Sealed, run_bytes: int) -> tuple[int, str, int, str]:

@@ -64,6 +64,8 @@ class Uncommitted:
     ) -> None:
         """`stored_bytes` is the size of what is stored of `state`."""
         self._tables, self._raw = spec.lake_tables(), spec.raw_policy
+        own = segment.OWN if spec.event_time else segment.NODE_TIME
+        self._stamps = {segment.ROWS: own, segment.INCIDENTS: own, segment.QUARANTINE: segment.WALL}
         self.lookups = lookups or {}
         self.positions = positions
         self._committed = state
@@ -170,16 +172,18 @@ class Uncommitted:
         base = {"positions": _moved(self.positions, positions), "engine": ENGINE}
         sealed: list[dict[str, Any]] = []
         payloads = [one.payload for one in made]
-        for one in made:
-            ledgers = {"source": dict(state.sources), "stream": dict(state.streams.get(one.stream, {}))}
+        for one, through in zip(made, _sealed_rows(state, made), strict=True):
+            counts = {"source": dict(state.sources), "stream": dict(state.streams.get(one.stream, {}))}
+            ledgers = {"commit": state.epoch, **counts, "sealed": through}
             made_with = {"params": one.part.params, "lookups": dict(one.part.lookups)}
             head = {"stream": one.stream, "kind": one.kind, "table": one.table, "ledgers": ledgers, **made_with, **base}
-            sealed.append({**head, "rows": one.rows})
+            sealed.append({**head, "rows": one.rows, "stamps": self._stamps[one.kind]})
         self._unsealed_ledger += 1
         if final or self._unsealed_ledger >= LEDGER_EVERY:
             self._unsealed_ledger = 0
             open_rows = dict(run.open_window_rows(state))
-            ledgers = {"source": dict(state.sources), "streams": dict(state.streams), "open": open_rows}
+            counts = {"source": dict(state.sources), "streams": dict(state.streams)}
+            ledgers = {"commit": state.epoch, **counts, "open": open_rows}
             head = {"stream": run.LEDGER_STREAM, "kind": segment.LEDGER, "table": "", "ledgers": ledgers, "params": params}
             sealed.append({**head, "rows": 0, **base})
             payloads.append(b"")
@@ -218,6 +222,18 @@ class Uncommitted:
                 part.output = replace(part.output, transitions=kept, actions=part.output.actions[-TRANSITIONS_MAX:])
         self._parts = [part for part in self._parts if part.output != run.Output()] or self._parts[-1:]
         return state
+
+
+def _sealed_rows(state: State, made: Sequence[_Payload]) -> list[int]:
+    """For each payload: how many rows of its stream this lineage has sealed, its own included. After the last of a commit that is
+    all that was written and not void (I4)."""
+    found: list[int] = []
+    left: Counter[str] = Counter()
+    for one in reversed(made):
+        counts = state.streams[one.stream]
+        found.append(counts["written"] - counts.get("void", 0) - left[one.stream])
+        left[one.stream] += one.rows
+    return found[::-1]
 
 
 def _without_raw(rejected: pa.Table) -> pa.Table:

@@ -26,6 +26,8 @@ ROWS, QUARANTINE, INCIDENTS, LEDGER = "rows", "quarantine", "incidents", "ledger
 KINDS = frozenset({ROWS, QUARANTINE, INCIDENTS, LEDGER})
 EVICTED, DAMAGED = "evicted", "damaged"  # by the full buffer, by the disk
 VOIDS = frozenset({EVICTED, DAMAGED})
+OWN, NODE_TIME, WALL = "", "node", "wall"  # see `SegmentHeader.stamps`
+STAMPS = frozenset({OWN, NODE_TIME, WALL})
 SYNCED, ANCHORED, UNSYNCED = "synced", "anchored", "unsynced"  # the node's clock: see `SegmentHeader.utc_offset_us`
 
 
@@ -76,6 +78,7 @@ class SegmentHeader:
     first: int  # `seq`; of a stub the first segment that it stands for
     void: str = ""  # of a stub: evicted | damaged; `rows` are then those that are lost
     stands_for: str = ""  # of a stub: the digest of the segment `seq` that was sealed
+    stamps: str = OWN  # which clock stamped the rows: "" none of ours; node: node time; wall: the node's wall clock
     positions: Mapping[str, Any] = field(default_factory=dict)
     ledgers: Mapping[str, Any] = field(default_factory=dict)
     lookups: Mapping[str, str] = field(default_factory=dict)
@@ -126,6 +129,7 @@ def decode(data: bytes, public: str) -> Segment:
         len(blobs) == 1
         and all(type(getattr(header, name)) is kind for name, kind in _TYPES.items())
         and header.kind in KINDS
+        and header.stamps in STAMPS
         and 1 <= header.first <= header.seq
         and 0 <= header.rows <= header.run_rows
         and (_is_stub(header, blobs[0]) or _is_whole(header, blobs[0]))
@@ -160,6 +164,6 @@ def _is_storable(fields: dict[str, Any]) -> bool:
 
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("node", "run", "stream", "previous", "kind", "table", "payload_digest"), str),
-    **dict.fromkeys(("pipeline", "version", "params", "clock", "engine", "lineage", "boot", "void", "stands_for"), str),
+    **dict.fromkeys(("pipeline", "version", "params", "clock", "engine", "lineage", "boot", "void", "stands_for", "stamps"), str),
     **dict.fromkeys(("seq", "rows", "number", "sealed_at_us", "node_time_us", "utc_offset_us", "run_rows", "first"), int),
 }
