@@ -11,6 +11,7 @@ from importlib import metadata
 import structlog
 
 from edge_agent import clock
+from edge_agent.clock import Anchor
 from edge_agent.config import AgentConfig, Identity
 from edge_agent.link import Link, LinkDown
 from edge_agent.node_record import NodeRecord
@@ -102,10 +103,14 @@ class StateSync:
             has_document=with_document,
         )
         data = request.seal(identity.key, [document.save()] if with_document else [])
+        node_clock = self._store.clock
+        asked_us = node_clock.now_us()
         raw = await self._link.request(subjects.state(identity.node), data, self._config.request_timeout_s)
+        answered_us = node_clock.now_us()
         reply, blobs = ExchangeReply.unseal(identity.control, raw)
         if (reply.nonce, reply.node) != (request.nonce, identity.node) or reply.error:
             raise Refused(reply.error or "the answer belongs to another question", op="exchange", place=identity.node)
+        await self._store.anchor(Anchor.told(node_clock.time_line, asked_us, answered_us, reply.server_time_us))
         await self._take_over(reply, blobs)
         return reply
 

@@ -18,10 +18,11 @@ import structlog
 
 from edge_agent import checksums, outbox, quarantine, schema
 from edge_agent import clock as clocks
-from edge_agent.clock import ClockMark, NodeClock
+from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
 from edge_agent.database import Damaged, Database, T, Work, connect
 from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
+from edge_agent.sending import Position, Run
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
@@ -104,6 +105,8 @@ class Store:
         self._callbacks: list[Callable[[], None]] = []
         self._on_transition: list[Callable[[], None]] = []
         self.clock = clock
+        self._anchor: Anchor | None = None
+        self._stored_anchor: Anchor | None = None
 
     @classmethod
     def open(
@@ -165,7 +168,10 @@ class Store:
         self._on_transition.append(callback)
 
     def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
-        wall_us, node_us = clocks.wall_us(), self.clock.now_us()
+        wall_us, node_us, time_line = clocks.wall_us(), self.clock.now_us(), self.clock.time_line
+        if self._anchor is None and (stored := schema.get_meta(db, "anchor")):
+            self._anchor = self._stored_anchor = Anchor(**json.loads(str(stored)))
+        offset_us, quality = clocks.utc_offset(wall_us, node_us, self.clock_quality, self._anchor, time_line)
         (lineage,) = db.execute("SELECT lineage FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
         origin = Origin(
             self._node,
@@ -174,10 +180,10 @@ class Store:
             number,
             wall_us,
             node_us,
-            self.clock_quality,
+            quality,
             lineage,
-            self.clock.boot,
-            wall_us - node_us,
+            time_line,
+            offset_us,
         )
         db.execute(
             "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ?, params = coalesce(?, params) WHERE name = ?",
@@ -224,6 +230,19 @@ class Store:
     ) -> list[Pending]:
         """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any can be sent."""
         return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes, streams_max))
+
+    async def take(self, plan: Callable[[list[Run]], Sequence[Run]], sent: Mapping[Position, int], limit_bytes: int) -> list[Pending]:
+        """The segments of one request: from the runs that `plan` picks of those with segments to send, in its order, after what is
+        `sent`. At least one while any can be sent. `plan` is pure: it runs in the store's reading thread."""
+
+        def read(db: sqlite3.Connection) -> list[Pending]:
+            return outbox.take(db, [(*run.position, run.after(sent)) for run in plan(outbox.runs(db))], limit_bytes)
+
+        return await self._read(read)
+
+    async def end_run(self, pipeline: str, stream: str) -> None:
+        """The stream's active run takes no more segments: the next one starts a new run."""
+        await self._write(lambda db: outbox.close_runs(db, "pipeline = ? AND stream = ?", pipeline, stream), pipeline)
 
     async def open_positions(self, *, pending_only: bool = False) -> list[tuple[str, str]]:
         return await self._read(lambda db: outbox.open_positions(db, pending_only=pending_only))
@@ -309,6 +328,14 @@ class Store:
     async def drop_artifacts(self, keep: set[str]) -> None:
         """Forget artifacts that are neither in `keep` nor wrote the state of a pipeline (which may have to be drained)."""
         await self._write(lambda db: _drop_artifacts(db, keep))
+
+    async def anchor(self, told: Anchor) -> None:
+        """Take over what the control plane told of the time. It outlasts a restart in the same boot (I10)."""
+        if told.is_better_than(self._anchor):
+            self._anchor = told
+        if told.is_worth_writing_after(self._stored_anchor):
+            self._stored_anchor = told
+            await self.put("anchor", json.dumps(asdict(told)))
 
     async def get(self, key: str) -> Any:
         return await self._read(lambda db: schema.get_meta(db, key))
