@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edge_agent.sending import PRIORITY, Run
 from pipelines.contract import segment
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import sha256, unpack
@@ -246,6 +247,41 @@ def _sendable(db: sqlite3.Connection) -> list[tuple[int, str, str, int, int]]:
         "SELECT id, run, stream, mark_seq, next_seq FROM streams"
         f" WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY {_PRIORITY}, id"
     ).fetchall()
+
+
+def runs(db: sqlite3.Connection) -> list[Run]:
+    """The runs with segments to send, oldest first."""
+    return [
+        Run(*row[:4], PRIORITY, *row[4:])
+        for row in db.execute(
+            "SELECT pipeline, stream, run, kind, active, mark_seq, next_seq, pending_bytes FROM streams"
+            " WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY id"
+        )
+    ]
+
+
+def take(db: sqlite3.Connection, order: Sequence[tuple[str, str, int]], limit_bytes: int) -> list[Pending]:
+    """Segments of one request: from the runs in this `order` (run, stream, after which seq), each as far as it goes.
+
+    At least one while there is any; a run ends before a damaged segment.
+    """
+    batch: list[Pending] = []
+    for run, stream, after in order:
+        rows = db.execute(
+            "SELECT o.seq, o.digest, o.bytes, o.data FROM outbox o JOIN streams s ON s.id = o.stream_id"
+            " WHERE s.run = ? AND s.stream = ? AND o.seq > ? ORDER BY o.seq",
+            (run, stream, after),
+        )
+        for seq, digest, length, data in rows:
+            if batch and (length > limit_bytes or len(batch) >= BATCH_SEGMENTS_MAX):
+                rows.close()
+                return batch
+            if data is None or sha256(data) != digest:
+                rows.close()
+                break
+            batch.append(Pending(run, stream, seq, digest, data))
+            limit_bytes -= length
+    return batch
 
 
 def void_damaged(db: sqlite3.Connection) -> list[Break]:

@@ -231,9 +231,11 @@ class Store:
         """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any can be sent."""
         return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes, streams_max))
 
-    async def take(self, plan: Callable[[list[Run]], Sequence[Run]], sent: Mapping[Position, int], limit_bytes: int) -> list[Pending]:
-        """The segments of one request: from the runs that `plan` picks of those with segments to send, in its order, after what is
-        `sent`. At least one while any can be sent. `plan` is pure: it runs in the store's reading thread."""
+    async def take(
+        self, plan: Callable[[list[Run]], Sequence[Run]], sent: Mapping[Position, int], limit_bytes: int
+    ) -> list[Pending]:
+        """The segments of one request: from the runs that `plan` picks, in its order, after what is `sent` of each.
+        At least one while any can be sent. `plan` is pure: it runs in the store's reading thread."""
 
         def read(db: sqlite3.Connection) -> list[Pending]:
             return outbox.take(db, [(*run.position, run.after(sent)) for run in plan(outbox.runs(db))], limit_bytes)
