@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import structlog
 
-from edge_agent import checksums, outbox, quarantine, schema
+from edge_agent import checksums, outbox, quarantine, rate, schema
 from edge_agent import clock as clocks
 from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
 from edge_agent.database import Damaged, Database, T, Work, connect
 from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
+from edge_agent.rate import Rate
 from edge_agent.sending import Position, Run
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import TidewireError
@@ -200,6 +201,8 @@ class Store:
         checksums.seal(db, pipeline)
         for sealed in commit.sealed:
             outbox.put(db, self._key, origin, sealed, self._budget)
+        if commit.sealed:
+            _measure(db, pipeline, commit.sealed, node_us)
         if commit.sealed and (evicted := outbox.evict(db, self._budget)):
             _log.warning("the buffer is full: the oldest segments lost their rows", segments=evicted)
         if commit.quarantined:
@@ -276,6 +279,15 @@ class Store:
     async def streams(self) -> list[dict[str, Any]]:
         """Per pipeline and stream: what is pending, for `status`."""
         return await self._read(_streams)
+
+    async def rates(self) -> dict[str, Rate]:
+        """How fast each stream (`pipeline/stream`) fills the buffer."""
+        return await self._read(_rates)
+
+    async def buffer_lasts_s(self) -> float | None:
+        """How long the free part of the buffer lasts at the measured rate; None while that is not known."""
+        free = self._budget - (await self.backlog()).bytes
+        return rate.lasts_s((await self.rates()).values(), free, self.clock.now_us())
 
     # Incidents and actions
 
@@ -495,6 +507,16 @@ def _backlog(db: sqlite3.Connection) -> Backlog:
         " coalesce(sum(damaged_rows), 0) FROM stream_ledgers"
     ).fetchone()
     return Backlog(*row, *gone)
+
+
+def _rates(db: sqlite3.Connection) -> dict[str, Rate]:
+    return {stream: Rate(*fields) for stream, fields in json.loads(str(schema.get_meta(db, "rates") or "{}")).items()}
+
+
+def _measure(db: sqlite3.Connection, pipeline: str, sealed: Sequence[Sealed], node_us: int) -> None:
+    sizes = [(f"{pipeline}/{one.stream}", len(one.payload)) for one in sealed]
+    after = rate.note(_rates(db), sizes, node_us)
+    schema.put_meta(db, "rates", json.dumps({stream: (r.weight, r.at_us, r.since_us) for stream, r in after.items()}))
 
 
 def _streams(db: sqlite3.Connection) -> list[dict[str, Any]]:
