@@ -198,9 +198,10 @@ class Api:
 
     async def query(self, request: Request) -> Any:
         body = Query.model_validate_json(await _body(request))
+        nodes = await self._backend.with_db(views.node_names, self._backend.contact())
 
         def run() -> dict[str, Any]:
-            result = run_query(self._lake_dir, body.sql, limit=body.limit, timeout_s=body.timeout_s)
+            result = run_query(self._lake_dir, body.sql, limit=body.limit, timeout_s=body.timeout_s, nodes=nodes)
             rows = [[as_json(value) for value in row] for row in result.rows]
             return {"columns": list(result.columns), "rows": rows, "truncated": result.truncated}
 

@@ -1,4 +1,4 @@
-"""SQL over the lake: one SELECT, in a DuckDB of its own that can reach nothing but the tables registered in it."""
+"""SQL over the lake: one SELECT, in a DuckDB of its own that can reach nothing but the tables and views registered in it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from deltalake import DeltaTable
 
+from control_plane.lake_views import NodeName, register, table_names
 from pipelines.contract.errors import Refused
 
 ROWS_MAX = 10_000
@@ -43,15 +43,15 @@ class Result:
     truncated: bool = False
 
 
-def table_names(lake_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in lake_dir.glob("*/_delta_log"))
-
-
-def run_query(lake_dir: Path, sql: str, *, limit: int = ROWS_MAX, timeout_s: float = TIMEOUT_S) -> Result:
+def run_query(
+    lake_dir: Path, sql: str, *, limit: int = ROWS_MAX, timeout_s: float = TIMEOUT_S, nodes: Sequence[NodeName] = ()
+) -> Result:
     """The first `limit` rows. Raises `Refused` for anything but one SELECT that works and ends in time."""
     with duckdb.connect(":memory:") as db:
         names = table_names(lake_dir)
-        _register(db, lake_dir, names)
+        words = set(re.findall(r"\w+", sql.lower()))
+        register(db, lake_dir, [name for name in names if name in words], nodes)
+        lock(db)
         _check_one_select(db, sql)
         alarm = threading.Timer(timeout_s, db.interrupt)
         alarm.start()
@@ -96,11 +96,10 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def _register(db: duckdb.DuckDBPyConnection, lake_dir: Path, names: Sequence[str]) -> None:
-    for name in names:
-        db.register(name, DeltaTable(lake_dir / name).to_pyarrow_dataset())
-    for lock in _LOCKS:
-        db.execute(lock)
+def lock(db: duckdb.DuckDBPyConnection) -> None:
+    """From now on it reaches nothing but what is registered in it."""
+    for setting in _LOCKS:
+        db.execute(setting)
 
 
 def _check_one_select(db: duckdb.DuckDBPyConnection, sql: str) -> None:

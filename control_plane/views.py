@@ -15,7 +15,8 @@ from control_plane import fleet, incidents, registry, store
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.fleet import Node
-from control_plane.query import as_json, run_query, table_names
+from control_plane.lake_views import NodeName, table_names
+from control_plane.query import as_json, run_query
 from control_plane.times import iso
 from pipelines.contract.errors import Refused
 
@@ -49,6 +50,11 @@ def pipelines(db: Connection) -> list[dict[str, Any]]:
 
 def nodes(db: Connection, contact: Contact) -> list[dict[str, Any]]:
     return [_node_row(db, node, contact) for node in fleet.all_nodes(db)]
+
+
+def node_names(db: Connection, contact: Contact) -> list[NodeName]:
+    """For the view `nodes` of a query."""
+    return [NodeName(n.id, n.name, dict(n.labels), contact.last_seen(n)) for n in fleet.all_nodes(db)]
 
 
 def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
