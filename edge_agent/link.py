@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import random
+import socket
 import ssl
+import struct
+import termios
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +25,9 @@ from pipelines.contract.errors import OutOfReach, Refused
 CONNECT_TIMEOUT_S = 10.0
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 5.0  # 0.5, 1, 2, 4, 5, 5 s, each with jitter: a link that is back is used within seconds
 TIMEOUTS_MAX = 2  # in a row: then the connection is taken for dead, long before TCP notices
+PAYLOAD_BYTES_MAX = 1 << 20  # of one message, until a broker says what it takes
+_PING_S, _PINGS_MAX = 10, 12  # over 5 kB/s a ping waits 100 s behind a segment: a dead line is found by the next one, sooner
+_UNACKED_MS_MAX = 30_000  # that bytes are on the line and none is acknowledged
 _CLOSE_S = 1.0
 _X509_NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME; Python has no name for it
 _log = structlog.get_logger("link")
@@ -35,6 +42,11 @@ class Link(Protocol):
 
     @property
     def is_up(self) -> bool: ...
+    @property
+    def payload_bytes_max(self) -> int:
+        """Of one request, as the broker on the other end says."""
+        ...
+
     def on_change(self, callback: Callable[[], None]) -> None: ...
     def on_message(self, subject: str, callback: Callable[[], None]) -> None: ...
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes: ...
@@ -76,6 +88,10 @@ class NatsLink:
     def is_up(self) -> bool:
         return self._closed is not None
 
+    @property
+    def payload_bytes_max(self) -> int:
+        return self._client.max_payload if self._client is not None else PAYLOAD_BYTES_MAX
+
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
@@ -102,6 +118,8 @@ class NatsLink:
         client, closed = self._client, self._closed
         if client is None or closed is None:
             raise LinkDown(self.trouble, op="request", place=self._login.url, hint="it is tried again by itself")
+        halfway = asyncio.get_running_loop().create_future()
+        timer = asyncio.get_running_loop().call_later(timeout_s / 2, lambda: halfway.set_result(_delivered_bytes(client)))
         denied = self._denied.setdefault(subject.lower(), asyncio.get_running_loop().create_future())
         asking = asyncio.create_task(client.request(subject, data, timeout=timeout_s))
         try:
@@ -114,13 +132,15 @@ class NatsLink:
                 raise LinkDown("the connection was lost", op="request", place=self._login.url)
             reply: Msg = asking.result()
         except (TimeoutError, nats_errors.TimeoutError):
-            self._count_timeout(closed)
+            if not (_queued_bytes(client) and halfway.done() and _delivered_bytes(client) > halfway.result()):
+                self._count_timeout(closed)  # else the line is slow: what was before it is still under way
             raise LinkDown(f"no answer within {timeout_s:g} s", op="request", place=subject) from None
         except nats_errors.NoRespondersError:
             raise LinkDown("the broker is there, the control plane is not", op="request", place=subject) from None
         except (nats_errors.Error, OSError) as error:
             raise LinkDown(str(error), op="request", place=subject) from error
         finally:
+            timer.cancel()
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             if not denied.done():
@@ -166,6 +186,8 @@ class NatsLink:
         await client.connect(**self._options(on_closed))
         if self._login.ca and not _is_encrypted(client):
             raise ssl.SSLError("the broker does not encrypt")
+        if line := _socket(client):
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKED_MS_MAX)
         for subject, callback in self._subscriptions.items():
             await client.subscribe(subject, cb=_ignoring_content(callback))
 
@@ -179,8 +201,8 @@ class NatsLink:
             "max_reconnect_attempts": 1,  # even so it would try the first connection sixty times, two seconds apart
             "reconnect_time_wait": 0,
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "ping_interval": 10,
-            "max_outstanding_pings": 2,
+            "ping_interval": _PING_S,
+            "max_outstanding_pings": _PINGS_MAX,
             "closed_cb": on_closed,
             "error_cb": self._on_error,
         }
@@ -232,16 +254,38 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
         task.cancel()
 
 
+def _writer(client: Client) -> asyncio.StreamWriter | None:
+    return getattr(getattr(client, "_transport", None), "_io_writer", None)  # nats-py offers no way to ask
+
+
 def _is_encrypted(client: Client) -> bool:
-    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)  # nats-py offers no way to ask
+    writer = _writer(client)
     return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+
+def _socket(client: Client) -> socket.socket | None:
+    writer = _writer(client)
+    return writer.get_extra_info("socket") if writer is not None else None
+
+
+def _queued_bytes(client: Client) -> int:
+    """What was handed over and the other end of the connection has not acknowledged."""
+    writer, line = _writer(client), _socket(client)
+    if writer is None or line is None or line.fileno() < 0:
+        return 0
+    (unacknowledged,) = struct.unpack("i", fcntl.ioctl(line, termios.TIOCOUTQ, b"\0" * 4))
+    return int(unacknowledged) + writer.transport.get_write_buffer_size() + client.pending_data_size
+
+
+def _delivered_bytes(client: Client) -> int:
+    return client.stats["out_bytes"] - _queued_bytes(client)
 
 
 async def _abandon(client: Client) -> None:
     """Close it, and if the other side takes nothing any more, cut it."""
     with suppress(Exception):
         await _within(_CLOSE_S, client.close())
-    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)  # nats-py offers no way to abort
+    writer = _writer(client)
     if writer is not None:
         writer.transport.abort()
 

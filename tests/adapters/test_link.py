@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -29,16 +30,20 @@ authorization { users = [
 
 
 class Proxy:
-    """TCP in front of the broker, to be cut (connections reset) or black-holed (open, but nothing moves)."""
+    """TCP in front of the broker, to be cut (connections reset) or black-holed (open, but nothing moves); or a slow one."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(self, target: int, bytes_per_s: int = 0) -> None:
+        self._target, self._bytes_per_s = target, bytes_per_s
         self._writers: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
 
     async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        line = socket.socket()
+        if self._bytes_per_s:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)  # what waits, waits at the sender
+        line.bind(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._serve, sock=line)
         return int(self._server.sockets[0].getsockname()[1])
 
     def black_hole(self) -> None:
@@ -54,13 +59,14 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, there[1]}
-        await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+        await asyncio.gather(self._pump(reader, there[1], self._bytes_per_s), self._pump(there[0], writer))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bytes_per_s: int = 0) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
+            while data := await reader.read(16384):
                 await self._flows.wait()
                 writer.write(data)
+                await asyncio.sleep(len(data) / bytes_per_s if bytes_per_s else 0)
         writer.close()
 
 
@@ -175,13 +181,27 @@ async def test_two_timeouts_in_a_row_replace_a_black_holed_connection(broker: Br
     async with echo(broker), linked(port) as link:
         await up(link)
         proxy.black_hole()
-        for _ in range(link_module.TIMEOUTS_MAX):
-            with pytest.raises(LinkDown, match="no answer"):
+        for _ in range(link_module.TIMEOUTS_MAX + 2):  # bytes may move for a while, from buffer to buffer
+            with pytest.raises(LinkDown):
                 await link.request("ask.echo", b"x" * 500_000, 0.3)
         await up(link, False, within_s=5)
         proxy.heal()
         await up(link)
         assert await link.request("ask.echo", b"hi", 2) == b"echo hi"
+
+
+@in_a_loop
+async def test_a_slow_line_is_not_taken_for_a_dead_one(broker: Broker) -> None:
+    proxy = Proxy(broker.port, bytes_per_s=200_000)
+    port = await proxy.start()
+    async with echo(broker), linked(port) as link:
+        await up(link)
+        long = asyncio.create_task(link.request("ask.echo", b"x" * 1_000_000, 30))
+        await asyncio.sleep(0.1)  # it goes first
+        for _ in range(link_module.TIMEOUTS_MAX + 1):
+            with pytest.raises(LinkDown, match="no answer"):
+                await link.request("ask.echo", b"behind it", 1)
+        assert len(await long) == 1_000_005, "the connection was not given up"
 
 
 @in_a_loop
