@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pipelines.contract.errors import Refused
@@ -93,7 +94,7 @@ class SegmentHeader:
         return bool(self.void)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segment:
     """A sealed segment: `data` are its stored and sent bytes, `digest` is theirs; the next one names `link` as `previous`."""
 
@@ -101,7 +102,7 @@ class Segment:
     payload: bytes
     data: bytes
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return sha256(self.data)
 
