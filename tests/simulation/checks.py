@@ -1,0 +1,249 @@
+"""What must hold once everything healed and went quiet: each complaint begins with the number of the invariant that is broken."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from control_plane import fleet
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Node, World
+
+Rows = list[dict[str, Any]]
+LINEAGE = ("_node", "_run", "_stream", "_seq", "_row")
+SYSTEM = ("segments", "quarantine", "incidents")
+_HARMLESS = ("security",)  # what is said in the log as an error on purpose
+
+
+class Lake:
+    """Every table as rows, read once."""
+
+    def __init__(self, world: World) -> None:
+        directory = world.control.config.lake_dir
+        self.tables: dict[str, Rows] = {}
+        for path in sorted(directory.iterdir()):
+            try:
+                self.tables[path.name] = DeltaTable(path).to_pyarrow_table().to_pylist()
+            except TableNotFoundError:
+                continue
+
+    def of(self, table: str, node: str) -> Rows:
+        name = "node" if table == "segments" else "_node"
+        return [row for row in self.tables.get(table, []) if row[name] == node]
+
+    def has_stubs(self, node: str) -> bool:
+        return any(row.get("void") for row in self.of("segments", node))
+
+    def windows(self, node: str) -> Rows:
+        """The newest revision of each window."""
+        newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+        rows = self.of("sim_windows__log", node) or self.of("sim_windows", node)
+        for row in rows:
+            key = (row["g"], row["_window_start"])
+            if key not in newest or row["_revision"] >= newest[key]["_revision"]:
+                newest[key] = row
+        return list(newest.values())
+
+
+def complaints(world: World) -> list[str]:
+    lake = Lake(world)
+    found = [text for check in CHECKS for text in check(world, lake)]
+    world.rows_checked = sum(len(rows) for rows in lake.tables.values())
+    for name, rows in sorted(lake.tables.items()):
+        world.note("table", name=name, rows=len(rows))
+    return found
+
+
+def i2_rows_are_unique(world: World, lake: Lake) -> Iterator[str]:
+    for name, rows in lake.tables.items():
+        keys = Counter(tuple(row[c] for c in (LINEAGE if name != "segments" else ("node", "run", "stream", "seq"))) for row in rows)
+        if twice := [key for key, count in keys.items() if count > 1]:
+            yield f"I2: {len(twice)} keys of {name} are there more than once, such as {twice[0]}"
+
+
+def i2_content_is_there_once(world: World, lake: Lake) -> Iterator[str]:
+    """What a node read once is stored once, unless its card was restored: it then reads again what came after the copy."""
+    for node in world.nodes:
+        counts = Counter(row["n"] for row in lake.of("sim_rows", node.id))
+        twice = sorted(n for n, count in counts.items() if count > 1 and n not in node.read_again)
+        if twice:
+            yield f"I2: {node.name}: {len(twice)} rows are stored more than once: {twice[:5]}"
+        good = {line.n for line in node.writer.lines if line.kind == "good"}
+        if strange := sorted(counts.keys() - good):
+            yield f"I2: {node.name}: rows that nobody wrote: {strange[:5]}"
+        by_run = Counter((row["_run"], row["n"]) for row in lake.of("sim_rows", node.id))
+        if doubled := [key for key, count in by_run.items() if count > 1]:
+            yield f"I2: {node.name}: one run holds a row twice: {doubled[:3]}"
+
+
+def i3_nothing_is_lost(world: World, lake: Lake) -> Iterator[str]:
+    """What was read is stored, or a stub says that it is void (I3, I4), or it was in a lake that was lost."""
+    for node in world.nodes:
+        stored = {row["n"] for row in lake.of("sim_rows", node.id)}
+        missing = [line.n for line in node.writer.lines if line.kind == "good" and line.n not in stored | node.lost_with_lake]
+        void = sum(row["rows"] for row in lake.of("segments", node.id) if row["stream"] == "readings" and row.get("void"))
+        if len(missing) > void:
+            yield f"I3: {node.name}: {len(missing)} rows are not in the lake, {void} are accounted void: {missing[:5]}"
+        if len(missing) < void and not node.read_again:
+            yield f"I4: {node.name}: {void} rows are accounted void, but only {len(missing)} are missing"
+        refused = [row for row in lake.of("segments", node.id) if row["verdict"] == "refused"]
+        if refused:
+            yield f"I3: {node.name}: {len(refused)} segments were refused: {refused[0]['reason']}"
+
+
+def i3_marks_agree(world: World, lake: Lake) -> Iterator[str]:
+    """What the node takes for confirmed is in the lake, and after quiet nothing is pending."""
+    for node in world.nodes:
+        reached: dict[tuple[str, str], int] = defaultdict(int)
+        for row in lake.of("segments", node.id):
+            key = (row["run"], row["stream"])
+            reached[key] = max(reached[key], row["seq"])
+        for run, stream, mark, pending in node.select("SELECT run, stream, mark_seq, pending_segments FROM streams"):
+            if mark > reached[run, stream]:
+                yield f"I3: {node.name}: {stream} of run {run} is freed up to {mark}, the lake has it up to {reached[run, stream]}"
+            if pending:
+                yield f"I6: {node.name}: {pending} segments of {stream} are still pending"
+
+
+def i4_chains_have_no_gap(world: World, lake: Lake) -> Iterator[str]:
+    for node in world.nodes:
+        runs: dict[tuple[str, str], Rows] = defaultdict(list)
+        for row in lake.of("segments", node.id):
+            runs[row["run"], row["stream"]].append(row)
+        for key, rows in runs.items():
+            at, link, total = 0, "", 0
+            for row in sorted(rows, key=lambda row: row["seq"]):
+                first = row.get("first") or row["seq"]
+                total += row["rows"]
+                if first != at + 1 or row["previous"] != link:
+                    yield f"I4: {node.name}: run {key} goes from {at} to {first}, or does not follow"
+                    break
+                if row["run_rows"] != total:
+                    yield f"I4: {node.name}: run {key} has {total} rows through {row['seq']}, its header says {row['run_rows']}"
+                    break
+                at, link = row["seq"], row.get("stands_for") or row["digest"]
+
+
+def i4_ledgers_add_up(world: World, lake: Lake) -> Iterator[str]:
+    """The source's ledger of the newest ledger segment of each node against what its files held."""
+    for node in world.nodes:
+        rows = [row for row in lake.of("segments", node.id) if json.loads(row["ledgers"]).get("source")]
+        if not rows or node.read_again:
+            continue
+        newest = max(rows, key=lambda row: json.loads(row["ledgers"])["source"].get("lines", {}).get("read", 0))
+        counts = json.loads(newest["ledgers"])["source"].get("lines", {})
+        words = ("undecodable", "quarantined", "dropped_invalid", "deduplicated", "filtered", "filtered_null", "accepted")
+        total = sum(n for name, n in counts.items() if name.split(".")[0] in words)
+        if counts.get("read", 0) != total:
+            yield f"I4: {node.name}: read {counts.get('read')} is not the sum of its outcomes, {total}: {counts}"
+        if counts.get("read", 0) > len(node.writer.lines):
+            yield f"I4: {node.name}: read {counts['read']} of {len(node.writer.lines)} lines"
+
+
+def i4_rejected_rows_are_kept(world: World, lake: Lake) -> Iterator[str]:
+    for node in world.nodes:
+        if node.read_again or node.lost_with_lake or lake.has_stubs(node.id):
+            continue
+        written = sum(line.kind == "invalid" for line in node.writer.lines)
+        stored = len(lake.of("quarantine", node.id))
+        if stored != written:
+            yield f"I4: {node.name}: {written} lines are invalid, {stored} are in quarantine"
+
+
+def i14_windows_hold_every_row(world: World, lake: Lake) -> Iterator[str]:
+    """`contributed = emitted + open + too_late`, whatever crashed in between (I1, I14)."""
+    for node in world.nodes:
+        if node.read_again or node.lost_with_lake or lake.has_stubs(node.id):
+            continue
+        expected: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for line in node.writer.lines:
+            if line.kind == "good":
+                expected[line.group, line.ts_us // 10_000_000].append(line.n)
+        found = {(row["g"], int(row["_window_start"].timestamp()) // 10): (row["number"], row["total"]) for row in lake.windows(node.id)}
+        wrong = [k for k, ns in expected.items() if k in found and found[k] != (len(ns), sum(ns))]
+        if wrong:
+            yield f"I1: {node.name}: {len(wrong)} windows hold other rows than were read, such as {wrong[0]}: {found[wrong[0]]}"
+        missing = expected.keys() - found.keys()
+        if missing:
+            yield f"I4: {node.name}: {len(missing)} windows never closed or are lost, such as {min(missing)}"
+
+
+def i6_replicas_agree(world: World, lake: Lake) -> Iterator[str]:
+    plane = world.control.plane
+    assert plane is not None
+    with plane._store.write() as db:
+        for node in world.nodes:
+            stored, agent = fleet.find_node(db, node.id), node.agent
+            assert agent is not None
+            if stored.document.digest() != agent.record.document.digest():
+                yield f"I6: {node.name}: the documents differ"
+            if world.store_was_restored:
+                continue
+            if stored.manifest is None or stored.manifest.order != agent.record.manifest.order:
+                yield f"I6: {node.name}: the manifests differ"
+            for name, why in fleet.convergence(db, stored).items():
+                reported = stored.document.reported().get(name)
+                if reported is None or not reported.reason:
+                    yield f"I6: {node.name}: {name} has not converged and does not say why: {why}"
+
+
+def i9_bounds(world: World, lake: Lake) -> Iterator[str]:
+    yield from sorted(world.out_of_bounds)
+
+
+def i10_node_time_never_falls(world: World, lake: Lake) -> Iterator[str]:
+    for node in world.nodes:
+        if node.read_again:
+            continue
+        at: dict[tuple[str, str], int] = defaultdict(int)
+        for row in sorted(lake.of("segments", node.id), key=lambda row: (row["run"], row["stream"], row["seq"])):
+            key = (row["run"], row["stream"])
+            if row["node_time_us"] < at[key]:
+                yield f"I10: {node.name}: node time falls within run {key}"
+                break
+            at[key] = row["node_time_us"]
+
+
+def i15_every_alarm_sounded(world: World, lake: Lake) -> Iterator[str]:
+    """The incidents and actions are those of one uninterrupted evaluation of the same rows."""
+    for node in world.nodes:
+        expected = sum(line.raises for line in node.writer.lines)
+        performed = {a["incident"] for name, a in world.actions if name == node.name and a.get("transition") == "raised"}
+        raised = Counter(row["incident"] for row in lake.of("incidents", node.id) if row["transition"] == "raised")
+        if len(performed) != expected and not (node.read_again and len(performed) >= expected):
+            yield f"I15: {node.name}: {expected} alarms, actions were performed for {len(performed)}"
+        if node.read_again or node.lost_with_lake:
+            continue
+        if twice := [incident for incident, count in raised.items() if count > 1]:
+            yield f"I15: {node.name}: incident {twice[0]} was raised {raised[twice[0]]} times"
+        if len(raised) != expected:
+            yield f"I15: {node.name}: {expected} alarms, {len(raised)} incidents in the lake"
+
+
+def no_defects_logged(world: World, lake: Lake) -> Iterator[str]:
+    for text in world.errors + world.loop.errors:
+        if not text.startswith(_HARMLESS):
+            yield f"log: {text}"
+
+
+CHECKS: tuple[Callable[[World, Lake], Iterator[str]], ...] = (
+    i2_rows_are_unique,
+    i2_content_is_there_once,
+    i3_nothing_is_lost,
+    i3_marks_agree,
+    i4_chains_have_no_gap,
+    i4_ledgers_add_up,
+    i4_rejected_rows_are_kept,
+    i14_windows_hold_every_row,
+    i6_replicas_agree,
+    i9_bounds,
+    i10_node_time_never_falls,
+    i15_every_alarm_sounded,
+    no_defects_logged,
+)

@@ -1,0 +1,111 @@
+"""What one seed does: nodes at work, faults one over another, then healing, quiet and the checks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.simulation.checks import complaints
+from tests.simulation.faults import FAULTS
+from tests.simulation.world import Node, World
+
+BUSY_S = 60.0  # while rows come and faults happen
+QUIET_MAX_S = 240.0  # then all must have arrived
+SMALL_BUFFER = 24 * 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """`complaints` is empty when every invariant held."""
+
+    seed: int
+    complaints: list[str]
+    trace: str
+    hours: float
+    rows: int
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def simulate(seed: int, faults: Sequence[str] | None = None, *, verbose: bool = False) -> Result:
+    """Run one seed; `faults` names those to have, instead of some that the seed draws."""
+    world = World(seed, verbose=verbose)
+    try:
+        found = world.run(lambda world: _scenario(world, faults))
+    except AssertionError as error:
+        found = [f"I12: {error}"]
+    hours = (world.loop.now - 1000) / 3600
+    return Result(seed, found, world.trace.hexdigest(), hours, world.rows_checked, world.faults)
+
+
+async def _scenario(world: World, names: Sequence[str] | None) -> list[str]:
+    rng = world.random("scenario")
+    world.control.start()
+    for node in world.nodes:
+        if rng.random() < 0.15:
+            node.buffer_bytes = SMALL_BUFFER
+        await node.join()
+        node.start()
+    await world.control.apply(1)
+    drawn = _drawn(rng) if names is None else list(names)
+    world.note("faults", drawn=drawn)
+    troubles = [asyncio.create_task(_later(world, name, rng.uniform(1, BUSY_S * 0.7), random.Random(f"{world.seed}/{i}"))) for i, name in enumerate(drawn)]
+    await asyncio.gather(*(_work(world, node) for node in world.nodes))
+    await asyncio.gather(*troubles)
+    _heal(world)
+    await _become_quiet(world)
+    return complaints(world)
+
+
+def _drawn(rng: random.Random) -> list[str]:
+    return rng.choices(list(FAULTS), [weight for weight, _ in FAULTS.values()], k=rng.randrange(2, 6))
+
+
+async def _later(world: World, name: str, at_s: float, rng: random.Random) -> None:
+    await asyncio.sleep(at_s)
+    await FAULTS[name][1](world, rng)
+
+
+async def _work(world: World, node: Node) -> None:
+    """Write the node's source files; look whether bounds are kept."""
+    rng = random.Random(f"{node.name}/work/{world.seed}")
+    end = world.loop.now + BUSY_S
+    while world.loop.now < end:
+        node.writer.write(int((world.epoch_s + world.loop.now) * 1e6), rng.randrange(0, 6))
+        if node.store is not None:
+            used = node.select("SELECT coalesce(sum(pending_bytes), 0) FROM streams")[0][0]
+            if used > node.buffer_bytes + 512 * 1024:
+                world.out_of_bounds.add(f"I9: {node.name}: the buffer holds {used} of {node.buffer_bytes} bytes")
+        await asyncio.sleep(rng.uniform(0.3, 1.5))
+
+
+def _heal(world: World) -> None:
+    world.note("healed")
+    world.traps.clear()
+    world.network.is_up = True
+    for node in world.nodes:
+        node.is_disk_full = False
+        path = node.path
+        path.up = path.down = True
+        path.loss = path.duplicates = 0.0
+        path.delay_s = (0.001, 0.02)
+    for process in world.processes:
+        if process.life is None:
+            process.start()
+
+
+async def _become_quiet(world: World) -> None:
+    """Until nothing is left to do, or it takes too long: then the checks tell what is wrong."""
+    end = world.loop.now + QUIET_MAX_S
+    await asyncio.sleep(40)  # the last windows end
+    while world.loop.now < end and not all(_is_done(node) for node in world.nodes):
+        await asyncio.sleep(5)
+    await asyncio.sleep(70)  # two exchanges
+    world.note("quiet")
+
+
+def _is_done(node: Node) -> bool:
+    pending = node.select("SELECT count(*) FROM outbox")[0][0]
+    return node.life is not None and not pending and node.has_read_all

@@ -1,0 +1,413 @@
+"""One simulation: its machines and processes, the network between them, what happened, and the truth to compare with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import closing, suppress
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deltalake import DeltaTable
+
+from control_plane import enrol, fleet
+from control_plane.commands import Writer as Who
+from control_plane.config import ControlConfig
+from control_plane.server import ControlPlane
+from edge_agent.agent import Agent
+from edge_agent.config import MIB, AgentConfig, Identity
+from edge_agent.policy import Policy
+from edge_agent.store import Store
+from pipelines.contract.frames import sha256
+from pipelines.contract.keys import Key
+from pipelines.contract.messages import Join
+from pipelines.contract.token import prove
+from pipelines.engine import plan
+from tests.simulation import patches, pipeline
+from tests.simulation.life import LIFE, Crashed, Life, Machine
+from tests.simulation.loop import Fiber, SimExecutor, VirtualLoop
+from tests.simulation.network import Network
+from tests.simulation.pipeline import Writer
+from tests.simulation.process import SimProcess, SimSupervisor
+
+T = TypeVar("T")
+BASE = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+_real_compile = plan.compile_plan
+_plans: dict[str, Any] = {}
+
+
+class World:
+    """`seed` decides everything. `trace` says what happened, in order, without digests: those hold the path of `home`."""
+
+    def __init__(self, seed: int, *, nodes: int = 2, verbose: bool = False) -> None:
+        self.seed, self.verbose = seed, verbose
+        self.rng = random.Random(f"world/{seed}")
+        self.home = BASE / f"tw-sim-{os.getpid():07d}"  # the same for each seed, so that plans are compiled once
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir()
+        self.loop = VirtualLoop()
+        self.trace = hashlib.sha256()
+        self.lines = 0
+        self.faults: Counter[str] = Counter()
+        self.network = Network(self.random("network"), self.note)
+        self.control = Control(self)
+        self.nodes = [Node(self, f"n{i}") for i in range(1, nodes + 1)]
+        self.actions: list[tuple[str, dict[str, Any]]] = []
+        self.errors: list[str] = []  # what the code itself logged as an error
+        self.traps: list[Trap] = []
+        self.out_of_bounds: set[str] = set()
+        self.store_was_restored = False
+        self.rows_checked = 0
+        self.versions = 1
+        self.is_over = False
+
+    epoch_s = patches.EPOCH_S  # true time at virtual time 0
+
+    async def attempt(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Something that people do; what does not succeed within a while, because the process died, is left."""
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task}, timeout=30)
+        if not task.done():
+            task.cancel()
+        elif error := task.exception():
+            self.note("attempt failed", error=type(error).__name__)
+
+    def stored(self, node: Node, lake: Path) -> set[int]:
+        """Numbers of the node's rows in the lake at `lake`."""
+        path = lake / "sim_rows"
+        if not path.exists():
+            return set()
+        table = DeltaTable(path).to_pyarrow_table(columns=["_node", "n"])
+        return {row["n"] for row in table.to_pylist() if row["_node"] == node.id}
+
+    @property
+    def processes(self) -> list[_Process]:
+        return [*self.nodes, self.control]
+
+    def random(self, what: str) -> random.Random:
+        return random.Random(f"{what}/{self.seed}")
+
+    def run(self, scenario: Callable[[World], Coroutine[Any, Any, T]]) -> T:
+        executor_delay = self.random("executor")
+        patches.entered(self)
+        with patches.virtual(self):
+            SimExecutor.delay = staticmethod(lambda: executor_delay.uniform(0.0005, 0.02))
+            SimExecutor.on_crash = staticmethod(self.crash_life)
+            self.loop._default_executor = SimExecutor()  # type: ignore[assignment]
+            try:
+                return self.loop.run_until_complete(scenario(self))
+            finally:
+                self.is_over = True
+                for process in self.processes:
+                    process.crash()
+                self.loop.bury()
+                self.loop.close()
+                shutil.rmtree(self.home, ignore_errors=True)
+
+    def note(self, what: str, **facts: Any) -> None:
+        """Into the trace."""
+        if self.is_over:
+            return
+        text = f"{self.loop.now:.6f} {what} " + " ".join(f"{name}={value}" for name, value in facts.items())
+        self.trace.update(text.encode() + b"\n")
+        self.lines += 1
+        if self.verbose:
+            print(text, flush=True)
+
+    def fault(self, kind: str, **facts: Any) -> None:
+        self.faults[kind] += 1
+        self.note(f"FAULT {kind}", **facts)
+
+    def hear(self, logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        """What the code logs."""
+        life = LIFE.get()
+        words = {name: value for name, value in event.items() if name in ("reason", "pipeline", "how", "action", "status")}
+        text = str(event.get("event", "")).replace(str(self.home), "")
+        if event.get("exc_info"):
+            import traceback
+
+            words["exception"] = traceback.format_exc() if self.verbose else "yes"
+        self.note(f"{method}: {text}", life=life, **{name: str(value)[:160].replace(str(self.home), "") for name, value in words.items()})
+        if method in ("error", "exception"):
+            self.errors.append(text)
+        return event
+
+    def at(self, point: str, life: Life) -> None:
+        """Called at each place where a process may die: spring the traps that are set there."""
+        if life.is_dead:
+            raise Crashed
+        for trap in self.traps:
+            if trap.machine is life.machine and point.startswith(trap.point):
+                trap.passes -= 1
+                if trap.passes < 0:
+                    self.traps.remove(trap)
+                    self.fault(trap.kind, at=point, life=life)
+                    raise Crashed
+
+    def is_disk_full(self, machine: Machine) -> bool:
+        return any(node.machine is machine and node.is_disk_full for node in self.nodes)
+
+    def performed(self, node: str, action: dict[str, Any]) -> None:
+        self.actions.append((node, dict(action)))
+        self.note("action", node=node, incident=action.get("incident"), transition=action.get("transition"))
+
+    def crash_life(self, life: Life) -> None:
+        """A process died at a trap: take the rest of it down."""
+        for process in self.processes:
+            if process.life is life:
+                process.crash()
+                process.restart_in(self.rng.uniform(1, 8))
+
+    def compile(self, spec: Any, *args: Any, **options: Any) -> Any:
+        """Compiled plans hold no state; compiling one takes longer than a minute of simulated work."""
+        key = f"{sha256(spec.canonical_bytes())} {args!r} {options!r}"
+        if key not in _plans:
+            _plans[key] = _real_compile(spec, *args, **options)
+        return _plans[key]
+
+
+class Trap:
+    """The process of `machine` dies the `passes`-th time that it comes by `point`."""
+
+    def __init__(self, machine: Machine, point: str, passes: int, kind: str) -> None:
+        self.machine, self.point, self.passes, self.kind = machine, point, passes, kind
+
+
+class _Process:
+    """What crashes and starts again on a machine."""
+
+    world: World
+    machine: Machine
+    life: Life | None = None
+    is_held = False  # down on purpose: nothing starts it
+
+    def in_life(self, work: Callable[..., T], *args: Any) -> T:
+        """`work` as a part of the running process."""
+
+        def call() -> T:
+            LIFE.set(self.life)
+            return work(*args)
+
+        return copy_context().run(call)
+
+    def _open_life(self, name: str) -> Life:
+        self.life = Life(self.machine, name)
+        return self.life
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def restart_in(self, seconds: float) -> None:
+        """Start again, unless it was started meanwhile."""
+        self.world.loop.call_later(seconds, lambda: self.start() if self.life is None and not self.is_held else None)
+
+    def crash(self) -> None:
+        life, self.life = self.life, None
+        if life is None:
+            return
+        life.is_dead = True
+        for fiber in list(life.cleanups):
+            if isinstance(fiber, Fiber):
+                fiber.kill()
+        with suppress(Exception):
+            self._cut()
+        self.world.note("down", machine=self.machine.name)
+
+    def _cut(self) -> None:
+        raise NotImplementedError
+
+
+class Control(_Process):
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.machine = Machine("control", random.Random(f"control/{world.seed}"))
+        self.directory = world.home / "control"
+        self.directory.mkdir()
+        self.config = ControlConfig(self.directory)
+        self.plane: ControlPlane | None = None
+
+    def start(self) -> None:
+        life = self._open_life("control")
+
+        def begin() -> None:
+            self.plane = ControlPlane(self.config)
+            life.cleanups.append(asyncio.get_running_loop().create_task(self._run(life)))
+
+        self.world.note("up", machine="control")
+        self.in_life(begin)
+
+    async def _run(self, life: Life) -> None:
+        try:
+            assert self.plane is not None
+            await self.plane.run()
+        except Exception as error:  # noqa: BLE001 - a checker complains
+            self.world.errors.append(f"the control plane ended: {error!r}")
+            self.world.note("control ended", error=repr(error))
+
+    def _cut(self) -> None:
+        self.world.network.bus = None
+        if self.plane is not None:
+            self.plane._store.close()
+
+    async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
+        """One call on the store's thread of the running control plane, as the HTTP API does it."""
+        assert self.plane is not None and self.life is not None
+        plane = self.plane
+
+        def begin() -> asyncio.Task[T]:
+            return asyncio.get_running_loop().create_task(plane.on_store(do, *args, **options))
+
+        return await self.in_life(begin)
+
+    async def with_db(self, do: Callable[..., T], *args: Any) -> T:
+        plane = self.plane
+        assert plane is not None
+
+        def call() -> T:
+            with plane._store.write() as db:
+                return do(db, *args)
+
+        return await self.on_store(call)
+
+    async def apply(self, number: int) -> None:
+        """Register a version of the pipeline and deploy it everywhere."""
+        plane = self.plane
+        assert plane is not None
+        who = Who("ann", "simulation")
+        await self.on_store(plane.commands.apply, [("sim.yaml", pipeline.text(self.world.home, number))], who)
+        done = await self.on_store(plane.commands.deploy, "sim", "*", {}, who, plane.contact())
+        await self.poke(done.poke)
+        self.world.note("deployed", number=number)
+
+    async def poke(self, nodes: list[str]) -> None:
+        assert self.plane is not None
+        for node in nodes:
+            await self.plane._bus.poke(node)
+
+    async def admit(self, name: str, key: Key) -> Identity:
+        plane = self.plane
+        assert plane is not None
+        options: dict[str, Any] = {"url": "nats://sim", "ca": "", "labels": {"dir": f"{name}/in"}, "uses": 1, "ttl_s": 3600, "by": "ann"}
+        token = await self.with_db(lambda db: enrol.create_token(db, plane.keys, **options))
+        request = Join(key.public, "0", name, {})
+        data = request.seal(key, [prove(Key(token.seed), request.nonce, key.public)])
+
+        def join(db: Any) -> Any:
+            reply = enrol.join(db, plane.keys, token.id, data)
+            fleet.issue(db, plane.keys)
+            return reply
+
+        reply = await self.with_db(join)
+        return Identity(
+            node=reply.node, name=name, seed=key.seed, user_jwt=reply.user_jwt, control=plane.keys.control.public,
+            author=reply.author, url="nats://sim", labels=reply.labels,
+        )  # fmt: skip
+
+
+class Node(_Process):
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.machine = Machine(name, random.Random(f"{name}/{world.seed}"))
+        self.directory = world.home / name
+        self.data_dir = self.directory / "agent"
+        (self.directory / "in").mkdir(parents=True)
+        self.data_dir.mkdir(mode=0o700)
+        self.writer = Writer(self.directory / "in", random.Random(f"{name}/rows/{world.seed}"))
+        self.key = Key.from_entropy(self.machine.entropy.randbytes(32), 20 << 3)
+        self.identity: Identity | None = None
+        self.is_disk_full = False
+        self.buffer_bytes = 64 * MIB
+        self.agent: Agent | None = None
+        self.store: Store | None = None
+        self.supervisor: SimSupervisor | None = None
+        self.read_again: set[int] = set()  # numbers of rows that came after a copy of the card which was put back
+        self.lost_with_lake: set[int] = set()
+
+    async def join(self) -> None:
+        self.identity = await self.world.control.admit(self.name, self.key)
+
+    @property
+    def id(self) -> str:
+        assert self.identity is not None
+        return self.identity.node
+
+    @property
+    def path(self) -> Any:
+        return self.world.network.path(self.id)
+
+    def start(self) -> None:
+        life = self._open_life(self.name)
+        self.world.note("up", machine=self.name)
+        self.in_life(self._begin, life)
+
+    def _begin(self, life: Life) -> None:
+        from tests.simulation.network import SimLink
+
+        assert self.identity is not None
+        config = AgentConfig.model_construct(
+            data_dir=self.data_dir, heartbeat_s=30.0, exchange_s=30.0, request_timeout_s=10.0, buffer_bytes=self.buffer_bytes,
+            quarantine_bytes=MIB, runner_memory_bytes=1 << 31, log_level="info",
+        )  # fmt: skip
+        self.store = Store.open(self.data_dir, self.identity.node, self.key, self.buffer_bytes)
+        self.supervisor = SimSupervisor(self.world.loop, self.machine, self.world.at)
+        link = SimLink(self.world.network, self.identity.node)
+        self.agent = Agent(config, self.identity, self.store, link, supervisor=self.supervisor, policy=Policy())  # type: ignore[arg-type]
+        life.cleanups.append(asyncio.get_running_loop().create_task(self._run(self.agent)))
+
+    async def _run(self, agent: Agent) -> None:
+        try:
+            await agent.run()
+        except Exception as error:  # noqa: BLE001 - a checker complains
+            self.world.errors.append(f"the agent {self.name} ended: {error!r}")
+            self.world.note("agent ended", node=self.name, error=repr(error))
+
+    def _cut(self) -> None:
+        assert self.store is not None and self.supervisor is not None
+        self.path.links.clear()
+        for process in self.supervisor.running:
+            process.kill()
+        database = self.store._db
+        for connection in (database._connection, database._reader):
+            connection.close()
+        os.close(self.store._lock)
+        self.agent = self.store = None
+
+    def snapshot(self, to: Path) -> None:
+        """A copy of the card, taken while the agent is between two transactions."""
+        shutil.copytree(self.data_dir, to, ignore=shutil.ignore_patterns("*.reserve", "agent.lock"))
+
+    def runners(self) -> list[SimProcess]:
+        return [process for process in self.supervisor.running if not process.life.is_dead] if self.supervisor else []
+
+    def positions(self, database: Path) -> dict[str, int]:
+        """Per source file, how far it was read when `database` was last written."""
+        rows = _select(database, "SELECT positions FROM pipelines")
+        files = json.loads(rows[0][0]).get("lines", {}).get("files", {}) if rows else {}
+        return {path: at["offset"] for path, at in files.items()}
+
+    def read_by(self, database: Path) -> set[int]:
+        """Numbers of the lines that were read, as `database` has it."""
+        at = self.positions(database)
+        return {line.n for line in self.writer.lines if line.end <= at.get(line.file, 0)}
+
+    @property
+    def has_read_all(self) -> bool:
+        return len(self.read_by(self.data_dir / "agent.db")) == len(self.writer.lines)
+
+    def select(self, sql: str) -> list[Any]:
+        """Of what is committed in the node's store."""
+        return _select(self.data_dir / "agent.db", sql)
+
+
+def _select(database: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(database)) as db:
+        return db.execute(sql).fetchall()
