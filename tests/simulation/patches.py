@@ -78,11 +78,12 @@ def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield control_plane.server, "_http_server", lambda app: _NoHttp()
     yield control_plane.lake, "sync_filesystem", lambda directory: None
     yield control_plane.lake, "write_deltalake", _writing(world, control_plane.lake.write_deltalake)
-    yield control_plane.ingest, "GROUP_WAIT_S", 2.0
-    yield edge_agent.runner, "TICK_S", 1.0
-    yield edge_agent.runner, "TICK_ALARMS_S", 1.0
-    yield edge_agent.runner, "COMMIT_S", 4.0
-    yield edge_agent.runner, "POLLS_S", ((float("inf"), 0.25),)
+    # slower rhythms: a lake commit, a tick and a look at a file cost what they cost, and time is free
+    yield control_plane.ingest, "GROUP_WAIT_S", 3.0
+    yield edge_agent.runner, "TICK_S", 2.5
+    yield edge_agent.runner, "TICK_ALARMS_S", 2.5
+    yield edge_agent.runner, "COMMIT_S", 5.0
+    yield edge_agent.runner, "POLLS_S", ((float("inf"), 0.5),)
     yield pipelines.engine.plan, "compile_plan", world.compile
 
 

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.simulation.checks import complaints
+from tests.simulation.checks import complaints, i6_replicas_agree
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import Node, World
 
-BUSY_S = 60.0  # while rows come and faults happen
+BUSY_S = 50.0  # while rows come and faults happen
+WINDOWS_END_S = 35.0  # after the last row
 QUIET_MAX_S = 240.0  # then all must have arrived
 SMALL_BUFFER = 24 * 1024
 
@@ -51,7 +52,10 @@ async def _scenario(world: World, names: Sequence[str] | None) -> list[str]:
     await world.control.apply(1)
     drawn = _drawn(rng) if names is None else list(names)
     world.note("faults", drawn=drawn)
-    troubles = [asyncio.create_task(_later(world, name, rng.uniform(1, BUSY_S * 0.7), random.Random(f"{world.seed}/{i}"))) for i, name in enumerate(drawn)]
+    troubles = [
+        asyncio.create_task(_later(world, name, rng.uniform(1, BUSY_S * 0.7), random.Random(f"{world.seed}/{i}")))
+        for i, name in enumerate(drawn)
+    ]
     await asyncio.gather(*(_work(world, node) for node in world.nodes))
     await asyncio.gather(*troubles)
     _heal(world)
@@ -99,13 +103,13 @@ def _heal(world: World) -> None:
 async def _become_quiet(world: World) -> None:
     """Until nothing is left to do, or it takes too long: then the checks tell what is wrong."""
     end = world.loop.now + QUIET_MAX_S
-    await asyncio.sleep(40)  # the last windows end
-    while world.loop.now < end and not all(_is_done(node) for node in world.nodes):
+    await asyncio.sleep(WINDOWS_END_S)
+    while world.loop.now < end and not all(_is_done(world, node) for node in world.nodes):
         await asyncio.sleep(5)
-    await asyncio.sleep(70)  # two exchanges
+    await asyncio.sleep(1)
     world.note("quiet")
 
 
-def _is_done(node: Node) -> bool:
+def _is_done(world: World, node: Node) -> bool:
     pending = node.select("SELECT count(*) FROM outbox")[0][0]
-    return node.life is not None and not pending and node.has_read_all
+    return not pending and node.has_read_all and not any(i6_replicas_agree(world, [node]))

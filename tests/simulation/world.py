@@ -136,7 +136,11 @@ class World:
             import traceback
 
             words["exception"] = traceback.format_exc() if self.verbose else "yes"
-        self.note(f"{method}: {text}", life=life, **{name: str(value)[:160].replace(str(self.home), "") for name, value in words.items()})
+        self.note(
+            f"{method}: {text}",
+            life=life,
+            **{name: str(value)[:160].replace(str(self.home), "") for name, value in words.items()},
+        )
         if method in ("error", "exception"):
             self.errors.append(text)
         return event
@@ -296,7 +300,14 @@ class Control(_Process):
     async def admit(self, name: str, key: Key) -> Identity:
         plane = self.plane
         assert plane is not None
-        options: dict[str, Any] = {"url": "nats://sim", "ca": "", "labels": {"dir": f"{name}/in"}, "uses": 1, "ttl_s": 3600, "by": "ann"}
+        options: dict[str, Any] = {
+            "url": "nats://sim",
+            "ca": "",
+            "labels": {"dir": f"{name}/in"},
+            "uses": 1,
+            "ttl_s": 3600,
+            "by": "ann",
+        }
         token = await self.with_db(lambda db: enrol.create_token(db, plane.keys, **options))
         request = Join(key.public, "0", name, {})
         data = request.seal(key, [prove(Key(token.seed), request.nonce, key.public)])
@@ -354,7 +365,7 @@ class Node(_Process):
 
         assert self.identity is not None
         config = AgentConfig.model_construct(
-            data_dir=self.data_dir, heartbeat_s=30.0, exchange_s=30.0, request_timeout_s=10.0, buffer_bytes=self.buffer_bytes,
+            data_dir=self.data_dir, heartbeat_s=30.0, exchange_s=15.0, request_timeout_s=10.0, buffer_bytes=self.buffer_bytes,
             quarantine_bytes=MIB, runner_memory_bytes=1 << 31, log_level="info",
         )  # fmt: skip
         self.store = Store.open(self.data_dir, self.identity.node, self.key, self.buffer_bytes)
