@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -12,6 +12,7 @@ from control_plane import fleet
 from control_plane.assign import changed_pipelines
 from control_plane.fleet import Change, Node
 from control_plane.times import clock
+from pipelines.contract.messages import Heartbeat
 
 _NAMES_SHOWN = 10
 
@@ -22,6 +23,14 @@ class Contact:
 
     seen: Mapping[str, int]
     now: int
+    heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)  # the newest of each node since this server started
+
+    def backlog(self, node: Node) -> dict[str, int] | None:
+        """What waited on the node at its last heartbeat, and how many seconds its buffer then lasted (-1: not known)."""
+        if (told := self.heartbeats.get(node.id)) is None:
+            return None
+        size = {"rows": told.backlog_rows, "bytes": told.backlog_bytes}
+        return {**size, "lost_rows": told.lost_rows, "lasts_s": told.buffer_lasts_s}
 
     def last_seen(self, node: Node) -> int:
         return max(self.seen.get(node.id, 0), node.last_seen)

@@ -65,6 +65,7 @@ class ControlPlane:
         self._publics: dict[str, str] = {}
         self._tables: dict[tuple[str, str], frozenset[str]] = {}
         self._seen: dict[str, int] = {}
+        self._heartbeats: dict[str, Heartbeat] = {}
 
     @property
     def nats_url(self) -> str:
@@ -99,7 +100,7 @@ class ControlPlane:
             self._close()
 
     def contact(self) -> Contact:
-        return Contact(dict(self._seen), now_us())
+        return Contact(dict(self._seen), now_us(), dict(self._heartbeats))
 
     async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: do(*args, **options))
@@ -162,7 +163,7 @@ class ControlPlane:
 
     async def _on_heartbeat(self, node: str, message: Msg) -> None:
         heartbeat, _ = Heartbeat.unpack(message.data)
-        self._seen[node] = now_us()
+        self._seen[node], self._heartbeats[node] = now_us(), heartbeat
         if await self.with_db(_is_behind, node, heartbeat):
             await self._bus.poke(node)
 

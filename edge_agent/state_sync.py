@@ -122,7 +122,7 @@ class StateSync:
             await self._record.accept_manifest(signed)
 
     async def _beat(self) -> None:
-        backlog, record = await self._store.backlog(), self._record
+        backlog, lasts_s, record = await self._store.backlog(), await self._store.buffer_lasts_s(), self._record
         heartbeat = Heartbeat(
             node=self._identity.node,
             document=record.document.digest(),
@@ -132,6 +132,9 @@ class StateSync:
             backlog_bytes=backlog.bytes,
             clock=clock.quality(),
             agent=AGENT,
+            backlog_rows=backlog.rows,
+            lost_rows=backlog.evicted_rows + backlog.damaged_rows,
+            buffer_lasts_s=-1 if lasts_s is None else int(lasts_s),
         )
         try:
             await self._link.publish(subjects.heartbeat(self._identity.node), heartbeat.pack())

@@ -66,6 +66,7 @@ def nodes_show(name: str, as_json: Json = False) -> None:
         return
     lines = [["node", f"{row['name']} ({row['id']}), joined {row['joined_at']}"], ["labels", _labels(row["labels"]) or "none"]]
     lines += [["contact", row["contact"]], ["manifest", f"generation {row['generation']}, received {row['received_generation']}"]]
+    lines += [["buffer", _buffer(row["backlog"])]] if row["backlog"] else []
     lines += [["facts", ", ".join(f"{key} {value}" for key, value in row["facts"].items()) or "none"]]
     lines += [["runs", f"{p['pipeline']}: {_versions(p)}{': ' + p['why'] if p['why'] else ''}"] for p in row["pipelines"]]
     lines += [
@@ -125,3 +126,9 @@ def _versions(row: dict[str, Any]) -> str:
         if row["running"] == row["wanted"]
         else f"{running} (wanted {'v' + str(row['wanted']) if row['wanted'] else 'nothing'})"
     )
+
+
+def _buffer(backlog: dict[str, int]) -> str:
+    text = f"{backlog['rows']:,} rows wait, {backlog['bytes']:,} bytes"
+    text += f", {backlog['lost_rows']:,} rows are lost" if backlog["lost_rows"] else ""
+    return text + (f"; at the measured rate it lasts {backlog['lasts_s'] / 3600:,.1f} h" if backlog["lasts_s"] >= 0 else "")

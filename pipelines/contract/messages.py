@@ -158,6 +158,9 @@ class Heartbeat(_Message):
     backlog_bytes: int
     clock: str
     agent: str
+    backlog_rows: int = 0
+    lost_rows: int = 0  # that no longer are in the buffer, nor in the lake
+    buffer_lasts_s: int = -1  # with the link cut, at the measured rate; -1: not known
 
 
 @dataclass(frozen=True)
