@@ -139,6 +139,7 @@ def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:
         "last_seen": iso(contact.last_seen(found)),
         "generation": found.manifest.generation if found.manifest else 0,
         "received_generation": found.seen_generation,
+        "backlog": contact.backlog(found),
         "converged": not wrong and found.has_newest_manifest,
         "why": "; ".join(f"{name}: {text}" for name, text in wrong.items())
         or ("" if found.has_newest_manifest else "the newest manifest is not received yet"),
