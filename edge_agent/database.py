@@ -56,7 +56,7 @@ class Database:
     """
 
     def __init__(self, path: Path, at_commit: Work[None] | None = None) -> None:
-        self._path = path
+        self.path = path
         self._at_commit = at_commit
         self._reserve = Reserve(path.with_suffix(".reserve"))
         self._connection = self._connect()
@@ -179,7 +179,7 @@ class Database:
     def _note_trouble(self, error: sqlite3.Error) -> None:
         if self.trouble != str(error):
             _log.error(
-                "the store does not take writes; commits wait, evaluation goes on", reason=str(error), path=str(self._path)
+                "the store does not take writes; commits wait, evaluation goes on", reason=str(error), path=str(self.path)
             )
         self.trouble = str(error)
 
@@ -194,7 +194,7 @@ class Database:
         return None
 
     def _connect(self) -> sqlite3.Connection:
-        connection = connect(self._path)
+        connection = connect(self.path)
         pages = min(_LOG_PAGES_MAX, self._reserve.log_bytes_max // _PAGE_BYTES)
         connection.execute(f"PRAGMA wal_autocheckpoint={max(pages, 16)}")
         return connection
