@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from control_plane import views
+from control_plane.audit import Scope, run_audit
 from control_plane.commands import Commands, Done, Writer
 from control_plane.effects import Contact
 from control_plane.query import ROWS_MAX, as_json, run_query
@@ -102,6 +104,16 @@ class Query(BaseModel):
     timeout_s: float = Field(60, gt=0, le=600)
 
 
+class Ledgers(BaseModel):
+    """What an audit is to look at; times in microseconds since 1970, by when it was received."""
+
+    model_config = ConfigDict(extra="forbid")
+    pipeline: str = ""
+    node: str = ""
+    from_us: int = Field(0, ge=0, lt=2**62)
+    to_us: int = Field(2**62, ge=0, le=2**62)
+
+
 class Api:
     """Routes to methods. `url` and `ca` go into join tokens."""
 
@@ -126,6 +138,7 @@ class Api:
             ("POST", "/v1/incidents/{id:path}/reset", self.reset),
             ("POST", "/v1/query", self.query),
             ("POST", "/v1/join-tokens", self.create_token),
+            ("GET", "/v1/ledgers", self.ledgers),
             ("GET", "/v1/audit", self.audit),
         ]
         return Starlette(
@@ -206,6 +219,13 @@ class Api:
             return {"columns": list(result.columns), "rows": rows, "truncated": result.truncated}
 
         return await self._backend.in_background(run)
+
+    async def ledgers(self, request: Request) -> Any:
+        asked = Ledgers.model_validate(dict(request.query_params))
+        nodes = await self._backend.with_db(views.node_names, self._backend.contact())
+        node = await self._backend.with_db(views.node_id, asked.node) if asked.node else ""
+        scope = Scope(asked.pipeline, node, asked.from_us, asked.to_us)
+        return asdict(await self._backend.in_background(run_audit, self._lake_dir, scope, nodes))
 
     async def create_token(self, request: Request) -> Any:
         body = CreateToken.model_validate_json(await _body(request))

@@ -93,6 +93,7 @@ NODES_SCHEMA = pa.schema(
         ("name", pa.string()),
         ("labels", pa.map_(pa.string(), pa.string())),
         ("last_seen", pa.timestamp("us", tz="UTC")),
+        ("in_contact", pa.bool_()),
     ]
 )
 
@@ -105,6 +106,8 @@ class NodeName:
     name: str
     labels: dict[str, str]
     last_seen: int
+    in_contact: bool = False
+    pipelines: tuple[str, ...] = ()  # that it is to run
 
 
 def table_names(lake_dir: Path) -> list[str]:
@@ -118,17 +121,17 @@ def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str
     names = set(tables)
     if "segments" not in table_names(lake_dir):
         return
-    db.register("segments", _dataset(lake_dir, "segments"))
+    db.register("segments", dataset(lake_dir, "segments"))
     db.execute(LEDGERS)
     db.execute(TIMES)
     repaired = {row[0] for row in db.execute("SELECT DISTINCT table_name FROM segments WHERE stamps <> ''").fetchall()}
     for name in sorted(names - {"segments"}):
-        dataset = _dataset(lake_dir, name)
-        columns = [column for column in _STAMPS if _is_stamp(dataset.schema, column, name)]
+        rows = dataset(lake_dir, name)
+        columns = [column for column in _STAMPS if _is_stamp(rows.schema, column, name)]
         if name not in repaired or not columns:
-            db.register(name, dataset)
+            db.register(name, rows)
             continue
-        db.register(f"{name}__stored", dataset)
+        db.register(f"{name}__stored", rows)
         shifted = ", ".join(_SHIFTED.format(column=column) for column in columns)
         db.execute(_REPAIRED.format(name=name, stored=f"{name}__stored", table=name, columns=shifted))
 
@@ -138,10 +141,19 @@ def _is_stamp(schema: pa.Schema, column: str, table: str) -> bool:
     return column in schema.names and (column != "at" or table == "incidents")
 
 
-def _dataset(lake_dir: Path, name: str) -> pa.dataset.Dataset:
+def dataset(lake_dir: Path, name: str) -> pa.dataset.Dataset:
     return DeltaTable(lake_dir / name).to_pyarrow_dataset()
 
 
 def _nodes(nodes: Sequence[NodeName]) -> pa.Table:
-    rows = [{"id": n.id, "name": n.name, "labels": list(n.labels.items()), "last_seen": n.last_seen or None} for n in nodes]
+    rows = [
+        {
+            "id": n.id,
+            "name": n.name,
+            "labels": list(n.labels.items()),
+            "last_seen": n.last_seen or None,
+            "in_contact": n.in_contact,
+        }
+        for n in nodes
+    ]
     return pa.Table.from_pylist(rows, schema=NODES_SCHEMA)

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 
+from pipelines.contract.duration import parse_duration
+
 
 def iso(at_us: int) -> str:
     return dt.datetime.fromtimestamp(at_us / 1e6, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str, now_us: int) -> int:
+    """Microseconds since 1970 of `2026-11-21T14:00` (in UTC unless it says otherwise) or of `2h` (ago). Raises ValueError."""
+    try:
+        return now_us - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time: write it like 2026-11-21, 2026-11-21T14:00 or 2h (ago)") from None
+    return int((at if at.tzinfo else at.replace(tzinfo=dt.UTC)).timestamp() * 1_000_000)
 
 
 def clock(at_us: int, now_us: int) -> str:

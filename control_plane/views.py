@@ -53,8 +53,23 @@ def nodes(db: Connection, contact: Contact) -> list[dict[str, Any]]:
 
 
 def node_names(db: Connection, contact: Contact) -> list[NodeName]:
-    """For the view `nodes` of a query."""
-    return [NodeName(n.id, n.name, dict(n.labels), contact.last_seen(n)) for n in fleet.all_nodes(db)]
+    """What a query and an audit know of the nodes."""
+    return [
+        NodeName(
+            found.id,
+            found.name,
+            dict(found.labels),
+            contact.last_seen(found),
+            contact.is_in_contact(found),
+            tuple(found.manifest.assignments) if found.manifest else (),
+        )
+        for found in fleet.all_nodes(db)
+    ]
+
+
+def node_id(db: Connection, name: str) -> str:
+    """Of the node with this name or id. Raises `Refused`."""
+    return fleet.find_node(db, name).id
 
 
 def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:

@@ -21,7 +21,7 @@ HEAD = """# Command line
 | run one pipeline here, alone | `tidewire-agent run FILE` |
 | run a control plane, and let nodes in | `tidewire up`, `join-token create`; on the node `tidewire-agent join`, `run` |
 | put pipelines on nodes | `tidewire apply`, `deploy`, `set`, `unset`; which nodes: `nodes label` |
-| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`; on the node `tidewire-agent status` |
+| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`, `changes`; on the node `tidewire-agent status` |
 | see what was rejected | `tidewire query` of the table `quarantine`; on the node `tidewire-agent quarantine` |
 | answer an alarm | `tidewire incidents ack`, `reset`; on the node `tidewire-agent ack`, `reset` |
 | change something on site | `tidewire-agent set`, `unset`, `secret` |
