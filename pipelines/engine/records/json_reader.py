@@ -38,6 +38,7 @@ _ARROW_ROW = re.compile(r" in row (\d+)")
 _LONG = 2 * DEPTH_MAX  # a line nested deeper than DEPTH_MAX is longer than this
 
 Some = tuple[pa.Array, pa.Array | None]  # lines, and their numbers in the batch (None: all, in order)
+_Known = tuple[Template, Sequence[Native | None]]  # a shape of lines, and by field what is made of its value
 
 
 def parse_path(text: str) -> Path:
@@ -76,6 +77,7 @@ class JsonReader:
         self._has_decimals = any("decimal" in str(f.converter.type) for f in fields)
         self._dirt = _dirt(fields) if rows is None else ""
         self._shapes: dict[tuple[str, ...], _Shape | None] = {}
+        self._former: _Known | None = None  # the shape that lines had last: no result depends on it
         self.types = [f.converter.type for f in fields] + ([pa.string()] if unknown == "keep" else [])
 
     def read(self, texts: pa.Array, bad: Mapping[int, str], received_us: int) -> TableRead:
@@ -138,10 +140,15 @@ class JsonReader:
         nothing: tuple[list[Part], Some | None] = ([], None)
         if len(texts) < BLOCK_ROWS_MIN or self._rows is not None:
             return nothing
+        if self._former is not None and (part := self._all_alike(self._former, texts, lines, received_us)):
+            return [part], (texts.slice(0, 0), None)
         for start in (0, len(texts) // 2):  # the first line may be an odd one
             found = self._template(texts.slice(start, _EXAMPLES).to_pylist())
             if found is None:
                 continue
+            if found[0] != (self._former and self._former[0]) and (part := self._all_alike(found, texts, lines, received_us)):
+                self._former = found
+                return [part], (texts.slice(0, 0), None)
             template, natives = found
             matches = template.matches(texts)
             count = pc.sum(matches).as_py()
@@ -151,10 +158,13 @@ class JsonReader:
             return nothing
         alike, others = (texts, lines), None
         if len(texts) - count <= len(texts) // _FEW_ODD and self._is_flat:
+            example = texts[pc.index(matches, pa.scalar(True)).as_py()]
             try:
-                return [self._patched(template, natives, texts, lines, matches, received_us)], (texts.slice(0, 0), None)
+                columns, doubt = self._cut(template, natives, pc.if_else(matches, texts, example), received_us)
             except pa.ArrowInvalid:
                 return nothing
+            odd = pc.invert(matches) if doubt is None else pc.or_kleene(pc.invert(matches), doubt)
+            return [self._patched(columns, odd, texts, lines, received_us)], (texts.slice(0, 0), None)
         if count < len(texts):
             alike, others = _pick(texts, lines, matches), _pick(texts, lines, pc.invert(matches))
         try:
@@ -163,22 +173,20 @@ class JsonReader:
             return nothing
         return list(self._sure(*alike, columns, None, doubt, received_us)), others or (texts.slice(0, 0), None)
 
-    def _patched(
-        self,
-        template: Template,
-        natives: Sequence[Native | None],
-        texts: pa.Array,
-        lines: pa.Array | None,
-        matches: pa.Array,
-        received_us: int,
-    ) -> Part:
-        """All lines as if they matched, and the few odd ones put in from one by one. Raises ArrowInvalid."""
-        clean = pc.all(matches).as_py()
-        example = pa.scalar(None, pa.string()) if clean else texts[pc.index(matches, pa.scalar(True)).as_py()]
-        columns, doubt = self._cut(template, natives, texts if clean else pc.if_else(matches, texts, example), received_us)
-        odd = pc.invert(matches) if doubt is None else pc.or_kleene(pc.invert(matches), doubt)
-        if not pc.any(odd).as_py():
+    def _all_alike(self, found: _Known, texts: pa.Array, lines: pa.Array | None, received_us: int) -> Part | None:
+        """All lines at once; None where not all look like the template."""
+        try:
+            columns, doubt = self._cut(*found, texts, received_us)
+        except pa.ArrowInvalid:
+            return None
+        if doubt is None or not pc.any(doubt).as_py():
             return Part(columns, None, lines, len(texts))
+        return self._patched(columns, doubt, texts, lines, received_us) if self._is_flat else None
+
+    def _patched(
+        self, columns: Sequence[pa.Array], odd: pa.Array, texts: pa.Array, lines: pa.Array | None, received_us: int
+    ) -> Part:
+        """All lines, the odd ones read one by one."""
         odd = pc.fill_null(odd, False)
         rows = pc.indices_nonzero(odd).cast(pa.int32())
         alone = self._one_by_one(texts.filter(odd), rows if lines is None else lines.take(rows), {}, received_us)
@@ -189,7 +197,7 @@ class JsonReader:
         unknown = {at[row]: names for row, names in alone.unknown.items()}
         return Part(columns, None, lines, len(texts), unfit, undecodable, unknown)
 
-    def _template(self, examples: Sequence[str]) -> tuple[Template, Sequence[Native | None]] | None:
+    def _template(self, examples: Sequence[str]) -> _Known | None:
         """From the first example that is a plain object."""
         example, record = next(((text, found) for text in examples if (found := _object(text)) is not None), ("", None))
         if record is None or (self._unknown != "ignore" and _unnamed(record, self._named)):
@@ -204,7 +212,7 @@ class JsonReader:
             return None
         natives = [f.converter.native(kind) for f, kind in zip(self._fields, kinds, strict=True)]
         for leaf, native in zip(self._fields, natives, strict=True):
-            if native is None if leaf.path in template.cuts else template.has_below(leaf.path):
+            if native is None if template.kind(leaf.path) != "null" else template.has_below(leaf.path):
                 return None
         return template, natives
 
@@ -212,18 +220,16 @@ class JsonReader:
         self, template: Template, natives: Sequence[Native | None], texts: pa.Array, received_us: int
     ) -> tuple[list[pa.Array], pa.Array | None]:
         """(columns, the rows to doubt or None) of lines that match. Raises ArrowInvalid."""
-        pieces, rows, doubt = template.split(texts), pa.arange(0, len(texts)).cast(pa.int32()), None
+        types = {f.path: native.type for f, native in zip(self._fields, natives, strict=True) if native is not None}
+        found, doubt = template.cut(texts, types), None
         columns = []
         for leaf, native in zip(self._fields, natives, strict=True):
-            kind = template.cuts[leaf.path][0] if leaf.path in template.cuts else "null"
+            kind = template.kind(leaf.path)
             if kind == "null" or native is None:
                 columns.append(pa.nulls(len(texts), leaf.converter.type))
                 continue
-            value = template.values(pieces, leaf.path, rows)
-            if kind == "string":
-                values, unsure = leaf.converter.quickly(value)
-            else:
-                values, unsure = native.finish(value.cast(native.type), received_us)
+            value = found[leaf.path]
+            values, unsure = leaf.converter.quickly(value) if kind == "string" else native.finish(value, received_us)
             columns.append(values)
             if unsure is not None:
                 doubt = unsure if doubt is None else pc.or_kleene(doubt, unsure)

@@ -1,22 +1,22 @@
 """Lines that look like one example: machines write the same keys in the same order, and only the values change.
 
-From the example comes a pattern (RE2, no captures: linear, 2 ns a byte) of the whole line, in which each value is a JSON scalar
-of the example's kind. A line that matches is cut at the separators, and its values have fixed distances from the cuts. So a match
-decides alone what the values are: there is no guess in it. What does not match is not wrong: another reader looks at it.
+The example gives a template: the constant text before, between and behind its scalars. Lines are cut at separators, and then
+every byte is accounted for: the constant texts of all lines are put side by side and compared with the template's at once, and
+each scalar is shown to be one of the example's kind. Either all lines are proven to have exactly the template's shape, or none
+is taken. Nothing is guessed, and hardly a byte is looked at twice.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 Path = tuple[str | int, ...]
-_END = 1 << 28  # beyond any value; None, which should mean the same, overflows in pyarrow 26
 SCALARS_MAX = 64  # of an example; wider records are for the general reader
 _TOKEN = re.compile(
     r'\s*("(?:[^"\\\x00-\x1f]|\\.)*"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null|[{}\[\]:,])', re.ASCII
@@ -24,7 +24,11 @@ _TOKEN = re.compile(
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 INTEGER = r"-?(?:0|[1-9][0-9]{0,17})"
 _STRING = r'[^"\\\x00-\x1f]*'
-_SEPARATORS = (', "', ',"')
+_ANY_INTEGER = r"-?(?:0|[1-9][0-9]*)"
+_SEPARATORS = (",", ', "', ',"')  # the first is found fastest; the others bear commas in texts
+_TILES_MAX = 1 << 18  # distances that are kept: a block of more values is cut in parts
+_TRUE, _FALSE, _NULL, _ONE = (pa.scalar(text) for text in ("true", "false", "null", "1"))
+_TWICE = pa.scalar((1 << 32) + 1, pa.int64())
 
 
 @dataclass(frozen=True)
@@ -39,65 +43,173 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Template:
-    """`cuts`: by path the kind, which piece, and how many bytes before and after the value in it. `empty` are the paths of `{}`
-    and `[]`, which have no value."""
+    """`pattern` (RE2) matches the lines of its shape. `numbers`: what a number at a path looks like, where not any will do.
+    `empty` are the paths of `{}` and `[]`, which have no value; `layouts`: the ways to cut, to be tried in turn."""
 
     pattern: str
-    separator: str
-    pieces: int
-    cuts: Mapping[Path, tuple[str, int, int, int]]
+    scalars: Sequence[Scalar]
+    numbers: Mapping[Path, str]
     empty: frozenset[Path]
+    layouts: Sequence[Layout]
+
+    def kind(self, path: Path) -> str:
+        """Of the value at a path; null where there is none."""
+        return next((s.kind for s in self.scalars if s.path == path), "null")
 
     def has_below(self, path: Path) -> bool:
         """Whether the example has an object or a list at the path."""
-        return any(known[: len(path)] == path for known in (*self.cuts, *self.empty))
+        return any(known[: len(path)] == path for known in (*(s.path for s in self.scalars), *self.empty))
 
     def matches(self, texts: pa.Array) -> pa.Array:
         return pc.match_substring_regex(texts, self.pattern)
 
-    def split(self, texts: pa.Array) -> pa.Array:
-        """The pieces of lines that match, one after the other. Raises ArrowInvalid when a separator stands in some value too."""
-        pieces = pc.split_pattern(texts, self.separator).flatten()
-        if len(pieces) != self.pieces * len(texts):
-            raise pa.ArrowInvalid("a separator within a value")
-        return pieces
+    def cut(self, texts: pa.Array, types: Mapping[Path, pa.DataType]) -> dict[Path, pa.Array]:
+        """The values of lines that have this shape: text, booleans, numbers of the given types. Raises ArrowInvalid unless all
+        have it."""
+        for layout in self.layouts:
+            try:
+                found = layout.cut(texts)
+            except pa.ArrowInvalid:
+                continue
+            return {s.path: self._proven(s, v, types) for s, v in zip(self.scalars, found, strict=True)}
+        raise pa.ArrowInvalid("lines of another shape")
 
-    def values(self, pieces: pa.Array, path: Path, rows: pa.Array) -> pa.Array:
-        """The text of one value in each row; `rows` are the numbers 0 to n - 1."""
-        _, piece, before, after = self.cuts[path]
-        at = pc.add(pc.multiply(rows, pa.scalar(self.pieces, rows.type)), pa.scalar(piece, rows.type))
-        raw = pieces.take(at).cast(pa.binary())
-        return _as_text(pc.binary_slice(raw, before, -after if after else _END))
+    def _proven(self, scalar: Scalar, values: pa.Array, types: Mapping[Path, pa.DataType]) -> pa.Array:
+        """Raises ArrowInvalid unless each text is a JSON scalar of the kind, and a number one that its field takes."""
+        if scalar.kind in ("boolean", "null"):
+            is_first = pc.equal(values, _TRUE if scalar.kind == "boolean" else _NULL)
+            _require(pc.all(pc.or_(is_first, pc.equal(values, _FALSE)) if scalar.kind == "boolean" else is_first).as_py())
+            return is_first
+        if scalar.kind == "string":
+            _require(_is_plain(values))
+            return values
+        pattern = self.numbers.get(scalar.path, NUMBER)
+        is_plain = _are_plain_numbers(values, pattern)
+        made = values.cast(types.get(scalar.path, pa.float64()))  # it takes no second point
+        if not is_plain:
+            pattern = _ANY_INTEGER if pattern == INTEGER and pc.max(pc.binary_length(values)).as_py() <= 18 else pattern
+            _require(pc.all(pc.match_substring_regex(values, rf"\A(?:{pattern})\z")).as_py())
+        return made
 
 
-def make_template(example: str, number_patterns: Mapping[Path, str]) -> Template | None:
-    """`number_patterns`: what a number at a path looks like, where not any number will do. None: there is no such pattern."""
+def _require(holds: bool | None) -> None:
+    if holds is False:
+        raise pa.ArrowInvalid("lines of another shape")
+
+
+def _is_plain(values: pa.Array) -> bool:
+    """Whether the texts, which lie side by side, stand for themselves between quotes."""
+    least, _, data = _bytes(values)
+    return least >= 0x20 and b'"' not in data and b"\\" not in data
+
+
+def _are_plain_numbers(values: pa.Array, pattern: str) -> bool:
+    """Whether these are digits that do not begin with 0, and where `pattern` allows it a point after one and before another: JSON
+    numbers, if there is no second point in any. A quick look; False means that another has to be taken."""
+    least, most, data = _bytes(values)
+    if pattern not in (INTEGER, NUMBER) or most > ord("9") or not pc.all(pc.greater_equal(values, _ONE)).as_py():
+        return False
+    if least >= ord("0"):
+        return True
+    return pattern == NUMBER and least == ord(".") and b"/" not in data and not pc.any(pc.ends_with(values, ".")).as_py()
+
+
+def _bytes(values: pa.Array) -> tuple[int, int, bytes]:
+    """The least and the greatest byte of texts that lie side by side, and all bytes."""
+    data = values.buffers()[2]
+    if data is None or not data.size:
+        return 0x7F, 0, b""
+    bounds = pc.min_max(pa.Array.from_buffers(pa.uint8(), data.size, [None, data]))
+    return bounds["min"].as_py(), bounds["max"].as_py(), data.to_pybytes()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How lines are cut: at `separator` into pieces that hold one value each. `margins`: how many bytes lie before and behind it
+    in the piece; `constant`: all bytes of a line that are neither values nor separators."""
+
+    separator: str
+    margins: Sequence[tuple[int, int]]
+    constant: bytes
+    tiles: dict[int, pa.Array] = field(default_factory=dict, compare=False)
+
+    def cut(self, texts: pa.Array) -> list[pa.Array]:
+        """The texts of the values, a column each. Raises ArrowInvalid unless everything else in the lines is `constant`."""
+        rows_max = _TILES_MAX // len(self.margins)
+        parts = [self._cut(texts.slice(start, rows_max)) for start in range(0, len(texts), rows_max)]
+        return parts[0] if len(parts) == 1 else [pa.concat_arrays(column) for column in zip(*parts, strict=True)]
+
+    def _cut(self, texts: pa.Array) -> list[pa.Array]:
+        n, width, split = len(texts), len(self.margins), pc.split_pattern(texts, self.separator)
+        pieces = split.values
+        _require(len(pieces) == n * width)
+        _require(pc.all(pc.equal(pc.list_value_length(split), pa.scalar(width, pa.int32()))).as_py())
+        bounds = self._bounds(pieces)
+        _require(pc.min(pc.subtract(bounds[1:], bounds[:-1])).as_py() >= 0)
+        segments = pa.Array.from_buffers(pa.binary(), len(bounds) - 1, [None, bounds.buffers()[1], pieces.buffers()[2]])
+        constants = segments.take(_numbers(0, 2 * len(pieces) + 1, 2)).buffers()[2]
+        _require(constants.equals(pa.py_buffer(self.constant * n)))
+        return [_as_text(segments.take(_numbers(2 * at + 1, 2 * len(pieces), 2 * width))) for at in range(width)]
+
+    def _bounds(self, pieces: pa.Array) -> pa.Array:
+        """Where constant text and values begin and end in turn, in the data of the pieces: 0, begin and end of each value, the
+        end of the data. Two bounds are one number: where a value ends, and in its upper half where the next one begins."""
+        n = len(pieces)
+        ends = pa.Array.from_buffers(pa.int32(), n, [None, pieces.buffers()[1]], offset=1)
+        pairs = pc.add(pc.multiply(ends.cast(pa.int64()), _TWICE), self._tile(n).slice(0, n))
+        values = pa.Array.from_buffers(pa.int32(), 2 * n - 1, [None, pairs.buffers()[1]])
+        return pa.concat_arrays([pa.array([0, self.margins[0][0]], pa.int32()), values, ends[-1:]])
+
+    def _tile(self, pieces: int) -> pa.Array:
+        """What is to be added to the ends of so many pieces, at least."""
+        size = 1 << max(10, (pieces - 1).bit_length())
+        if size not in self.tiles:
+            before = [before for before, _ in self.margins[1:]] + [self.margins[0][0]]
+            line = [(first << 32) - behind for first, (_, behind) in zip(before, self.margins, strict=True)]
+            self.tiles[size] = pa.array(line * (size // len(line) + 1), pa.int64())
+        return self.tiles[size]
+
+
+def _numbers(start: int, stop: int, step: int) -> pa.Array:
+    return pa.arange(start, stop, step).cast(pa.int32())
+
+
+def make_template(example: str, numbers: Mapping[Path, str]) -> Template | None:
+    """`numbers` as in Template. None: there is no such template."""
     scalars, empty = _scalars(example)
     if not scalars or not example.isascii() or len({s.path for s in scalars}) < len(scalars) or _inner_space(example):
         return None
-    separator = next((s for s in _SEPARATORS if example.count(s) == len(scalars) - 1), "")
-    if not separator:
+    layouts = [layout for separator in _SEPARATORS if (layout := _layout(example, scalars, separator))]
+    if not layouts:
         return None
-    starts = [0]
-    starts += [found.end() for found in re.finditer(re.escape(separator), example)]
-    stops = [start - len(separator) for start in starts[1:]] + [len(example)]
-    cuts: dict[Path, tuple[str, int, int, int]] = {}
-    for piece, (scalar, start, stop) in enumerate(zip(scalars, starts, stops, strict=True)):
-        if not start <= scalar.start <= scalar.stop <= stop:
+    return Template(_pattern(example, scalars, numbers), scalars, numbers, frozenset(empty), layouts)
+
+
+def _layout(example: str, scalars: Sequence[Scalar], separator: str) -> Layout | None:
+    """None: the pieces between separators do not hold one value each."""
+    pieces = example.split(separator)
+    if len(pieces) != len(scalars):
+        return None
+    margins, constant, start = [], "", 0
+    for piece, scalar in zip(pieces, scalars, strict=True):
+        before, behind = scalar.start - start, start + len(piece) - scalar.stop
+        if before < 0 or behind < 0:
             return None
-        cuts[scalar.path] = (scalar.kind, piece, scalar.start - start, stop - scalar.stop)
-    return Template(_pattern(example, scalars, number_patterns), separator, len(scalars), cuts, frozenset(empty))
+        margins.append((before, behind))
+        constant += piece[:before] + piece[len(piece) - behind :]
+        start += len(piece) + len(separator)
+    return Layout(separator, margins, constant.encode())
 
 
 def _inner_space(example: str) -> bool:
     return any(c < " " for c in example)
 
 
-def _pattern(example: str, scalars: Sequence[Scalar], number_patterns: Mapping[Path, str]) -> str:
+def _pattern(example: str, scalars: Sequence[Scalar], numbers: Mapping[Path, str]) -> str:
     kinds = {"string": _STRING, "boolean": "(?:true|false)", "null": "null"}
     parts, at = [], 0
     for scalar in scalars:
-        value = kinds.get(scalar.kind) or number_patterns.get(scalar.path, NUMBER)
+        value = kinds.get(scalar.kind) or numbers.get(scalar.path, NUMBER)
         parts += [re.escape(example[at : scalar.start]), value]
         at = scalar.stop
     return rf"\A{''.join(parts)}{re.escape(example[at:])}\z"
