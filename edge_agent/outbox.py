@@ -1,38 +1,39 @@
 """Sealed segments that the lake has not confirmed: functions over the store's connection, each within its caller's transaction.
 
 Order and chain. Segments of a run are numbered from 1 and each names the digest of the one before. Nothing rewrites a sealed
-segment: whatever breaks a history (a clone, a restored lake, another table) starts a new run instead.
+segment: whatever breaks a history (a clone, a restored lake, another table) starts a new run instead; see forks.py.
 
-Eviction (I3, I9). When the budget is used up, the oldest run that takes no more segments loses the *bytes* of all it has pending;
-keys, digests and row counts stay. They are still pending: the lake may have received them before the link went. The next answer
-to a question for marks tells: what is at or below the mark was stored, the rest is void and counted in the stream's ledger,
-which every later segment of the stream carries as `ledgers.stream.evicted` (I4: written = stored + evicted + pending). Runs
-are closed at a share of the budget, so one eviction frees a bounded part and no chain ever has a hole.
+Loss (I3, I9). A segment whose bytes are gone, evicted from a full buffer or damaged by the disk, leaves a stub in its place: the
+same key, digest and rows, without the bytes. The run goes on. A stub is encoded and signed when it is sent, and the lake takes it
+as it takes a segment. Neighbouring stubs become one, so that a month of eviction does not fill the disk with them; not those that
+may have been sent when they were whole, for the lake may be at any of those, and its digest must still be comparable with ours.
 
-Damage. A segment whose stored bytes are no longer those of its digest is never sent. Once everything before it is confirmed, it
-is counted as `ledgers.stream.damaged`, like one that was evicted, and what follows it goes on under a new run.
+Ledgers (I4). What the lake says at last is true: a receipt tells how many rows of the run are stored, and what was lost here but
+had arrived is not lost. Per stream: sealed = stored + refused + evicted + damaged + forgotten (by the lake) + pending.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.sending import PRIORITY, Run
+from edge_agent import shares
+from edge_agent.sending import Run
+from edge_agent.shares import Buffer, Usage
 from pipelines.contract import segment
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import sha256, unpack
 from pipelines.contract.keys import SIGNATURE_BYTES, Key
-from pipelines.contract.segment import SegmentHeader
+from pipelines.contract.segment import EVICTED, SegmentHeader
 
-RUN_SHARE = 16  # a run is closed when it holds this fraction of the budget
-_EVICTABLE = (segment.ROWS, segment.QUARANTINE)  # incidents and ledgers are never evicted
-_PRIORITY = "CASE kind WHEN 'incidents' THEN 0 WHEN 'ledger' THEN 1 WHEN 'quarantine' THEN 2 ELSE 3 END"
+STUB_BYTES = 256  # what a stub takes in the file: its row, and its entries in two indexes
 BATCH_SEGMENTS_MAX = 100  # the control plane refuses more than 128 in one message
-_RESEAL_SEGMENTS = 32  # sealed anew per transaction: 16 MiB at most
+EVICTED_AT_ONCE = 64  # in one transaction, beyond what makes up for the segments that came with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,21 @@ class Origin:
     utc_offset_us: int
 
 
+@dataclass(frozen=True)
+class Sealer:
+    """The node's hand: its key, its words about a pipeline at this moment, and what it gave to the uplink in this life.
+
+    `handed` is written by readers and read by the writer: stream id -> highest seq.
+    """
+
+    key: Key
+    origin: Callable[[sqlite3.Connection, str], Origin]
+    handed: dict[int, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A segment in the outbox, its bytes as they are sent. `header()` reads what was sealed."""
+    """A segment or stub as it is sent. `digest` is what its successor names as `previous`. `header()` reads what was sealed."""
 
     run: str
     stream: str
@@ -88,84 +101,89 @@ class Pending:
 @dataclass(frozen=True, slots=True)
 class Mark:
     """How far a run of a stream is in the lake: `digest` is that of segment `seq`; 0 and "" when nothing is. Of the run's `rows`
-    up to there `stored` are in the table."""
+    up to there `stored` are in the table; None where whoever keeps the rows does not count: then what has bytes is stored."""
 
     run: str
     stream: str
     seq: int
     digest: str
-    rows: int = 0
-    stored: int = 0
+    rows: int | None = None
+    stored: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Break:
-    """A history that the lake and this node do not share: what is pending goes on under a new run."""
-
-    run: str
-    stream: str
-    reason: str
-    is_security: bool  # a clone or a restored card, rather than a restored lake
+# Sealing
 
 
-def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed, budget_bytes: int) -> None:
+def put(db: sqlite3.Connection, key: Key, origin: Origin, sealed: Sealed) -> None:
     """Append one segment to the stream's active run, which is minted when there is none or when the table changed."""
-    run = _active_run(db, origin.pipeline, sealed, budget_bytes // RUN_SHARE)
-    stream_id, run_id, seq, previous = run
+    stream_id, run, seq, previous, rows_before = _active_run(db, origin.pipeline, sealed)
     header = SegmentHeader(
-        node=origin.node, run=run_id, stream=sealed.stream, seq=seq, previous=previous, kind=sealed.kind, table=sealed.table,
+        node=origin.node, run=run, stream=sealed.stream, seq=seq, previous=previous, kind=sealed.kind, table=sealed.table,
         rows=sealed.rows, payload_digest=sha256(sealed.payload), pipeline=origin.pipeline, version=origin.version,
         number=origin.number, params=sealed.params, sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us,
         clock=origin.clock, engine=sealed.engine, positions=sealed.positions, lookups=sealed.lookups,
-        ledgers=_with_lost(db, origin.pipeline, sealed.stream, _with_pending(db, origin.pipeline, sealed)),
-        lineage=origin.lineage, boot=origin.boot, utc_offset_us=origin.utc_offset_us, stamps=sealed.stamps,
-        run_rows=_run_rows(db, stream_id) + sealed.rows, first=seq,
+        ledgers=_with_pending(db, origin.pipeline, sealed), lineage=origin.lineage, boot=origin.boot,
+        utc_offset_us=origin.utc_offset_us, stamps=sealed.stamps, run_rows=rows_before + sealed.rows, first=seq,
     )  # fmt: skip
-    _append(db, key, stream_id, header, sealed.payload)
+    append(db, key, stream_id, header, sealed.payload)
 
 
-def _append(db: sqlite3.Connection, key: Key, stream_id: int, header: SegmentHeader, payload: bytes) -> None:
+def append(db: sqlite3.Connection, key: Key, stream_id: int, header: SegmentHeader, payload: bytes) -> None:
     made = segment.encode(header, payload, key)
     if len(made.data) > segment.SEGMENT_BYTES_MAX + 4096:
         raise Refused(f"a segment of {len(made.data)} bytes", op="seal", place=f"{header.pipeline}/{header.stream}")
-    db.execute(
-        "INSERT INTO outbox (stream_id, seq, digest, rows, bytes, data) VALUES (?, ?, ?, ?, ?, ?)",
-        (stream_id, header.seq, made.digest, header.rows, len(made.data), made.data),
-    )
-    db.execute(
-        "UPDATE streams SET next_seq = ?, last_digest = ?, run_rows = ? WHERE id = ?",
-        (header.seq + 1, made.digest, header.run_rows, stream_id),
-    )
+    insert(db, stream_id, header.seq, header.seq, made.digest, header.rows, data=made.data)
 
 
-def _run_rows(db: sqlite3.Connection, stream_id: int) -> int:
-    return int(db.execute("SELECT run_rows FROM streams WHERE id = ?", (stream_id,)).fetchone()[0])
+def insert(
+    db: sqlite3.Connection,
+    stream_id: int,
+    first: int,
+    seq: int,
+    digest: str,
+    rows: int,
+    *,
+    data: bytes | None = None,
+    void: str = "",
+) -> None:
+    """The next segment of a run, or with `void` a stub."""
+    db.execute(
+        "UPDATE streams SET next_seq = ?, last_digest = ?, run_rows = run_rows + ? WHERE id = ?",
+        (seq + 1, digest, rows, stream_id),
+    )
+    size = STUB_BYTES if data is None else len(data)
+    db.execute(
+        "INSERT INTO outbox (stream_id, first, seq, digest, rows, run_rows, bytes, void, data)"
+        " SELECT ?, ?, ?, ?, ?, run_rows, ?, ?, ? FROM streams WHERE id = ?",
+        (stream_id, first, seq, digest, rows, size, void, data, stream_id),
+    )
 
 
 def _with_pending(db: sqlite3.Connection, pipeline: str, sealed: Sealed) -> dict[str, Any]:
-    """The ledgers with what the lake has not confirmed, these rows included: of all streams in a ledger, else of its own (I4)."""
+    """The ledgers with the rows that the lake has not confirmed, these included: of all streams in a ledger, else of its own."""
     found = db.execute("SELECT stream, sum(pending_rows) FROM streams WHERE pipeline = ? GROUP BY stream", (pipeline,))
     rows: dict[str, int] = dict(found.fetchall())
     own = {sealed.stream: rows.get(sealed.stream, 0) + sealed.rows}
     return {**sealed.ledgers, "pending": rows if sealed.kind == segment.LEDGER else own}
 
 
-def _active_run(db: sqlite3.Connection, pipeline: str, sealed: Sealed, run_bytes: int) -> tuple[int, str, int, str]:
+def _active_run(db: sqlite3.Connection, pipeline: str, sealed: Sealed) -> tuple[int, str, int, str, int]:
+    """(stream id, run, seq and previous digest of the next segment, rows before it)."""
     row = db.execute(
-        "SELECT id, run, next_seq, last_digest, lake_table, kind, pending_bytes FROM streams"
+        "SELECT id, run, next_seq, last_digest, run_rows, lake_table, kind FROM streams"
         " WHERE pipeline = ? AND stream = ? AND active",
         (pipeline, sealed.stream),
     ).fetchone()
-    if row and row[4:6] == (sealed.table, sealed.kind) and (row[6] < run_bytes or sealed.kind not in _EVICTABLE):
-        return int(row[0]), str(row[1]), int(row[2]), str(row[3])
+    if row and row[5:] == (sealed.table, sealed.kind):
+        return int(row[0]), str(row[1]), int(row[2]), str(row[3]), int(row[4])
     if row:
         close_runs(db, "id = ?", row[0])
     run = secrets.token_hex(8)
-    stream_id = _new_run(db, run, pipeline, sealed.stream, sealed.kind, sealed.table, active=True)
-    return stream_id, run, 1, segment.NO_SEGMENT
+    stream_id = new_run(db, run, pipeline, sealed.stream, sealed.kind, sealed.table, active=True)
+    return stream_id, run, 1, segment.NO_SEGMENT, 0
 
 
-def _new_run(db: sqlite3.Connection, run: str, pipeline: str, stream: str, kind: str, table: str, *, active: bool) -> int:
+def new_run(db: sqlite3.Connection, run: str, pipeline: str, stream: str, kind: str, table: str, *, active: bool) -> int:
     cursor = db.execute(
         "INSERT INTO streams (run, pipeline, stream, kind, lake_table, active) VALUES (?, ?, ?, ?, ?, ?)",
         (run, pipeline, stream, kind, table, int(active)),
@@ -180,216 +198,259 @@ def close_runs(db: sqlite3.Connection, where: str = "1", *values: object) -> Non
                " (SELECT successor FROM streams WHERE successor IS NOT NULL)")  # fmt: skip
 
 
-def _with_lost(db: sqlite3.Connection, pipeline: str, stream: str, ledgers: Mapping[str, Any]) -> dict[str, Any]:
-    row = db.execute(
-        "SELECT evicted_rows, damaged_rows FROM stream_ledgers WHERE pipeline = ? AND stream = ?", (pipeline, stream)
-    ).fetchone()
-    if row is None:
-        return dict(ledgers)
-    lost = {name: count for name, count in zip(("evicted", "damaged"), row, strict=True) if count}
-    return {**ledgers, "stream": {**ledgers.get("stream", {}), **lost}}
+# Loss
 
 
-def evict(db: sqlite3.Connection, budget_bytes: int) -> int:
-    """Take the bytes from the oldest runs until the outbox is within its budget. Segments that lost theirs."""
-    evicted = 0
-    while (used_bytes(db) > budget_bytes) and (stream_id := _evictable(db)) is not None:
-        db.execute("UPDATE streams SET active = 0, evicted = 1 WHERE id = ?", (stream_id,))
-        evicted += db.execute("UPDATE outbox SET data = NULL, bytes = 0 WHERE stream_id = ?", (stream_id,)).rowcount
-    return evicted
+def begin_life(db: sqlite3.Connection) -> None:
+    """After opening: what lies here may have been sent, if anything was in the former life."""
+    if db.execute("SELECT 1 FROM meta WHERE key = 'sending' AND value").fetchone():
+        db.execute("UPDATE streams SET sent_seq = next_seq - 1")
+        db.execute("UPDATE meta SET value = 0 WHERE key = 'sending'")
+
+
+def begin_sending(db: sqlite3.Connection) -> None:
+    """Before the first segment of this life is given to the uplink."""
+    db.execute("INSERT INTO meta VALUES ('sending', 1) ON CONFLICT (key) DO UPDATE SET value = 1")
+
+
+def set_buffer(db: sqlite3.Connection, pipeline: str, buffer: Buffer) -> None:
+    body = json.dumps([buffer.max_bytes, buffer.when_full, dict(buffer.priorities)])
+    db.execute("INSERT INTO buffers VALUES (?, ?) ON CONFLICT (pipeline) DO UPDATE SET body = excluded.body", (pipeline, body))
+
+
+def buffers(db: sqlite3.Connection) -> dict[str, Buffer]:
+    return {name: Buffer(*json.loads(body)) for name, body in db.execute("SELECT pipeline, body FROM buffers")}
+
+
+def usages(db: sqlite3.Connection) -> list[Usage]:
+    rows = db.execute("SELECT pipeline, stream, kind, sum(pending_bytes) FROM streams GROUP BY pipeline, stream, kind")
+    return [Usage(*row) for row in rows]
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT coalesce(sum(pending_bytes), 0) FROM streams").fetchone()[0])
 
 
-def _evictable(db: sqlite3.Connection) -> int | None:
-    row = db.execute(
-        "SELECT id FROM streams WHERE pending_bytes > 0 AND successor IS NULL"
-        f" AND kind IN {_EVICTABLE} AND id NOT IN (SELECT successor FROM streams WHERE successor IS NOT NULL)"
-        " ORDER BY active, id LIMIT 1"
-    ).fetchone()
-    return int(row[0]) if row else None
-
-
-def next_batch(
-    db: sqlite3.Connection, sent: Mapping[tuple[str, str], int], limit_bytes: int, streams_max: int = BATCH_SEGMENTS_MAX
-) -> list[Pending]:
-    """What to send next: in order of kind, then age of the run, what lies after the position in `sent`. At least one segment.
-
-    A stream ends before a damaged segment: see `void_damaged`.
-    """
-    batch: list[Pending] = []
-    size = 0
-    for stream_id, run, stream, mark_seq, next_seq in _sendable(db):
-        after = max(mark_seq, sent.get((run, stream), 0))
-        if after + 1 >= next_seq:
-            continue
-        if len({(pending.run, pending.stream) for pending in batch}) >= streams_max:
-            return batch
-        rows = db.execute(
-            "SELECT seq, digest, bytes, data FROM outbox WHERE stream_id = ? AND seq > ? ORDER BY seq", (stream_id, after)
+def evict(db: sqlite3.Connection, handed: Mapping[int, int], budget_bytes: int, allowed_bytes: int = 0) -> int:
+    """Turn segments into stubs until every limit holds; how many. At most EVICTED_AT_ONCE, or as many as bring the outbox below
+    `allowed_bytes`, so that a limit that shrank is reached in bounded transactions."""
+    evicted, by_pipeline = 0, buffers(db)
+    while evicted < EVICTED_AT_ONCE or used_bytes(db) > allowed_bytes:
+        loser = next(
+            filter(None, (_loses(db, usage, by_pipeline) for usage in shares.losers(usages(db), by_pipeline, budget_bytes))), 0
         )
-        for seq, digest, length, data in rows:
-            if batch and (size + length > limit_bytes or len(batch) >= BATCH_SEGMENTS_MAX):
-                rows.close()
-                return batch
-            if sha256(data) != digest:
-                rows.close()
-                break
-            batch.append(Pending(run, stream, seq, digest, data))
-            size += length
-    return batch
+        if not loser:
+            break
+        void(db, handed, loser, EVICTED)
+        evicted += 1
+    return evicted
 
 
-def _sendable(db: sqlite3.Connection) -> list[tuple[int, str, str, int, int]]:
-    return db.execute(
-        "SELECT id, run, stream, mark_seq, next_seq FROM streams"
-        f" WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY {_PRIORITY}, id"
+def _loses(db: sqlite3.Connection, usage: Usage, by_pipeline: Mapping[str, Buffer]) -> int:
+    """The id of the segment that the stream gives up, 0 when it has none."""
+    newest_first = by_pipeline.get(usage.pipeline, Buffer()).when_full == shares.DROP_NEWEST and usage.kind != segment.LEDGER
+    order = "DESC" if newest_first else ""
+    found = db.execute(
+        "SELECT o.id FROM streams s CROSS JOIN outbox o ON o.stream_id = s.id AND o.void = ''"
+        f" WHERE s.pipeline = ? AND s.stream = ? AND s.kind = ? ORDER BY s.id {order}, o.seq {order} LIMIT 2",
+        (usage.pipeline, usage.stream, usage.kind),
     ).fetchall()
+    spared = 1 if usage.kind == segment.LEDGER else 0
+    return int(found[0][0]) if len(found) > spared else 0
+
+
+def void(db: sqlite3.Connection, handed: Mapping[int, int], segment_id: int, how: str) -> None:
+    """Leave a stub in place of a segment, and count its rows as lost until the lake says that it has them."""
+    row = db.execute(
+        "UPDATE outbox SET void = ?, data = NULL, bytes = ? WHERE id = ? AND void = '' RETURNING stream_id, seq, rows",
+        (how, STUB_BYTES, segment_id),
+    ).fetchone()
+    if row is None:
+        return
+    stream_id, seq, rows = row
+    count(db, stream_id, {f"{how}_segments": int(rows > 0), f"{how}_rows": rows})
+    (sent_seq,) = db.execute("SELECT sent_seq FROM streams WHERE id = ?", (stream_id,)).fetchone()
+    sent_seq = max(sent_seq, handed.get(stream_id, 0))
+    _merge(db, stream_id, seq, sent_seq)
+    follower = db.execute("SELECT min(seq) FROM outbox WHERE stream_id = ? AND seq > ?", (stream_id, seq)).fetchone()[0]
+    if follower is not None:
+        _merge(db, stream_id, follower, sent_seq)
+
+
+def _merge(db: sqlite3.Connection, stream_id: int, seq: int, sent_seq: int) -> None:
+    """Make the stub at `seq` stand for the one before it too, if both were lost alike and neither may have been sent."""
+    before = db.execute(
+        "SELECT b.id, b.first, b.rows FROM outbox o JOIN outbox b ON b.stream_id = o.stream_id AND b.seq = o.first - 1"
+        " WHERE o.stream_id = ? AND o.seq = ? AND o.void <> '' AND b.void = o.void AND b.first > ?",
+        (stream_id, seq, sent_seq),
+    ).fetchone()
+    if before is not None:
+        db.execute("DELETE FROM outbox WHERE id = ?", before[:1])
+        db.execute("UPDATE outbox SET first = ?, rows = rows + ? WHERE stream_id = ? AND seq = ?", (*before[1:], stream_id, seq))
+
+
+# Sending
 
 
 def runs(db: sqlite3.Connection) -> list[Run]:
     """The runs with segments to send, oldest first."""
+    by_pipeline = buffers(db)
+    rows = db.execute(
+        "SELECT pipeline, stream, run, kind, active, mark_seq, next_seq, pending_bytes FROM streams"
+        " WHERE pending_segments > 0 AND successor IS NULL AND doubt = '' ORDER BY id"
+    )
     return [
-        Run(*row[:4], PRIORITY, *row[4:])
-        for row in db.execute(
-            "SELECT pipeline, stream, run, kind, active, mark_seq, next_seq, pending_bytes FROM streams"
-            " WHERE pending_segments > 0 AND NOT evicted AND successor IS NULL ORDER BY id"
-        )
+        Run(pipeline, stream, run, kind, by_pipeline.get(pipeline, Buffer()).priority(stream), *positions)
+        for pipeline, stream, run, kind, *positions in rows
     ]
 
 
-def take(db: sqlite3.Connection, order: Sequence[tuple[str, str, int]], limit_bytes: int) -> list[Pending]:
-    """Segments of one request: from the runs in this `order` (run, stream, after which seq), each as far as it goes.
-
-    At least one while there is any; a run ends before a damaged segment.
-    """
+def take(
+    db: sqlite3.Connection,
+    sealer: Sealer,
+    order: Sequence[tuple[str, str, int]],
+    limit_bytes: int,
+    streams_max: int = BATCH_SEGMENTS_MAX,
+) -> tuple[list[Pending], list[int]]:
+    """Segments of one request: from the runs in this `order` (run, stream, after which seq), each as far as it goes; at least one
+    while there is any. And the ids of damaged ones, before which their runs end: `void` them, then take again."""
     batch: list[Pending] = []
+    damaged: list[int] = []
     for run, stream, after in order:
-        rows = db.execute(
-            "SELECT o.seq, o.digest, o.bytes, o.data FROM outbox o JOIN streams s ON s.id = o.stream_id"
-            " WHERE s.run = ? AND s.stream = ? AND o.seq > ? ORDER BY o.seq",
-            (run, stream, after),
-        )
-        for seq, digest, length, data in rows:
-            if batch and (length > limit_bytes or len(batch) >= BATCH_SEGMENTS_MAX):
-                rows.close()
-                return batch
-            if data is None or sha256(data) != digest:
-                rows.close()
-                break
-            batch.append(Pending(run, stream, seq, digest, data))
-            limit_bytes -= length
-    return batch
+        if len({(pending.run, pending.stream) for pending in batch}) >= streams_max:
+            break
+        with closing(_after(db, sealer, run, stream, after)) as found:
+            for segment_id, stream_id, pending in found:
+                if pending is None:
+                    damaged.append(segment_id)
+                    break
+                if batch and (len(pending.data) > limit_bytes or len(batch) >= BATCH_SEGMENTS_MAX):
+                    return batch, damaged
+                batch.append(pending)
+                limit_bytes -= len(pending.data)
+                sealer.handed[stream_id] = max(sealer.handed.get(stream_id, 0), pending.seq)
+    return batch, damaged
 
 
-def void_damaged(db: sqlite3.Connection) -> list[Break]:
-    """Count and drop each damaged segment that comes right after its run's mark; what follows it then goes on under a new run.
+def _after(
+    db: sqlite3.Connection, sealer: Sealer, run: str, stream: str, after: int
+) -> Generator[tuple[int, int, Pending | None]]:
+    """(segment id, stream id, what to send) of what follows segment `after`; None to send for one that is damaged."""
+    rows = db.execute(
+        "SELECT o.id, o.stream_id, o.first, o.seq, o.digest, o.rows, o.run_rows, o.void, o.data FROM outbox o"
+        " JOIN streams s ON s.id = o.stream_id WHERE s.run = ? AND s.stream = ? AND o.seq > ? ORDER BY o.seq",
+        (run, stream, after),
+    )
+    with closing(rows):
+        for segment_id, stream_id, first, seq, digest, count, run_rows, how, data in rows:
+            if how:
+                data = _stub(db, sealer, stream_id, first, seq, digest, count, run_rows, how)
+            elif sha256(data) != digest:
+                yield segment_id, stream_id, None
+                return
+            yield segment_id, stream_id, Pending(run, stream, seq, digest, data)
 
-    Only while nothing is in flight: a segment under way would arrive twice, under either run.
-    """
-    breaks: list[Break] = []
-    for stream_id, run, stream, mark_seq, _ in _sendable(db):
-        row = db.execute(
-            "SELECT id, seq, digest, data FROM outbox WHERE stream_id = ? ORDER BY seq LIMIT 1", (stream_id,)
-        ).fetchone()
-        if row is None or sha256(row[3]) == row[2]:
-            continue
-        _count_lost(db, "damaged", "o.id = ?", row[0])
-        reason = f"the stored segment {row[1]} is damaged; its rows are lost and counted"
-        breaks.append(_break(db, stream_id, Mark(run, stream, mark_seq, ""), reason, False))
-    return breaks
+
+def _stub(
+    db: sqlite3.Connection,
+    sealer: Sealer,
+    stream_id: int,
+    first: int,
+    seq: int,
+    digest: str,
+    rows: int,
+    run_rows: int,
+    how: str,
+) -> bytes:
+    """As it is sent: after what the lake has confirmed, or after what is to be sent before it."""
+    pipeline, stream, run, kind, table, mark_seq, previous = db.execute(
+        "SELECT pipeline, stream, run, kind, lake_table, mark_seq, mark_digest FROM streams WHERE id = ?", (stream_id,)
+    ).fetchone()
+    if first != mark_seq + 1:
+        before = db.execute("SELECT digest FROM outbox WHERE stream_id = ? AND seq = ?", (stream_id, first - 1)).fetchone()
+        previous = before[0] if before else previous
+    origin = sealer.origin(db, pipeline)
+    header = SegmentHeader(
+        node=origin.node, run=run, stream=stream, seq=seq, previous=previous, kind=kind, table=table, rows=rows,
+        payload_digest=sha256(b""), pipeline=pipeline, version=origin.version, number=origin.number, params="",
+        sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us, clock=origin.clock, engine="",
+        lineage=origin.lineage, boot=origin.boot, utc_offset_us=origin.utc_offset_us, run_rows=run_rows, first=first,
+        void=how, stands_for=digest,
+    )  # fmt: skip
+    return segment.encode(header, b"", sealer.key).data
+
+
+def in_order(db: sqlite3.Connection, sent: Mapping[tuple[str, str], int]) -> list[tuple[str, str, int]]:
+    """The order of whoever has no better one: by kind, then age of the run."""
+    kinds = (segment.INCIDENTS, segment.LEDGER, segment.QUARANTINE, segment.ROWS)
+    waiting = [run for run in runs(db) if run.after(sent) + 1 < run.next_seq]
+    return [(run.run, run.stream, run.after(sent)) for run in sorted(waiting, key=lambda run: kinds.index(run.kind))]
 
 
 def open_positions(db: sqlite3.Connection, *, pending_only: bool = False) -> list[tuple[str, str]]:
     """`(run, stream)` of every run whose mark matters: those with segments pending and those that take more."""
-    where = "pending_segments > 0 AND successor IS NULL" if pending_only else "successor IS NULL"
-    return db.execute(f"SELECT run, stream FROM streams WHERE {where} ORDER BY id").fetchall()
-
-
-def confirm(db: sqlite3.Connection, mark: Mark, *, asked: bool) -> Break | None:
-    """Apply a receipt (I3): free what it covers, provided that the digest at the mark is ours.
-
-    `asked`: the mark answers a question put while nothing was in flight, so it is where the lake stands now; otherwise a
-    mark below ours is only late.
-    """
-    row = db.execute(
-        "SELECT id, mark_seq, mark_digest, next_seq, evicted FROM streams WHERE run = ? AND stream = ? AND successor IS NULL",
-        (mark.run, mark.stream),
-    ).fetchone()
-    if row is None:
-        return None
-    stream_id, mark_seq, mark_digest, next_seq, evicted = row
-    if mark.seq < mark_seq:
-        return _break(db, stream_id, mark, f"the lake is at {mark.seq} but had confirmed {mark_seq}", False) if asked else None
-    if mark.seq >= next_seq:
-        return _break(db, stream_id, mark, f"the lake is at {mark.seq} but this node sealed {next_seq - 1}", True)
-    if mark.seq == mark_seq:
-        ours = mark_digest
-    else:
-        ours = db.execute("SELECT digest FROM outbox WHERE stream_id = ? AND seq = ?", (stream_id, mark.seq)).fetchone()[0]
-    if ours != mark.digest:
-        return _break(db, stream_id, mark, f"the lake holds another segment {mark.seq}", True)
-    db.execute("DELETE FROM outbox WHERE stream_id = ? AND seq <= ?", (stream_id, mark.seq))
-    db.execute("UPDATE streams SET mark_seq = ?, mark_digest = ? WHERE id = ?", (mark.seq, mark.digest, stream_id))
-    if asked and evicted:
-        _void(db, stream_id)
-    close_runs(db, "0")
-    return None
-
-
-def _void(db: sqlite3.Connection, stream_id: int) -> None:
-    """Count what lost its bytes and never arrived, then forget it."""
-    _count_lost(db, "evicted", "o.stream_id = ? AND o.data IS NULL", stream_id)
-
-
-def _count_lost(db: sqlite3.Connection, how: str, where: str, value: int) -> None:
-    """Move segments from the outbox to their stream's ledger, as `evicted` or `damaged`."""
-    db.execute(
-        f"INSERT INTO stream_ledgers (pipeline, stream, {how}_segments, {how}_rows)"
-        " SELECT s.pipeline, s.stream, count(*), sum(o.rows) FROM outbox o JOIN streams s ON s.id = o.stream_id"
-        f" WHERE {where} GROUP BY 1, 2 ON CONFLICT (pipeline, stream) DO UPDATE SET"
-        f" {how}_segments = {how}_segments + excluded.{how}_segments, {how}_rows = {how}_rows + excluded.{how}_rows",
-        (value,),
-    )
-    db.execute(f"DELETE FROM outbox AS o WHERE {where}", (value,))
-
-
-def _break(db: sqlite3.Connection, stream_id: int, mark: Mark, reason: str, is_security: bool) -> Break:
-    """Close the run and name the one that takes over what is pending; `reseal` then moves it."""
-    _void(db, stream_id)
-    pipeline, stream, kind, table, pending = db.execute(
-        "SELECT pipeline, stream, kind, lake_table, pending_segments FROM streams WHERE id = ?", (stream_id,)
-    ).fetchone()
-    if pending:
-        successor = _new_run(db, secrets.token_hex(8), pipeline, stream, kind, table, active=False)
-        db.execute("UPDATE streams SET successor = ? WHERE id = ?", (successor, stream_id))
-    close_runs(db, "id = ?", stream_id)
-    return Break(mark.run, mark.stream, reason, is_security)
-
-
-def reseal(db: sqlite3.Connection, key: Key) -> bool:
-    """Move some segments of a broken run to its successor, the chain made anew. Whether there may be more."""
-    row = db.execute("SELECT id, successor FROM streams WHERE successor IS NOT NULL ORDER BY id LIMIT 1").fetchone()
-    if row is None:
-        return False
-    old, new = row
-    run, seq, previous = db.execute("SELECT run, next_seq, last_digest FROM streams WHERE id = ?", (new,)).fetchone()
-    moved = db.execute(
-        "SELECT id, digest, data FROM outbox WHERE stream_id = ? ORDER BY seq LIMIT ?", (old, _RESEAL_SEGMENTS)
+    where = "pending_segments > 0" if pending_only else "1"
+    return db.execute(
+        f"SELECT run, stream FROM streams WHERE {where} AND successor IS NULL AND doubt = '' ORDER BY id"
     ).fetchall()
-    for row_id, digest, data in moved:
-        if sha256(data) != digest:
-            _count_lost(db, "damaged", "o.id = ?", row_id)
-            continue
-        fields, (payload,) = unpack(data[SIGNATURE_BYTES:])
-        sealed = SegmentHeader(**fields)
-        header = replace(sealed, run=run, seq=seq, first=seq, previous=previous, run_rows=_run_rows(db, new) + sealed.rows)
-        db.execute("DELETE FROM outbox WHERE id = ?", (row_id,))
-        _append(db, key, new, header, payload)
-        seq, previous = seq + 1, db.execute("SELECT last_digest FROM streams WHERE id = ?", (new,)).fetchone()[0]
-    if len(moved) < _RESEAL_SEGMENTS:
-        db.execute("UPDATE streams SET successor = NULL WHERE id = ?", (old,))
-        close_runs(db, "0")
-    return True
+
+
+# Receipts
+
+
+def free(db: sqlite3.Connection, stream_id: int, mark: Mark) -> None:
+    """Everything up to the mark has its verdict in the lake (I3): forget it here, and count as the lake does (I4)."""
+    mark_rows, mark_stored = db.execute("SELECT mark_rows, mark_stored FROM streams WHERE id = ?", (stream_id,)).fetchone()
+    settled = _settled_rows(db, stream_id, mark)
+    stubs = db.execute(
+        "SELECT first, seq, rows, run_rows, void FROM outbox WHERE stream_id = ? AND first <= ? AND void <> '' ORDER BY seq DESC",
+        (stream_id, mark.seq),
+    ).fetchall()
+    lost = [(how, min(rows, max(settled - run_rows + rows, 0)), rows) for _, _, rows, run_rows, how in stubs]
+    is_told = mark.rows is not None and mark.stored is not None
+    void_rows = settled - mark_rows - ((mark.stored or 0) - mark_stored) if is_told else sum(part for _, part, _ in lost)
+    void_rows = min(max(void_rows, 0), settled - mark_rows)
+    changes = {"stored_rows": settled - mark_rows - void_rows}
+    left = void_rows
+    for how, part, rows in lost:  # what arrived before its bytes were lost came first, so the last ones are void
+        taken = min(part, left)
+        left -= taken
+        changes[f"{how}_rows"] = changes.get(f"{how}_rows", 0) - (part - taken)
+        if rows and not taken and part == rows:
+            changes[f"{how}_segments"] = changes.get(f"{how}_segments", 0) - 1
+    changes["refused_rows"] = left
+    count(db, stream_id, changes)
+    db.execute("DELETE FROM outbox WHERE stream_id = ? AND seq <= ?", (stream_id, mark.seq))
+    db.execute(
+        "UPDATE outbox SET first = ?, rows = run_rows - ? WHERE stream_id = ? AND first <= ?",
+        (mark.seq + 1, settled, stream_id, mark.seq),
+    )
+    db.execute(
+        "UPDATE streams SET mark_seq = ?, mark_digest = ?, mark_rows = ?, mark_stored = ? WHERE id = ?",
+        (mark.seq, mark.digest, settled, mark.stored if is_told else mark_stored + settled - mark_rows - void_rows, stream_id),
+    )
+
+
+def _settled_rows(db: sqlite3.Connection, stream_id: int, mark: Mark) -> int:
+    """The rows of the run through the mark: as sealed here; within a stub only the lake knows."""
+    seq, rows, run_rows = db.execute(
+        "SELECT seq, rows, run_rows FROM outbox WHERE stream_id = ? AND seq >= ? ORDER BY seq LIMIT 1",
+        (stream_id, mark.seq),
+    ).fetchone()
+    if seq == mark.seq:
+        return int(run_rows)
+    return int(min(max(mark.rows or 0, run_rows - rows), run_rows))
+
+
+def count(db: sqlite3.Connection, stream_id: int, changes: Mapping[str, int]) -> None:
+    """Add to the ledger of the stream."""
+    counts = {name: n for name, n in changes.items() if n}
+    if not counts:
+        return
+    sums = ", ".join(f"{name} = {name} + ?" for name in counts)
+    db.execute(
+        f"INSERT INTO stream_ledgers (pipeline, stream, {', '.join(counts)})"
+        f" SELECT pipeline, stream, {', '.join('?' * len(counts))} FROM streams WHERE id = ?"
+        f" ON CONFLICT (pipeline, stream) DO UPDATE SET {sums}",
+        (*counts.values(), stream_id, *counts.values()),
+    )

@@ -10,9 +10,13 @@ FORMAT = 1
 
 # pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state;
 # `state_sum` and `crc` are as checksums.py says.
-# streams: one row per run of a stream. A run with `active` takes new segments; with `evicted` its segments lost their bytes
-# and wait for the lake's mark to tell which are void; with `successor` its segments are being sealed anew under that run.
-# Its pending_* columns are kept by the triggers below, in the same transaction, so that they cannot drift (I9).
+# streams: one row per run of a stream. A run with `active` takes new segments; one with `successor` is being sealed anew under
+# that run; one in `doubt` (JSON of a forks.Fork) waits to be told which of its segments the lake has. Segments to `sent_seq` may
+# have been sent in a former life of the agent. The columns pending_* and `lost_rows` (those pending in stubs) are kept by the
+# triggers below, in the same transaction, so that they cannot drift (I9).
+# outbox: a segment, or with `void` a stub in place of the segments `first` to `seq`, whose bytes are gone; `digest` is that of
+# segment `seq`, `run_rows` are the rows of the run through it.
+# buffers: what the pipeline's version says of its buffer (JSON), for as long as it has segments.
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE pipelines (
@@ -26,33 +30,42 @@ CREATE TABLE state (
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
     lake_table TEXT NOT NULL, next_seq INTEGER NOT NULL DEFAULT 1, last_digest TEXT NOT NULL DEFAULT '',
-    run_rows INTEGER NOT NULL DEFAULT 0,
+    run_rows INTEGER NOT NULL DEFAULT 0, sent_seq INTEGER NOT NULL DEFAULT 0,
     mark_seq INTEGER NOT NULL DEFAULT 0, mark_digest TEXT NOT NULL DEFAULT '',
-    active INTEGER NOT NULL DEFAULT 1, evicted INTEGER NOT NULL DEFAULT 0, successor INTEGER REFERENCES streams (id),
+    mark_rows INTEGER NOT NULL DEFAULT 0, mark_stored INTEGER NOT NULL DEFAULT 0,
+    active INTEGER NOT NULL DEFAULT 1, successor INTEGER REFERENCES streams (id), doubt TEXT NOT NULL DEFAULT '',
     pending_segments INTEGER NOT NULL DEFAULT 0, pending_rows INTEGER NOT NULL DEFAULT 0,
-    pending_bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (run, stream)
+    pending_bytes INTEGER NOT NULL DEFAULT 0, lost_rows INTEGER NOT NULL DEFAULT 0, UNIQUE (run, stream)
 );
 CREATE UNIQUE INDEX streams_active ON streams (pipeline, stream) WHERE active;
 CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY, stream_id INTEGER NOT NULL REFERENCES streams (id), seq INTEGER NOT NULL,
-    digest TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB, UNIQUE (stream_id, seq)
+    id INTEGER PRIMARY KEY, stream_id INTEGER NOT NULL REFERENCES streams (id), first INTEGER NOT NULL, seq INTEGER NOT NULL,
+    digest TEXT NOT NULL, rows INTEGER NOT NULL, run_rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    void TEXT NOT NULL DEFAULT '', data BLOB, UNIQUE (stream_id, seq)
 );
+CREATE INDEX outbox_whole ON outbox (stream_id, seq) WHERE void = '';
+CREATE INDEX outbox_stubs ON outbox (stream_id, seq) WHERE void <> '';
 CREATE TRIGGER outbox_in AFTER INSERT ON outbox BEGIN
     UPDATE streams SET pending_segments = pending_segments + 1, pending_rows = pending_rows + NEW.rows,
-        pending_bytes = pending_bytes + NEW.bytes WHERE id = NEW.stream_id;
+        pending_bytes = pending_bytes + NEW.bytes, lost_rows = lost_rows + NEW.rows * (NEW.void <> '')
+        WHERE id = NEW.stream_id;
 END;
 CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
     UPDATE streams SET pending_segments = pending_segments - 1, pending_rows = pending_rows - OLD.rows,
-        pending_bytes = pending_bytes - OLD.bytes WHERE id = OLD.stream_id;
+        pending_bytes = pending_bytes - OLD.bytes, lost_rows = lost_rows - OLD.rows * (OLD.void <> '')
+        WHERE id = OLD.stream_id;
 END;
-CREATE TRIGGER outbox_evict AFTER UPDATE OF bytes ON outbox BEGIN
-    UPDATE streams SET pending_bytes = pending_bytes + NEW.bytes - OLD.bytes WHERE id = NEW.stream_id;
+CREATE TRIGGER outbox_change AFTER UPDATE OF rows, bytes, void ON outbox BEGIN
+    UPDATE streams SET pending_rows = pending_rows + NEW.rows - OLD.rows, pending_bytes = pending_bytes + NEW.bytes - OLD.bytes,
+        lost_rows = lost_rows + NEW.rows * (NEW.void <> '') - OLD.rows * (OLD.void <> '') WHERE id = NEW.stream_id;
 END;
 CREATE TABLE stream_ledgers (
-    pipeline TEXT NOT NULL, stream TEXT NOT NULL, evicted_segments INTEGER NOT NULL DEFAULT 0,
-    evicted_rows INTEGER NOT NULL DEFAULT 0, damaged_segments INTEGER NOT NULL DEFAULT 0,
-    damaged_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
+    pipeline TEXT NOT NULL, stream TEXT NOT NULL, stored_rows INTEGER NOT NULL DEFAULT 0,
+    refused_rows INTEGER NOT NULL DEFAULT 0, forgotten_rows INTEGER NOT NULL DEFAULT 0,
+    evicted_segments INTEGER NOT NULL DEFAULT 0, evicted_rows INTEGER NOT NULL DEFAULT 0,
+    damaged_segments INTEGER NOT NULL DEFAULT 0, damaged_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
 ) WITHOUT ROWID;
+CREATE TABLE buffers (pipeline TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE incidents (
     incident TEXT PRIMARY KEY, pipeline TEXT NOT NULL, acknowledged INTEGER NOT NULL, body TEXT NOT NULL
 ) WITHOUT ROWID;

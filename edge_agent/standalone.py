@@ -122,9 +122,10 @@ async def _run(config: AgentConfig, job: _Job) -> int:
             config.data_dir,
             secrets,
         )
-        await actions.resume()
-        outcome = await _run_host(services, job, config.data_dir / "lake", key)
-        await actions.idle()
+        with store.telling_damage():
+            await actions.resume()
+            outcome = await _run_host(services, job, config.data_dir / "lake", key)
+            await actions.idle()
         if outcome.kind != "stopped":
             raise TidewireError(outcome.reason, op=f"run {version.pipeline}", hint=outcome.hint)
         await _report(store, version, config.data_dir / "lake", json_output=job.json_output)
@@ -170,7 +171,7 @@ async def _draining(store: Store, lake: Path) -> AsyncIterator[None]:
     async def drain() -> None:
         while True:
             more.clear()
-            while (batch := await store.pending_segments(DRAIN_BYTES)) or await store.void_damaged():
+            while batch := await store.pending_segments(DRAIN_BYTES):
                 await store.confirm(await asyncio.to_thread(_write_batch, batch, lake))
             if ended:
                 return

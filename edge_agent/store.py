@@ -8,26 +8,32 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
 
-from edge_agent import checksums, outbox, quarantine, rate, schema
+from edge_agent import checksums, forks, outbox, quarantine, rate, salvage, schema, shares
 from edge_agent import clock as clocks
 from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
 from edge_agent.database import Damaged, Database, T, Work, connect
-from edge_agent.outbox import Break, Mark, Origin, Pending, Sealed
+from edge_agent.forks import Break, Doubt
+from edge_agent.outbox import Mark, Origin, Pending, Sealed, Sealer
 from edge_agent.rate import Rate
 from edge_agent.sending import Position, Run
+from edge_agent.shares import Buffer
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar, SignedManifest
+from pipelines.contract.segment import DAMAGED
 
 _FINISHED_ACTIONS_KEPT = 1000
 _RAISES = ("raised", "raised_again")
@@ -73,11 +79,18 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the lake has not confirmed, and what it never will: `evicted_*` by the full buffer, `damaged_*` by the disk."""
+    """What the lake has not confirmed, and what it never will: `evicted_*` by the full buffer, `damaged_*` by the disk.
+
+    `segments` and `bytes` with the stubs that are to be sent, `rows` without: sealed = stored + refused + evicted + damaged
+    + forgotten + rows (I4). `forgotten_rows` had been confirmed by a lake that was restored from an older backup since.
+    """
 
     segments: int
     rows: int
     bytes: int
+    stored_rows: int
+    refused_rows: int
+    forgotten_rows: int
     evicted_segments: int
     evicted_rows: int
     damaged_segments: int
@@ -101,10 +114,17 @@ class Store:
         quarantine_bytes: int = quarantine.BYTES_MAX,
     ) -> None:
         self._db, self._lock = database, lock
-        self._node, self._key, self._budget, self._quarantine_bytes = node, key, budget_bytes, quarantine_bytes
+        self._node, self._budget, self._quarantine_bytes = node, budget_bytes, quarantine_bytes
+        self._sealer = Sealer(key, self._origin_now)
+        self._is_sending = False  # something was given to the uplink in this life
+        self._has_room = asyncio.Event()  # set and replaced when something was freed
+        self._turns: dict[str, asyncio.Lock] = {}  # of pipelines that wait for room, so that their commits keep their order
+        self._closing = False
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
         self._on_transition: list[Callable[[], None]] = []
+        self._on_damage: list[Callable[[], None]] = []
+        self.damage = ""  # what is wrong with the file; then nothing goes on but a new opening
         self.clock = clock
         self._anchor: Anchor | None = None
         self._stored_anchor: Anchor | None = None
@@ -118,14 +138,17 @@ class Store:
         lock = _lock(data_dir)
         path = data_dir / "agent.db"
         try:
-            clock = _prepare(path)
+            clock = salvage.opened(path, key.public, lambda: _prepare(path))
         except BaseException:
             os.close(lock)
             raise
         database = Database(path, lambda db: schema.put_meta(db, "clock", json.dumps(asdict(clock.mark()))))
-        return cls(database, lock, node, key, buffer_bytes, clock, quarantine_bytes)
+        store = cls(database, lock, node, key, buffer_bytes, clock, quarantine_bytes)
+        store._shrink()
+        return store
 
     def close(self) -> None:
+        self._closing = True
         self._db.close()
         os.close(self._lock)
 
@@ -135,10 +158,39 @@ class Store:
         return self._db.trouble
 
     async def _write(self, work: Work[T], lane: str = "") -> T:
-        return await asyncio.wrap_future(self._db.write(work, lane))
+        return await self._done(self._db.write(work, lane))
 
     async def _read(self, work: Work[T]) -> T:
-        return await asyncio.wrap_future(self._db.read(work))
+        return await self._done(self._db.read(work))
+
+    async def _done(self, asked: Future[T]) -> T:
+        try:
+            return await asyncio.wrap_future(asked)
+        except Exception as error:
+            if salvage.is_damage(error) and not self.damage:
+                self.damage = str(error)
+                salvage.suspect(self._db.path, self.damage)
+                for callback in self._on_damage:
+                    callback()
+            raise
+
+    @contextmanager
+    def telling_damage(self) -> Iterator[None]:
+        """Around the work of whoever uses the store: raises `TidewireError` when that ended because the file is damaged."""
+        try:
+            yield
+        except Exception:
+            if not self.damage:
+                raise
+        if self.damage:
+            raise TidewireError(
+                f"the store is damaged: {self.damage}", op="run", place=str(self._db.path),
+                hint="start the agent again (a service manager does): it keeps what can be read and counts what is lost",
+            )  # fmt: skip
+
+    def on_damage(self, callback: Callable[[], None]) -> None:
+        """Have `callback` run once the file is found not to hold what was written to it: the next opening salvages it."""
+        self._on_damage.append(callback)
 
     # Pipelines
 
@@ -151,14 +203,44 @@ class Store:
         return await self.checkpoint(pipeline)
 
     async def commit(self, pipeline: str, version: str, number: int, commit: Commit) -> None:
-        """All of it in one transaction (I1). Waits while the disk takes no writes (I15)."""
-        await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
+        """All of it in one transaction (I1). Waits while the disk takes no writes (I15), or while the pipeline's buffer is full
+        and its version says `block`."""
+        async with self._turns.setdefault(pipeline, asyncio.Lock()) if commit.sealed else nullcontext():
+            while commit.sealed and await self._must_wait(pipeline, commit):
+                await self._has_room.wait()
+            writing = self._db.write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
+        await self._done(writing)
         if commit.sealed:
             for callback in self._callbacks:
                 callback()
         if commit.transitions:
             for callback in self._on_transition:
                 callback()
+
+    async def set_buffer(self, pipeline: str, buffer: Buffer) -> None:
+        """What the pipeline's version says of its buffer; holds from the next commit on."""
+        if await self._read(lambda db: outbox.buffers(db).get(pipeline)) != buffer:
+            await self._write(lambda db: outbox.set_buffer(db, pipeline, buffer), pipeline)
+            self._let_go()
+
+    async def _must_wait(self, pipeline: str, commit: Commit) -> bool:
+        has_room, added = self._has_room, sum(len(sealed.payload) for sealed in commit.sealed)
+        full = await self._read(lambda db: shares.must_wait(pipeline, added, outbox.usages(db), outbox.buffers(db), self._budget))
+        return full and has_room is self._has_room
+
+    def _let_go(self) -> None:
+        """Those who wait for room look again."""
+        self._has_room.set()
+        self._has_room = asyncio.Event()
+
+    def _shrink(self) -> None:
+        """Evict down to the limits, a bounded part per transaction: one of them may be lower than it was."""
+
+        def more(done: Future[int]) -> None:
+            if not done.cancelled() and done.exception() is None and done.result() and not self._closing:
+                self._shrink()
+
+        self._db.write(lambda db: outbox.evict(db, self._sealer.handed, self._budget, sys.maxsize)).add_done_callback(more)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Have `callback` run after each commit that sealed segments."""
@@ -168,24 +250,21 @@ class Store:
         """Have `callback` run after each commit that changed an incident."""
         self._on_transition.append(callback)
 
-    def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
+    def _origin(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, lineage: str) -> Origin:
         wall_us, node_us, time_line = clocks.wall_us(), self.clock.now_us(), self.clock.time_line
         if self._anchor is None and (stored := schema.get_meta(db, "anchor")):
             self._anchor = self._stored_anchor = Anchor(**json.loads(str(stored)))
         offset_us, quality = clocks.utc_offset(wall_us, node_us, self.clock_quality, self._anchor, time_line)
+        return Origin(self._node, pipeline, version, number, wall_us, node_us, quality, lineage, time_line, offset_us)
+
+    def _origin_now(self, db: sqlite3.Connection, pipeline: str) -> Origin:
+        """Of a stub: who says that the rows are lost, and when."""
+        row = db.execute("SELECT digest, number, lineage FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
+        return self._origin(db, pipeline, *(row or ("", 0, "")))
+
+    def _commit(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, commit: Commit) -> None:
         (lineage,) = db.execute("SELECT lineage FROM pipelines WHERE name = ?", (pipeline,)).fetchone()
-        origin = Origin(
-            self._node,
-            pipeline,
-            version,
-            number,
-            wall_us,
-            node_us,
-            quality,
-            lineage,
-            time_line,
-            offset_us,
-        )
+        origin = self._origin(db, pipeline, version, number, lineage)
         db.execute(
             "UPDATE pipelines SET digest = ?, number = ?, positions = ?, ledger = ?, params = coalesce(?, params) WHERE name = ?",
             (
@@ -199,12 +278,8 @@ class Store:
         )
         checksums.put_state(db, pipeline, commit.state_delete, commit.state_set)
         checksums.seal(db, pipeline)
-        for sealed in commit.sealed:
-            outbox.put(db, self._key, origin, sealed, self._budget)
         if commit.sealed:
-            _measure(db, pipeline, commit.sealed, node_us)
-        if commit.sealed and (evicted := outbox.evict(db, self._budget)):
-            _log.warning("the buffer is full: the oldest segments lost their rows", segments=evicted)
+            self._seal(db, origin, commit.sealed)
         if commit.quarantined:
             quarantine.put(db, pipeline, commit.quarantined, self._quarantine_bytes)
         for transition in commit.transitions:
@@ -214,6 +289,14 @@ class Store:
                 "INSERT OR IGNORE INTO actions (id, pipeline, body, status) VALUES (?, ?, ?, 'pending')",
                 (action["id"], pipeline, json.dumps(action)),
             )
+
+    def _seal(self, db: sqlite3.Connection, origin: Origin, sealed: Sequence[Sealed]) -> None:
+        used = outbox.used_bytes(db)
+        for one in sealed:
+            outbox.put(db, self._sealer.key, origin, one)
+        if evicted := outbox.evict(db, self._sealer.handed, self._budget, used):
+            _log.warning("the buffer is full: segments lost their rows", segments=evicted)
+        _measure(db, origin.pipeline, sealed, origin.node_time_us)
 
     async def adopt(self, pipeline: str, version: str, number: int) -> None:
         """The state of `pipeline` is now that of `version`: the old one has emitted what does not carry over."""
@@ -232,7 +315,7 @@ class Store:
         streams_max: int = outbox.BATCH_SEGMENTS_MAX,
     ) -> list[Pending]:
         """The next segments to send after the positions `sent` ((run, stream) -> seq); at least one while any can be sent."""
-        return await self._read(lambda db: outbox.next_batch(db, sent or {}, limit_bytes, streams_max))
+        return await self._take(lambda db: outbox.in_order(db, sent or {}), limit_bytes, streams_max)
 
     async def take(
         self, plan: Callable[[list[Run]], Sequence[Run]], sent: Mapping[Position, int], limit_bytes: int
@@ -240,37 +323,67 @@ class Store:
         """The segments of one request: from the runs that `plan` picks, in its order, after what is `sent` of each.
         At least one while any can be sent. `plan` is pure: it runs in the store's reading thread."""
 
-        def read(db: sqlite3.Connection) -> list[Pending]:
-            return outbox.take(db, [(*run.position, run.after(sent)) for run in plan(outbox.runs(db))], limit_bytes)
+        def order(db: sqlite3.Connection) -> list[tuple[str, str, int]]:
+            return [(*run.position, run.after(sent)) for run in plan(outbox.runs(db))]
 
-        return await self._read(read)
+        return await self._take(order, limit_bytes)
 
     async def end_run(self, pipeline: str, stream: str) -> None:
         """The stream's active run takes no more segments: the next one starts a new run."""
         await self._write(lambda db: outbox.close_runs(db, "pipeline = ? AND stream = ?", pipeline, stream), pipeline)
 
+    async def _take(
+        self,
+        order: Callable[[sqlite3.Connection], Sequence[tuple[str, str, int]]],
+        limit_bytes: int,
+        streams_max: int = outbox.BATCH_SEGMENTS_MAX,
+    ) -> list[Pending]:
+        if not self._is_sending:
+            await self._write(outbox.begin_sending)
+            self._is_sending = True
+        while True:
+            batch, damaged = await self._read(lambda db: outbox.take(db, self._sealer, order(db), limit_bytes, streams_max))
+            if not damaged:
+                return batch
+            await self._write(partial(self._void_damaged, damaged=damaged))
+
+    def _void_damaged(self, db: sqlite3.Connection, *, damaged: Sequence[int]) -> None:
+        for segment_id in damaged:
+            outbox.void(db, self._sealer.handed, segment_id, DAMAGED)
+        _log.error("stored segments are damaged; their rows are lost and counted", segments=len(damaged))
+
     async def open_positions(self, *, pending_only: bool = False) -> list[tuple[str, str]]:
         return await self._read(lambda db: outbox.open_positions(db, pending_only=pending_only))
 
     async def confirm(self, marks: Sequence[Mark], *, asked: bool = False) -> list[Break]:
-        """Free what the marks cover (I3); histories that do not match go on under new runs, which are returned."""
-        found = await self._write(lambda db: [outbox.confirm(db, mark, asked=asked) for mark in marks])
-        breaks = [broken for broken in found if broken is not None]
+        """Free what the marks cover (I3). Histories that the lake does not share go on under new runs, which are returned, or
+        are in doubt: see `doubtful`."""
+        return await self._settled(lambda db: [forks.confirm(db, mark, asked=asked) for mark in marks])
+
+    async def doubtful(self) -> list[Doubt]:
+        """Which segments to ask the lake for; their runs wait until `settle_fork` has the answer. Empty when none is in doubt."""
+        return await self._read(forks.doubtful)
+
+    async def settle_fork(self, asked: Sequence[Doubt], found: Iterable[tuple[str, str, int, str]]) -> list[Break]:
+        """`found` is the lake's whole answer to `asked`: (run, stream, seq, digest) of what it has. That is freed; the rest goes
+        on under new runs, which are returned. What is still `doubtful` then is to be asked for in turn."""
+        links: dict[tuple[str, str], dict[int, str]] = {}
+        for run, stream, seq, digest in found:
+            links.setdefault((run, stream), {})[seq] = digest
+        return await self._settled(
+            lambda db: [forks.settle(db, doubt, links.get((doubt.run, doubt.stream), {})) for doubt in asked]
+        )
+
+    async def _settled(self, work: Work[list[Break | None]]) -> list[Break]:
+        breaks = [broken for broken in await self._write(work) if broken is not None]
+        self._let_go()
         if breaks:
             await self.reseal()
         return breaks
 
-    async def void_damaged(self) -> bool:
-        """Drop and count damaged segments that hold their streams up; whether any. Call only while nothing is in flight."""
-        breaks = await self._write(outbox.void_damaged)
-        for broken in breaks:
-            _log.error(broken.reason, run=broken.run, stream=broken.stream)
-        await self.reseal()
-        return bool(breaks)
-
     async def reseal(self) -> None:
         """Finish moving broken runs to their successors; some segments per transaction, so that commits get through."""
-        while await self._write(lambda db: outbox.reseal(db, self._key)):
+        while await self._write(lambda db: forks.reseal(db, self._sealer)):
             pass
 
     async def backlog(self) -> Backlog:
@@ -374,24 +487,15 @@ def _lock(data_dir: Path) -> int:
 
 
 def _prepare(path: Path) -> NodeClock:
-    """The clock as the store remembers it; the file is made when it is new, and set aside when it cannot be read."""
-    try:
-        with closing(connect(path)) as db:
-            path.chmod(0o600)
-            schema.prepare(db)
-            mark = schema.get_meta(db, "clock")
-            _mint_runs_after_move(db)
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise TidewireError(
-                str(error), op="open", place=str(path), hint="check the disk's space and the file's owner"
-            ) from error
-        aside = path.with_suffix(f".damaged-{clocks.wall_us()}")
-        path.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        _log.error("the store could not be read and was set aside; starting a new one", reason=str(error), kept=str(aside))
-        return _prepare(path)
+    """The clock as the store remembers it; the file is made when it is new."""
+    with closing(connect(path)) as db:
+        path.chmod(0o600)
+        schema.prepare(db)
+        mark = schema.get_meta(db, "clock")
+        _mint_runs_after_move(db)
+        db.execute("BEGIN IMMEDIATE")
+        outbox.begin_life(db)
+        db.execute("COMMIT")
     resumed = ClockMark(**json.loads(str(mark))) if mark else None
     return NodeClock.resume(resumed, boot=clocks.boot_id(), boottime_us=clocks.boottime_us(), wall_us=clocks.wall_us())
 
@@ -500,13 +604,12 @@ def _action_log(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
 
 def _backlog(db: sqlite3.Connection) -> Backlog:
     row = db.execute(
-        "SELECT coalesce(sum(pending_segments), 0), coalesce(sum(pending_rows), 0), coalesce(sum(pending_bytes), 0) FROM streams"
+        "SELECT coalesce(sum(pending_segments), 0), coalesce(sum(pending_rows - lost_rows), 0), coalesce(sum(pending_bytes), 0)"
+        " FROM streams"
     ).fetchone()
-    gone = db.execute(
-        "SELECT coalesce(sum(evicted_segments), 0), coalesce(sum(evicted_rows), 0), coalesce(sum(damaged_segments), 0),"
-        " coalesce(sum(damaged_rows), 0) FROM stream_ledgers"
-    ).fetchone()
-    return Backlog(*row, *gone)
+    names = [name.name for name in fields(Backlog)[3:]]
+    sums = db.execute(f"SELECT {', '.join(f'coalesce(sum({name}), 0)' for name in names)} FROM stream_ledgers").fetchone()
+    return Backlog(*row, *sums)
 
 
 def _rates(db: sqlite3.Connection) -> dict[str, Rate]:
@@ -522,8 +625,8 @@ def _measure(db: sqlite3.Connection, pipeline: str, sealed: Sequence[Sealed], no
 def _streams(db: sqlite3.Connection) -> list[dict[str, Any]]:
     names = ("pipeline", "stream", "kind", "table", "segments", "rows", "bytes", "runs")
     rows = db.execute(
-        "SELECT pipeline, stream, kind, max(lake_table), sum(pending_segments), sum(pending_rows), sum(pending_bytes), count(*)"
-        " FROM streams GROUP BY pipeline, stream, kind ORDER BY pipeline, stream"
+        "SELECT pipeline, stream, kind, max(lake_table), sum(pending_segments), sum(pending_rows - lost_rows),"
+        " sum(pending_bytes), count(*) FROM streams GROUP BY pipeline, stream, kind ORDER BY pipeline, stream"
     ).fetchall()
     return [dict(zip(names, row, strict=True)) for row in rows]
 

@@ -15,7 +15,7 @@ from pipelines.contract.language.base import Column, Model, PipelineName, Word
 from pipelines.contract.language.lookups import LookupTable
 from pipelines.contract.language.params import Param
 from pipelines.contract.language.schema import FieldSpec, KeepUnknown, UnknownFields
-from pipelines.contract.language.sinks import Quarantine, Sink
+from pipelines.contract.language.sinks import Buffer, Quarantine, Sink
 from pipelines.contract.language.sources import Source
 from pipelines.contract.language.steps import Step
 from pipelines.contract.language.triggers import Trigger
@@ -44,6 +44,7 @@ class PipelineSpec(Model):
     windows: dict[Word, Window] = {}
     triggers: dict[Word, Trigger] = {}
     sinks: dict[Word, Sink] = {}
+    buffer: Buffer = Buffer()
 
     _source: yaml_reader.Source = PrivateAttr(default_factory=lambda: yaml_reader.Source(None))
 
@@ -117,6 +118,18 @@ def _stream_misfits(spec: PipelineSpec) -> Iterator[Problem]:
             yield Problem(message, f"sinks.{name}.from", "without `from:` a sink takes the accepted rows")
 
 
+def _block_misfits(spec: PipelineSpec) -> Iterator[Problem]:
+    """I15: a pipeline that waits for room reads nothing meanwhile."""
+    if spec.buffer.when_full != "block":
+        return
+    forgetful = [name for name, source in spec.sources.items() if source.file is None]
+    if not forgetful and not spec.triggers:
+        return
+    why = f'source "{forgetful[0]}" does not' if forgetful else f'trigger "{next(iter(spec.triggers))}" would be mute meanwhile'
+    message = f"block is accepted only for sources that keep their data (file), in pipelines without triggers: {why}"
+    yield Problem(message, "buffer.when_full", "write drop_oldest or drop_newest")
+
+
 def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
     """What each part may say, but not together."""
     if spec.quarantine.raw == "upload" and (sensitive := _sensitive(spec)):
@@ -137,6 +150,7 @@ def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
     unknown = spec.unknown_fields
     if isinstance(unknown, KeepUnknown) and unknown.keep.lower() in seen:
         yield Problem(f'there is a field "{unknown.keep}" already', "unknown_fields.keep", "choose another name for the column")
+    yield from _block_misfits(spec)
     tables: set[str] = set()
     for name, sink in spec.sinks.items():
         if sink.lake.table in tables:
