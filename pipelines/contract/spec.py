@@ -59,7 +59,8 @@ class PipelineSpec(Model):
         return self.quarantine.raw or ("local" if _sensitive(self) else "upload")
 
     def defaults(self) -> dict[str, Scalar]:
-        return {name: param.default for name, param in self.params.items()}
+        """By name, each as its type: 80 of a double is 80.0, or its digest would not be that of a 80.0 which somebody set."""
+        return {name: None if p.default is None else p.check(p.default) for name, p in self.params.items()}
 
     def lake_tables(self) -> dict[str, str]:
         return {name: sink.lake.table for name, sink in self.sinks.items()}

@@ -126,7 +126,9 @@ def test_the_order_of_columns_is_kept() -> None:
     assert list(data["steps"][1]["derive"]) == ["temp_f", "alpha"]
     assert list(data["windows"]["ten"]["select"]) == ["z", "a"]
     assert load_spec(FULL).lake_tables() == {"readings": "press_readings", "summary": "press_10s"}
-    assert load_spec(FULL).defaults() == {"limit_c": 85.0, "mode": "auto"}
+    defaults = load_spec(FULL).defaults()
+    assert defaults == {"limit_c": 85.0, "mode": "auto"}
+    assert repr(defaults["limit_c"]) == "85.0", "I6: its digest is that of a 85.0 which somebody sets"
     assert load_spec(FULL).event_time == "ts"
 
 
