@@ -82,6 +82,8 @@ class Marked:
             raw, starts = raw[:-1], starts[:-1]
             if end == start and len(data) - len(self.mark) + 1 - start > self.max_bytes:  # its end may be a part of the mark
                 return Framed(_too_long(data, start, base, self.max_bytes), len(data) - len(self.mark) + 1, 1)
+        elif data.endswith(self.mark):
+            raw, starts = raw[:-1], starts[:-1]
         trim = self.trim if any(character in data for character in self.trim.encode()) else ""
         return Framed(_lines(raw, pc.add(starts, base), trim, self.max_bytes), end)
 
