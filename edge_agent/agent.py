@@ -60,7 +60,7 @@ class Agent:
         self.actions = Actions(store, self.policy, self.secrets)
         self.record = NodeRecord(store, identity)
         self.sync = StateSync(config, identity, store, self.record, link)
-        self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s)
+        self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s, config.uplink_bytes_per_s)
         self.keepers: dict[str, Keeper] = {}
         self._supervisor = supervisor or Supervisor(config.runner_memory_bytes)
         self._versions: dict[str, PipelineVersion] = {}
@@ -76,6 +76,7 @@ class Agent:
         link.on_change(self.wake)
         store.on_commit(self.uplink.wake)
         store.on_transition(self.wake)
+        store.on_damage(self.stop)
 
     def wake(self) -> None:
         self._wake.set()
@@ -356,6 +357,7 @@ async def run_managed(config: AgentConfig, identity: Identity) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
-        await agent.run()
+        with store.telling_damage():
+            await agent.run()
     finally:
         store.close()

@@ -33,7 +33,7 @@ def _link(agent: Agent) -> dict[str, Any]:
     link = agent.link
     told = {"since": link.since, "reason": link.trouble} if isinstance(link, NatsLink) else {}
     up = {"up": link.is_up, "url": agent.identity.url, "last_exchange": agent.sync.last_exchange}
-    return {**up, **told, "exchange": agent.sync.trouble, "upload": agent.uplink.trouble}
+    return {**up, **told, "exchange": agent.sync.trouble, "upload": agent.uplink.trouble, "pace": agent.uplink.stats}
 
 
 def _pipeline(agent: Agent, name: str) -> dict[str, Any]:

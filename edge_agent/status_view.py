@@ -48,7 +48,18 @@ def _link(link: dict[str, Any]) -> Text:
     else:
         text = f"link: down since {link.get('since', '?')} ({link.get('reason', '')}); pipelines and alarms go on"
     trouble = "; ".join(filter(None, (link["exchange"], link["upload"]))) if link["up"] else ""
-    return Text(text + (f"; {trouble}" if trouble else ""), "green" if link["up"] and not trouble else "yellow")
+    return Text(text + _pace(link) + (f"; {trouble}" if trouble else ""), "green" if link["up"] and not trouble else "yellow")
+
+
+def _pace(link: dict[str, Any]) -> str:
+    pace = link["pace"]
+    if not link["up"] or not pace["rate"]:
+        return ""
+    words = [f"{pace['rate'] / 1000:,.0f} kB/s", f"answers in {pace['round_trip_s']:g} s", f"window {pace['window'] >> 10} KiB"]
+    words += [f"capped at {pace['cap'] / 1000:,.0f} kB/s"] if pace["cap"] else []
+    words += [f"a pause of {pace['pause_s']:g} s"] if pace["pause_s"] else []
+    words += [f"{pace['backlogs']} streams with a backlog beside what is new"] if pace["backlogs"] else []
+    return "; uplink: " + ", ".join(words)
 
 
 def _backlog(backlog: dict[str, int]) -> str:

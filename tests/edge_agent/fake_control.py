@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from typing import Any
+from collections.abc import Iterable
 
 import nats
 from nats.aio.msg import Msg
@@ -19,6 +20,45 @@ from pipelines.contract.version import PipelineVersion
 from tests.nats_broker import Broker
 
 
+class FakeLake:
+    """Runs as the real one takes them: what follows the mark, stubs included; all else is answered with the mark."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[str, str], list[Segment]] = {}
+
+    def put(self, segment: Segment) -> tuple[str, str]:
+        key = (segment.header.run, segment.header.stream)
+        seq, link, _, _ = self.mark(key)
+        if segment.header.first == seq + 1 and segment.header.previous == link:
+            self.runs.setdefault(key, []).append(segment)
+        return key
+
+    def mark(self, key: tuple[str, str]) -> tuple[int, str, int, int]:
+        """Seq, link, rows of the run, rows stored."""
+        held = self.runs.get(key)
+        if not held:
+            return 0, "", 0, 0
+        stored = sum(segment.header.rows for segment in held if not segment.header.is_stub)
+        return held[-1].header.seq, held[-1].link, held[-1].header.run_rows, stored
+
+    def answer(
+        self, request: messages.Upload, touched: Iterable[tuple[str, str]], node: str, error: str = ""
+    ) -> messages.Receipts:
+        keys = dict.fromkeys([*((run, stream) for run, stream in request.streams), *touched])
+        digests = [
+            [run, stream, segment.header.seq, segment.link]
+            for run, stream, first, last in request.digests
+            for segment in self.runs.get((run, stream), ())
+            if first <= segment.header.seq <= last
+        ]
+        return messages.Receipts(request.nonce, [[*key, *self.mark(key)] for key in keys], [], error, node, digests)
+
+    def numbers(self, stream: str = "") -> list[int]:
+        """Every number stored, in order of arrival per run."""
+        runs = [held for (_, name), held in self.runs.items() if stream in ("", name)]
+        return [n for held in runs for segment in held if segment.payload for n in json.loads(segment.payload)]
+
+
 class FakeControl:
     def __init__(self, node: str, node_public: str) -> None:
         self.node, self._node_public = node, node_public
@@ -26,11 +66,12 @@ class FakeControl:
         self.author = Key.from_entropy(os.urandom(32))
         self.document = NodeDocument()
         self.artifacts: dict[str, tuple[Artifact, int]] = {}
-        self.lake: dict[tuple[str, str], list[Segment]] = {}
+        self.stored = FakeLake()
         self.heartbeats: list[messages.Heartbeat] = []
         self.requests: list[str] = []
         self.busy = 0  # this many uploads are answered `busy`
         self.mute = 0  # this many uploads are stored, but never answered
+        self.delay_s = 0.0  # of an upload's answer
         self.manifest: SignedManifest | None = None
         self.labels: dict[str, str] = {}
         self._order = (1, 0)
@@ -68,9 +109,13 @@ class FakeControl:
     async def poke(self) -> None:
         await self._client.publish(subjects.poke(self.node), b"")
 
+    @property
+    def lake(self) -> dict[tuple[str, str], list[Segment]]:
+        return self.stored.runs
+
     def numbers(self) -> list[int]:
         """Every number in the lake, in order of arrival per run."""
-        return [n for run in self.lake.values() for segment in run if segment.header.rows for n in json.loads(segment.payload)]
+        return self.stored.numbers()
 
     async def _on_data(self, message: Msg) -> None:
         request, blobs = messages.Upload.unpack(message.data)
@@ -79,23 +124,15 @@ class FakeControl:
             self.busy -= 1
             await message.respond(messages.Receipts(request.nonce, error="busy", node=self.node).seal(self.key))
             return
-        touched: list[tuple[str, str]] = [(run, stream) for run, stream in request.streams]
-        touched += [self._store(decode(blob, self._node_public)) for blob in blobs]
+        touched = [self.stored.put(decode(blob, self._node_public)) for blob in blobs]
         if blobs and self.mute:
             self.mute -= 1
             return
-        marks: list[list[Any]] = []
-        for run, stream in dict.fromkeys(touched):
-            stored = self.lake.get((run, stream), [])
-            marks.append([run, stream, len(stored), stored[-1].digest if stored else ""])
-        await message.respond(messages.Receipts(request.nonce, marks, node=self.node).seal(self.key))
-
-    def _store(self, segment: Segment) -> tuple[str, str]:
-        key = (segment.header.run, segment.header.stream)
-        stored = self.lake.setdefault(key, [])
-        if segment.header.seq == len(stored) + 1 and segment.header.previous == (stored[-1].digest if stored else ""):
-            stored.append(segment)
-        return key
+        receipts = self.stored.answer(request, touched, self.node).seal(self.key)
+        if blobs and self.delay_s:
+            asyncio.get_running_loop().call_later(self.delay_s, lambda: asyncio.ensure_future(message.respond(receipts)))
+        else:
+            await message.respond(receipts)
 
     async def _on_state(self, message: Msg) -> None:
         request, blobs = messages.Exchange.unseal(self._node_public, message.data)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from fake_control import FakeLake
 from support import NODE, new_key, open_store, until
 
 from edge_agent import uplink as uplink_module
@@ -17,55 +18,66 @@ from edge_agent.outbox import Sealed
 from edge_agent.store import Commit, Store
 from edge_agent.uplink import Uplink
 from pipelines.contract import messages
-from pipelines.contract.errors import Refused
 from pipelines.contract.segment import Segment, decode
 
 
-class Peer:
+class Peer(FakeLake):
     """A link with a control plane at its end that keeps segments in memory. `refuses` names streams that it does not take."""
 
+    payload_bytes_max = 1 << 20
+
     def __init__(self) -> None:
+        super().__init__()
         self.is_up, self.key, self.node_key = True, new_key(), new_key()
-        self.runs: dict[tuple[str, str], list[Segment]] = {}
         self.refuses: set[str] = set()
-        self.requests = 0
+        self.requests: list[list[Segment]] = []  # the segments of each
         self.names = NODE  # whom its answers name
-        self.blobs_max = 0
-        self.is_silent = False
+        self.is_silent = self.is_busy = False
+        self.delay_s = 0.0
+        self.bytes_per_s = 0  # of the line, one request after another
+        self.line_free_s = 0.0
+        self.under_way = self.under_way_max = 0  # bytes
         self.on_link: list[Callable[[], None]] = []
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self.on_link.append(callback)
 
+    def set_up(self, is_up: bool) -> None:
+        self.is_up = is_up
+        for callback in self.on_link:
+            callback()
+
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
-        self.requests += 1
-        if self.is_silent:
-            raise LinkDown("no answer")
         request, blobs = messages.Upload.unpack(data)
-        self.blobs_max = max(self.blobs_max, len(blobs))
-        errors, touched = [], [(run, stream) for run, stream in request.streams]
-        for blob in blobs:
-            try:
-                touched.append(self._store(decode(blob, self.node_key.public)))
-            except Refused as error:
-                errors.append(str(error))
-        marks = [[*key, len(held), held[-1].digest if held else ""] for key in touched for held in [self.runs.get(key, [])]]
-        return self._reply(request.nonce, marks, "; ".join(errors))
+        segments = [decode(blob, self.node_key.public) for blob in blobs]
+        self.requests.append(segments)
+        self.under_way += len(data)
+        self.under_way_max = max(self.under_way, self.under_way_max)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._travel(len(data))
+                if self.is_silent:
+                    raise LinkDown("no answer")
+        except TimeoutError:
+            raise LinkDown("no answer in time") from None
+        finally:
+            self.under_way -= len(data)
+        if blobs and self.is_busy:
+            return self.answer(request, [], self.names, "busy").seal(self.key)
+        taken = [segment for segment in segments if segment.header.stream not in self.refuses]
+        error = "" if len(taken) == len(segments) else "not this one"
+        touched = [self.put(segment) for segment in taken]
+        return self.answer(request, touched, self.names, error).seal(self.key)
 
-    def _reply(self, nonce: str, marks: list[list[object]], error: str) -> bytes:
-        return messages.Receipts(nonce, marks, error=error, node=self.names).seal(self.key)
+    async def _travel(self, size: int) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self.bytes_per_s:
+            self.line_free_s = max(self.line_free_s, now_s) + size / self.bytes_per_s
+            await asyncio.sleep(self.line_free_s - now_s)
+        await asyncio.sleep(self.delay_s)
 
-    def _store(self, segment: Segment) -> tuple[str, str]:
-        key = (segment.header.run, segment.header.stream)
-        held = self.runs.setdefault(key, [])
-        if segment.header.stream in self.refuses:
-            raise Refused("not this one")
-        if segment.header.seq == len(held) + 1 and segment.header.previous == (held[-1].digest if held else ""):
-            held.append(segment)
-        return key
-
-    def numbers(self, stream: str = "numbers") -> list[int]:
-        return sorted(n for (_, s), run in self.runs.items() if s == stream for g in run for n in json.loads(g.payload))
+    def arrived(self, stream: str = "numbers") -> list[int]:
+        return sorted(self.numbers(stream))
 
     async def publish(self, subject: str, data: bytes) -> None: ...
     async def run(self) -> None: ...
@@ -130,14 +142,14 @@ def test_i4_a_damaged_segment_costs_itself_and_is_counted(tmp_path: Path, seq: i
         peer.is_up = True
         uplink.wake()
         await until(lambda: drained(store))
-        assert peer.numbers() == [n for n in range(8) if n != seq - 1], "each of the others once"
-        assert peer.numbers("other") == [7]
+        assert peer.arrived() == [n for n in range(8) if n != seq - 1], "each of the others once"
+        assert peer.arrived("other") == [7]
         backlog = await store.backlog()
         assert (backlog.damaged_segments, backlog.damaged_rows, backlog.evicted_rows) == (1, 1, 0)
         await put(store, 8)
         await until(lambda: drained(store))
-        last = max((run[-1] for run in peer.runs.values()), key=lambda segment: segment.header.sealed_at_us)
-        assert last.header.ledgers["stream"] == {"damaged": 1}
+        [numbers] = [run for (_, stream), run in peer.runs.items() if stream == "numbers"]
+        assert [s.header.void for s in numbers] == ["damaged" if n == seq else "" for n in range(1, 10)], "the run goes on"
 
     with_uplink(tmp_path, test)
 
@@ -151,7 +163,7 @@ def test_a_damaged_segment_in_a_run_that_is_sealed_anew_harms_no_other(tmp_path:
         peer.is_up = True
         uplink.wake()
         await until(lambda: drained(store))
-        assert peer.numbers() == [0, 1, 3, 5, 6, 7]
+        assert peer.arrived() == [0, 1, 3, 5, 6, 7]
         assert (await store.backlog()).damaged_rows == 2
 
     with_uplink(tmp_path, test)
@@ -165,12 +177,12 @@ def test_a_stream_that_is_refused_does_not_hold_up_the_others(tmp_path: Path) ->
             await put(store, *range(5), stream=stream)
         peer.is_up = True
         uplink.wake()
-        await until(lambda: peer.numbers() == peer.numbers("more") == list(range(5)))
+        await until(lambda: peer.arrived() == peer.arrived("more") == list(range(5)))
         await until(lambda: "not this one" in uplink.trouble)
         assert (await store.backlog()).segments == 2
         peer.refuses.clear()
         await until(lambda: drained(store))
-        assert peer.numbers("bad") == [1, 2]
+        assert peer.arrived("bad") == [1, 2]
         assert not uplink.trouble
 
     with_uplink(tmp_path, test)
@@ -193,8 +205,8 @@ def test_a_message_holds_no_more_segments_than_the_control_plane_takes(tmp_path:
         peer.is_up = True
         uplink.wake()
         await until(lambda: drained(store))
-        assert peer.numbers() == list(range(300))
-        assert peer.blobs_max <= 128
+        assert peer.arrived() == list(range(300))
+        assert max(map(len, peer.requests)) <= 128
 
     with_uplink(tmp_path, test)
 
@@ -204,10 +216,10 @@ def test_a_new_connection_to_a_slow_lake_does_not_shorten_the_pause(tmp_path: Pa
         peer.is_silent = True
         await put(store, 1)
         for _ in range(6):
-            before = peer.requests
-            await until(lambda before=before: peer.requests > before)  # type: ignore[misc] # mypy cannot tell the default's type
-            for callback in peer.on_link:  # two time-outs make the link connect anew
-                callback()
+            before = len(peer.requests)
+            await until(lambda before=before: len(peer.requests) > before)
+            peer.set_up(False)  # two time-outs make the link connect anew
+            peer.set_up(True)
         assert uplink._pause_s > 8 * uplink_module._PAUSE_FIRST_S
         peer.is_silent = False
         await until(lambda: drained(store))
