@@ -22,6 +22,7 @@ from typing import Any
 
 import structlog
 
+from edge_agent import shares
 from edge_agent.actions import Actions
 from edge_agent.outbox import Sealed
 from edge_agent.policy import Policy
@@ -138,6 +139,7 @@ class PipelineHost:
 
     async def _run(self) -> Outcome:
         start = self._start(await self._services.store.checkpoint(self.version.pipeline))
+        await self._services.store.set_buffer(self.version.pipeline, shares.declared(self.version.canonical))
         try:
             self._runner = await self._services.supervisor.start(self.version.pipeline)
         except (OSError, EOFError) as error:  # the fork server itself was killed; the next start brings up another

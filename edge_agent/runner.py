@@ -217,7 +217,8 @@ class _Runner:
         """Whether commits do not keep up: then the sources keep what they have, unless that would mute the alarms for long."""
         if self.in_flight < IN_FLIGHT_MAX or self.uncommitted.bytes < FULL_BYTES:
             return False
-        return self.mode == "until_eof" or time.monotonic() - self.last_answer_s < STALL_S
+        may_wait_for_ever = self.mode == "until_eof" or self.spec.buffer.when_full == "block"
+        return may_wait_for_ever or time.monotonic() - self.last_answer_s < STALL_S
 
     def _is_commit_due(self) -> bool:
         if self.in_flight >= IN_FLIGHT_MAX or not self.is_fresh:

@@ -7,11 +7,13 @@ with the most bytes by weight, so that streams that fill up end in proportion to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.contract.language.sinks import PRIORITY_DEFAULT, PRIORITY_LAST
 from pipelines.contract.segment import LEDGER, QUARANTINE, ROWS
+from pipelines.contract.size import parse_size
 
 DROP_OLDEST, DROP_NEWEST, BLOCK = "drop_oldest", "drop_newest", "block"
 RESERVE_SHARE, RESERVE_BYTES_MIN = 20, 16 << 20  # a twentieth of the budget, but not less than this ...
@@ -32,6 +34,15 @@ class Buffer:
 
     def weight(self, stream: str) -> int:
         return PRIORITY_LAST + 1 - self.priority(stream)
+
+
+def declared(canonical: bytes) -> Buffer:
+    """What a version (its canonical bytes) says of its buffer."""
+    pipeline = json.loads(canonical)
+    buffer, sinks = pipeline.get("buffer", {}), pipeline.get("sinks", {})
+    priorities = {name: sink["priority"] for name, sink in sinks.items() if "priority" in sink}
+    max_bytes = parse_size(buffer["max_size"]) if "max_size" in buffer else 0
+    return Buffer(max_bytes, buffer.get("when_full", DROP_OLDEST), priorities)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from typing import Any, Self
 
 import structlog
 
-from edge_agent import checksums, forks, outbox, quarantine, rate, salvage, schema, shares
+from edge_agent import checksums, forks, outbox, quarantine, rate, reserve, salvage, schema, shares
 from edge_agent import clock as clocks
 from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
-from edge_agent.database import Damaged, Database, T, Work, connect
+from edge_agent.database import Damaged, Database, T, Work, connect, free_bytes
 from edge_agent.forks import Break, Doubt
 from edge_agent.outbox import Mark, Origin, Pending, Sealed, Sealer
 from edge_agent.rate import Rate
@@ -114,7 +114,8 @@ class Store:
         quarantine_bytes: int = quarantine.BYTES_MAX,
     ) -> None:
         self._db, self._lock = database, lock
-        self._node, self._budget, self._quarantine_bytes = node, budget_bytes, quarantine_bytes
+        self._node, self._limit, self._quarantine_bytes = node, budget_bytes, quarantine_bytes
+        self._budget = budget_bytes  # of the limit what the disk can hold
         self._sealer = Sealer(key, self._origin_now)
         self._is_sending = False  # something was given to the uplink in this life
         self._has_room = asyncio.Event()  # set and replaced when something was freed
@@ -292,6 +293,7 @@ class Store:
 
     def _seal(self, db: sqlite3.Connection, origin: Origin, sealed: Sequence[Sealed]) -> None:
         used = outbox.used_bytes(db)
+        self._budget = min(self._limit, used + reserve.room_bytes(self._db.path) + free_bytes(db))
         for one in sealed:
             outbox.put(db, self._sealer.key, origin, one)
         if evicted := outbox.evict(db, self._sealer.handed, self._budget, used):
@@ -396,6 +398,11 @@ class Store:
     async def rates(self) -> dict[str, Rate]:
         """How fast each stream (`pipeline/stream`) fills the buffer."""
         return await self._read(_rates)
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """(bytes that the buffer may take, bytes of them that the disk has room for), as of the last commit."""
+        return self._limit, self._budget
 
     async def buffer_lasts_s(self) -> float | None:
         """How long the free part of the buffer lasts at the measured rate; None while that is not known."""
