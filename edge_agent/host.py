@@ -162,7 +162,10 @@ class PipelineHost:
     async def stop(self) -> None:
         """Ask for an orderly end, and force it after STOP_S. Returns at once; `run` returns later."""
         self._stopping = True
-        if self._runner is not None:
+        if self._services.store.waits(self.version.pipeline):  # until the lake is back; what it waits with is read again
+            self._outcome = Outcome("stopped", ran_s=self._ran_s())
+            self.kill()
+        elif self._runner is not None:
             asyncio.get_running_loop().call_later(STOP_S, self.kill)
             await self._send({"type": "stop"})
 
@@ -311,6 +314,7 @@ class PipelineHost:
     async def _finish_commits(self, answering: asyncio.Task[None]) -> None:
         """Wait for what was handed to the store: a restart must see it (I1)."""
         answering.cancel()
+        self._services.store.stop_waiting(self.version.pipeline)
         await asyncio.gather(answering, *self._storing, return_exceptions=True)
 
     def _ran_s(self) -> float:

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from edge_agent.rate import Rate
 from edge_agent.sending import Position, Run
 from edge_agent.shares import Buffer
 from pipelines.contract.artifact import Artifact
-from pipelines.contract.errors import TidewireError
+from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar, SignedManifest
 from pipelines.contract.segment import DAMAGED
@@ -119,7 +119,9 @@ class Store:
         self._sealer = Sealer(key, self._origin_now)
         self._is_sending = False  # something was given to the uplink in this life
         self._has_room = asyncio.Event()  # set and replaced when something was freed
-        self._turns: dict[str, asyncio.Lock] = {}  # of pipelines that wait for room, so that their commits keep their order
+        self._turns: dict[str, asyncio.Lock] = {}  # of pipelines that wait when it is full: their commits keep their order
+        self._waiting: set[str] = set()  # those that do
+        self._given_up: set[str] = set()  # those whose runner ends meanwhile
         self._closing = False
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
@@ -206,11 +208,12 @@ class Store:
     async def commit(self, pipeline: str, version: str, number: int, commit: Commit) -> None:
         """All of it in one transaction (I1). Waits while the disk takes no writes (I15), or while the pipeline's buffer is full
         and its version says `block`."""
-        async with self._turns.setdefault(pipeline, asyncio.Lock()) if commit.sealed else nullcontext():
-            while commit.sealed and await self._must_wait(pipeline, commit):
-                await self._has_room.wait()
-            writing = self._db.write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
-        await self._done(writing)
+        if (turns := self._turns.get(pipeline)) is None:
+            await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
+        else:
+            async with turns:
+                await self._wait_for_room(pipeline, commit)
+                await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
         if commit.sealed:
             for callback in self._callbacks:
                 callback()
@@ -222,7 +225,33 @@ class Store:
         """What the pipeline's version says of its buffer; holds from the next commit on."""
         if await self._read(lambda db: outbox.buffers(db).get(pipeline)) != buffer:
             await self._write(lambda db: outbox.set_buffer(db, pipeline, buffer), pipeline)
-            self._let_go()
+            self._shrink()
+        if buffer.when_full == shares.BLOCK:
+            self._turns.setdefault(pipeline, asyncio.Lock())
+        else:
+            self._turns.pop(pipeline, None)
+        self._given_up.discard(pipeline)
+        self._let_go()
+
+    def waits(self, pipeline: str) -> bool:
+        """Whether a commit of the pipeline waits for room (`block`)."""
+        return pipeline in self._waiting
+
+    def stop_waiting(self, pipeline: str) -> None:
+        """Refuse the commits that wait for room, until the pipeline starts again: its source has what is in them."""
+        self._given_up.add(pipeline)
+        self._let_go()
+
+    async def _wait_for_room(self, pipeline: str, commit: Commit) -> None:
+        while commit.sealed and await self._must_wait(pipeline, commit):
+            if pipeline in self._given_up:
+                self._waiting.discard(pipeline)
+                raise Refused("the buffer is full", op="commit", place=pipeline)
+            if pipeline not in self._waiting:
+                _log.warning("the buffer is full: the pipeline waits until the lake took some of it", pipeline=pipeline)
+            self._waiting.add(pipeline)
+            await self._has_room.wait()
+        self._waiting.discard(pipeline)
 
     async def _must_wait(self, pipeline: str, commit: Commit) -> bool:
         has_room, added = self._has_room, sum(len(sealed.payload) for sealed in commit.sealed)
