@@ -224,6 +224,11 @@ def _free_pages(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
+def free_bytes(connection: sqlite3.Connection) -> int:
+    """What the file has room for without growing."""
+    return _free_pages(connection) * _PAGE_BYTES
+
+
 def _give_pages_back(connection: sqlite3.Connection, pages: int) -> None:
     """Shorten the file by so many free pages. The pragma works by steps: `execute` would take one of them, a script takes all."""
     connection.executescript(f"PRAGMA incremental_vacuum({pages})")

@@ -11,6 +11,17 @@ _SHARE = 4  # of a small disk at most this fraction
 _LOG_SHARE = 2  # the write-ahead log may have this fraction of the reserve: then folding it into the file always finds room
 
 
+_SPARE_BYTES = 32 * 1024 * 1024  # for the write-ahead log and what other programs write meanwhile ...
+_SPARE_SHARE = 8  # ... but of a small disk at most this fraction
+
+
+def room_bytes(path: Path) -> int:
+    """How much the files beside `path` may still grow."""
+    disk = os.statvfs(path.parent)
+    spare = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // _SPARE_SHARE)
+    return max(disk.f_bavail * disk.f_frsize - spare, 0)
+
+
 class Reserve:
     """A file beside the store that only takes room. Used by the store's writing thread."""
 

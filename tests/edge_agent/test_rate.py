@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import open_store
 
-from edge_agent import rate
+from edge_agent import rate, reserve
 from edge_agent.outbox import Sealed
 from edge_agent.rate import HEADER_BYTES, Rate
 from edge_agent.store import Commit, Store
@@ -63,3 +63,23 @@ def test_the_store_keeps_the_rate_over_a_restart(tmp_path: Path) -> None:
         second = asyncio.run(commit(store))["p/s"]
     assert second.since_us == first.since_us
     assert second.weight == pytest.approx(2 * (1000 + HEADER_BYTES), rel=0.1)
+
+
+def test_i9_a_disk_that_is_smaller_than_the_budget_bounds_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = 4 << 20
+
+    def left(path: Path) -> int:
+        return max(room - sum(file.stat().st_size for file in path.parent.glob("agent.db*")), 0)
+
+    monkeypatch.setattr(reserve, "room_bytes", left)
+
+    async def fill(store: Store) -> int:
+        await store.checkpoint("p")
+        for _ in range(200):
+            await store.commit("p", "sha256:v", 1, Commit({}, {}, sealed=[Sealed("s", "rows", "t", 1, b"x" * 50_000)]))
+        return (await store.backlog()).bytes
+
+    with open_store(tmp_path, buffer_bytes=1 << 30) as store:
+        assert asyncio.run(fill(store)) < 1.2 * room
+        limit, fits = store.budget
+        assert (limit, fits < 1.2 * room) == (1 << 30, True)
