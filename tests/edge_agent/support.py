@@ -71,7 +71,7 @@ async def numbers_in_outbox(store: Store) -> list[int]:
         for pending in batch:
             header = pending.header()
             seq, digest = last.get((pending.run, pending.stream), (0, ""))
-            assert (header.seq, header.previous) == (seq + 1, digest), "the chain is broken"
+            assert (header.first, header.previous) == (seq + 1, digest), "the chain is broken"
             last[pending.run, pending.stream] = (header.seq, pending.digest)
-            numbers += json.loads(pending.payload()) if header.rows else []
+            numbers += json.loads(pending.payload()) if pending.payload() else []
     return numbers

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from support import NODE, new_key, numbers_in_outbox, open_store, until
 
-from edge_agent import outbox
 from edge_agent.clock import ClockMark, NodeClock
 from edge_agent.outbox import Mark, Pending, Sealed
 from edge_agent.store import Commit, Store
@@ -87,25 +86,6 @@ def test_i3_only_the_right_digest_frees(tmp_path: Path) -> None:
     in_store(tmp_path, work)
 
 
-@pytest.mark.parametrize(
-    ("mark", "is_security"),
-    [((1, "sha256:other"), True), ((9, "sha256:unknown"), True)],
-    ids=["another digest", "the lake knows more"],
-)
-def test_a_fork_keeps_every_row_under_a_new_run(tmp_path: Path, mark: tuple[int, str], is_security: bool) -> None:
-    async def work(store: Store) -> None:
-        await put(store, *[rows(n) for n in range(40)])
-        run = (await everything(store))[0].run
-        [broken] = await store.confirm([Mark(run, "numbers", *mark)], asked=True)
-        assert broken.is_security is is_security
-        assert run not in {pending.run for pending in await everything(store)}
-        assert await numbers_in_outbox(store) == list(range(40))
-        await put(store, rows(40))
-        assert await numbers_in_outbox(store) == list(range(41))
-
-    in_store(tmp_path, work)
-
-
 def test_a_lake_that_forgot_what_it_confirmed_gets_the_rest_under_a_new_run(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
         await put(store, rows(0), rows(1))
@@ -135,42 +115,6 @@ def test_incidents_go_before_rows(tmp_path: Path) -> None:
         assert [p.header().kind for p in await everything(store)] == ["incidents", "quarantine", "rows"]
 
     in_store(tmp_path, work)
-
-
-def test_i9_a_full_buffer_loses_the_oldest_rows_and_counts_them(tmp_path: Path) -> None:
-    budget = 1 << 20
-
-    async def work(store: Store) -> None:
-        for n in range(40):
-            await put(store, rows(n, pad=60_000))
-        backlog = await store.backlog()
-        assert budget // 2 < backlog.bytes <= budget
-        kept = await numbers_in_outbox(store)
-        assert kept == list(range(40 - len(kept), 40))
-        assert backlog.rows == 40, "until the lake said where it stands, what lost its bytes is still pending"
-        await store.confirm([Mark(run, stream, 0, "") for run, stream in await store.open_positions()], asked=True)
-        backlog = await store.backlog()
-        assert (backlog.rows, backlog.evicted_rows) == (len(kept), 40 - len(kept))
-        await put(store, rows(40))
-        last = (await everything(store))[-1].header()
-        assert last.ledgers["stream"] == {"evicted": 40 - len(kept)}
-
-    in_store(tmp_path, work, buffer_bytes=budget)
-
-
-def test_i4_what_arrived_before_it_was_evicted_is_not_counted_as_lost(tmp_path: Path) -> None:
-    async def work(store: Store) -> None:
-        await put(store, rows(0, pad=60_000))
-        [first] = await everything(store)
-        for n in range(1, 40):
-            await put(store, rows(n, pad=60_000))
-        evicted = 40 - len(await numbers_in_outbox(store))
-        await store.confirm([Mark(first.run, "numbers", 1, first.digest)], asked=True)
-        others = [(run, stream) for run, stream in await store.open_positions() if run != first.run]
-        await store.confirm([Mark(run, stream, 0, "") for run, stream in others], asked=True)
-        assert (await store.backlog()).evicted_rows == evicted - 1
-
-    in_store(tmp_path, work, buffer_bytes=1 << 20)
 
 
 def test_i15_a_full_disk_makes_commits_wait_and_receipts_still_free(tmp_path: Path) -> None:
@@ -254,19 +198,6 @@ def test_i10_node_time_never_goes_back(tmp_path: Path) -> None:
     assert NodeClock.resume(mark, boot="a", boottime_us=4_950).offset_us == 100
     assert NodeClock.resume(mark, boot="a", boottime_us=1_000).offset_us == 4_000, "a snapshot of the machine was restored"
     assert NodeClock.resume(mark, boot="b", boottime_us=10).offset_us == 5_000
-
-
-def test_eviction_leaves_the_successor_of_a_run_alone_while_it_is_sealed_anew(tmp_path: Path) -> None:
-    async def work(store: Store) -> None:
-        await put(store, *[rows(n, pad=20_000) for n in range(40)])
-        [run] = {pending.run for pending in await everything(store)}
-        await store._write(lambda db: outbox.confirm(db, Mark(run, "numbers", 1, "sha256:other"), asked=True))
-        await store._write(lambda db: outbox.reseal(db, store._key))  # the first part of it
-        await store._write(lambda db: outbox.evict(db, 0))
-        await store.reseal()
-        assert await numbers_in_outbox(store) == list(range(40)), "evicted half way, the rest would never be sent"
-
-    in_store(tmp_path, work)
 
 
 def said(what: str, **more: Any) -> dict[str, Any]:
