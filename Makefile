@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make lock · make clean
+# make demo · make test · make prove · make lint · make lock · make clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint fix lock bench clean
+.PHONY: help setup demo test lint fix lock bench prove clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -46,6 +46,10 @@ fix: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks
+
+prove: setup
+	@echo "== Breaking real processes, links and disks (about 15 minutes)"
+	@$(BIN)/python -m prove $(ARGS)
 
 lock: setup
 	@$(BIN)/uv pip compile pyproject.toml --extra control --group dev --universal --python-version 3.11 \

@@ -89,7 +89,7 @@ class NatsServer:
             log.info("nats-server is up", port=self.port, pid=self._child.pid)
             self.is_ready.set()
             self._was_up = True
-        elif not self._was_up:
+        elif not self._was_up and not _was_killed(self._child):
             said = self._last_line() or f"it ended with status {self._child.returncode}"
             raise TidewireError(said, op="start nats-server", hint=f"look into {self._directory / 'nats.log'}")
 
@@ -151,6 +151,11 @@ class NatsServer:
             return (self._directory / "nats.log").read_text(errors="replace").rstrip().rpartition("\n")[2][-300:]
         except OSError:
             return ""
+
+
+def _was_killed(child: Process) -> bool:
+    """From outside: whatever the reason, its next start may go well."""
+    return child.returncode is not None and child.returncode < 0
 
 
 def find_binary() -> str:

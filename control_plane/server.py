@@ -211,8 +211,8 @@ class ControlPlane:
         """Write what nothing depends on: a full disk or a locked database must not end the control plane."""
         try:
             await self.with_db(do, *args)
-        except Exception:
-            log.exception("not noted", what=do.__name__)
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            log.error("not noted", what=do.__name__, reason=str(error).partition("\n")[0])
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()
@@ -233,8 +233,8 @@ class ControlPlane:
         try:
             with self._store.write() as db:
                 fleet.flush_last_seen(db, self._seen)
-        except Exception:
-            log.exception("not noted", what="flush_last_seen")
+        except Exception as error:  # noqa: BLE001 - it ends anyway
+            log.error("not noted", what="flush_last_seen", reason=str(error).partition("\n")[0])
         self._store.close()
 
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.integration.conftest import Cluster, cluster, eventually
+from prove.cluster import Cluster, cluster, eventually
 
 PIPELINE = """
 tidewire: 1

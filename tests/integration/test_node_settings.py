@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.integration.conftest import Cluster, cluster, eventually
+from prove.cluster import Cluster, cluster, eventually
 
 SECRET = "tr0ub4dor&3"
 PIPELINE = """

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.integration.conftest import Cluster, cluster, eventually
+from prove.cluster import Cluster, cluster, eventually
 
 PIPELINE = """
 tidewire: 1

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prove.cluster import Cluster, cluster, eventually
 from tests.catalog.real_data import (
     NAB,
     VALVES,
@@ -16,7 +17,6 @@ from tests.catalog.real_data import (
     temperatures,
     valve_rows,
 )
-from tests.integration.conftest import Cluster, cluster, eventually
 
 pytestmark = needs_data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.integration.conftest import cluster, eventually
+from prove.cluster import cluster, eventually
 
 PIPELINE = """
 tidewire: 1

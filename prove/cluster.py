@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
@@ -21,15 +22,16 @@ from deltalake.exceptions import TableNotFoundError
 from control_plane.client import Client
 from control_plane.demo import processes
 from control_plane.demo.processes import AGENT, CONTROL, Program
-from control_plane.demo.proxy import Link, free_port
+from control_plane.demo.proxy import free_port
 from pipelines.contract.errors import TidewireError
+from prove.link import FaultyLink
 
 
 class Cluster:
     """One control plane and its nodes below `home`. Nodes reach it through `link`, which can be cut."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.link = home, Link()
+        self.home, self.link = home, FaultyLink()
         self.env = processes.environment(TIDEWIRE_HOME=str(home / "control"), TIDEWIRE_USER="tester")
         self.server: Program | None = None
         self.agents: dict[str, Program] = {}
@@ -65,7 +67,7 @@ class Cluster:
     async def add_node(self, name: str, *, policy: str = "", **labels: str) -> Path:
         """Join and start a node; its working directory, where its pipelines' relative paths lead. `policy` is its policy.yaml."""
         directory = self.home / name
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         token = (await self.tidewire("join-token", "create", *words)).strip().splitlines()[-1]
         await self.agent(name, "join", token, "--name", name)
@@ -142,7 +144,7 @@ async def cluster(home: Path) -> AsyncIterator[Cluster]:
 
 
 async def eventually(what: str, holds: Callable[[], Any], within_s: float = 60.0) -> None:
-    """Wait for a condition; a test that waits says for what."""
+    """Wait for a condition; who waits says for what. Raises `AssertionError` when it does not come."""
     deadline = time.monotonic() + within_s
     while True:
         held = holds()
@@ -152,17 +154,23 @@ async def eventually(what: str, holds: Callable[[], Any], within_s: float = 60.0
         await asyncio.sleep(0.1)
 
 
-def kill(pid: int) -> None:
+def send(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Nearest first."""
+    try:
+        return psutil.Process(pid).children(recursive=True) if pid else []
+    except psutil.Error:
+        return []
 
 
 def children(pid: int, mark: str) -> list[int]:
-    """Descendants of a process whose command line has `mark` in it."""
-    import psutil
-
-    try:
-        found = psutil.Process(pid).children(recursive=True)
-        return [child.pid for child in found if mark in " ".join(child.cmdline())]
-    except psutil.Error:
-        return []
+    """Descendants of a process whose command line has `mark` in it, nearest first."""
+    found = []
+    for child in descendants(pid):
+        with suppress(psutil.Error):
+            found += [child.pid] if mark in " ".join(child.cmdline()) else []
+    return found

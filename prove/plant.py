@@ -1,0 +1,166 @@
+"""One node under load: what a scenario breaks, and what it counts afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+
+from control_plane.demo import processes
+from control_plane.demo.processes import CONTROL, Program
+from prove.cluster import Cluster, cluster, descendants, eventually
+from prove.truth import Counted, count, settled
+from prove.writer import Writer
+
+NODE = "node-1"
+DRAINED_WITHIN_S = 90.0
+WRITERS, RATE = 2, 800  # lines a second, of each
+NUMBERS = """
+tidewire: 1
+pipeline: numbers
+sources:
+  log:
+    file: {path: "log/*.jsonl"}
+schema:
+  writer: {type: string}
+  n: {type: integer}
+  value: {type: double}
+windows:
+  per_second:
+    every: 1s
+    by: [writer]
+    select:
+      readings: count(*)
+sinks:
+  rows: {lake: {table: numbers}}
+  summary: {lake: {table: numbers_per_second}, from: per_second}
+"""
+
+
+@dataclass
+class Plant:
+    """`wrong` collects what must not be, such as a program that ended by itself."""
+
+    cluster: Cluster
+    directory: Path
+    chance: random.Random
+    writers: list[Writer]
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def agent(self) -> Program:
+        return self.cluster.agents[NODE]
+
+    @property
+    def control(self) -> Program:
+        assert self.cluster.server is not None
+        return self.cluster.server
+
+    @property
+    def data(self) -> Path:
+        """The agent's."""
+        return self.directory / "agent"
+
+    async def pause(self, least_s: float, most_s: float) -> None:
+        await asyncio.sleep(self.chance.uniform(least_s, most_s))
+
+    async def stop_writing(self) -> None:
+        for writer in self.writers:
+            await writer.stop()
+
+    async def drain(self, within_s: float = DRAINED_WITHIN_S) -> None:
+        """Wait until the lake has settled every line, or time is up: the count will tell."""
+        lines = sum(writer.n for writer in self.writers)
+
+        async def is_drained() -> bool:
+            if await asyncio.to_thread(settled, self.cluster.lake) < lines or not await self.cluster.has_converged():
+                return False
+            return (await self.count()).is_complete
+
+        try:
+            await eventually("every line in the lake", is_drained, within_s)
+        except AssertionError as error:
+            self.wrong.append(str(error))
+
+    async def count(self) -> Counted:
+        return await asyncio.to_thread(count, self.directory / "log", self.cluster.lake)
+
+    async def finish(self, may_read_again: bool = False) -> Counted:
+        """Stop writing, drain, count, and ask Tidewire whether its own accounts agree."""
+        await self.stop_writing()
+        await self.revive()
+        await self.drain()
+        counted = await self.count()
+        forgiven = replace(counted, read_again=0, void=min(counted.void, counted.missing)) if may_read_again else counted
+        self.wrong += forgiven.wrong
+        self._look_for_tracebacks()
+        await self._audit()
+        return counted
+
+    async def revive(self) -> None:
+        """Start what ended by itself, as systemd would; that it ended is wrong."""
+        for program in (self.control, self.agent):
+            if not program.is_running:
+                self.wrong.append(f"{program.name} ended: {program.why_dead()}")
+                await program.start()
+
+    async def agent_up(self, within_s: float = 30.0) -> bool:
+        """Whether the agent answers within the time."""
+
+        async def answers() -> bool:
+            return bool(await self.cluster.status(NODE))
+
+        try:
+            await eventually("the agent to answer", answers, within_s)
+        except AssertionError:
+            return False
+        return True
+
+    async def _audit(self) -> None:
+        words = processes.module_command(CONTROL, "audit", "numbers", "--json")
+        run = subprocess.run
+        done = await asyncio.to_thread(run, words, cwd=self.cluster.home, env=self.cluster.env, capture_output=True, text=True)
+        if done.returncode == 1:
+            self.wrong.append(f"audit: {(done.stdout or done.stderr).strip()[:300]}")
+
+    def _look_for_tracebacks(self) -> None:
+        for log in (self.cluster.home / "control.log", self.directory / "agent.log"):
+            if found := log.read_text(errors="replace").count("Traceback (most recent call last)"):
+                self.wrong.append(f"{found} tracebacks in {log.name}")
+
+
+@asynccontextmanager
+async def plant(home: Path, chance: random.Random, *, pipelines: str = "", policy: str = "") -> AsyncIterator[Plant]:
+    """Opened with the first rows in the lake. Afterwards no process of it is left, or that is wrong."""
+    home.mkdir(parents=True, exist_ok=True)
+    made: Plant | None = None
+    async with cluster(home) as parts:
+        directory = await parts.add_node(NODE, policy=policy)
+        writers = [Writer(f"w{i}", directory / "log", RATE, chance) for i in range(WRITERS)]
+        made = Plant(parts, directory, chance, writers)
+        for name, text in {"numbers": NUMBERS, **({"more": pipelines} if pipelines else {})}.items():
+            (home / f"{name}.yaml").write_text(text)
+            await parts.tidewire("apply", f"{name}.yaml")
+            await parts.tidewire("deploy", name if name == "numbers" else _name_of(text), "--select", "all")
+        for writer in writers:
+            writer.start()
+        try:
+            await eventually("the first rows in the lake", lambda: settled(parts.lake))
+            yield made
+        finally:
+            for writer in writers:
+                await writer.stop()
+            family = [p for program in (made.agent, made.control) for p in descendants(program.pid)]
+    _, left = await asyncio.to_thread(psutil.wait_procs, family, 5)
+    if left:
+        made.wrong.append(f"{len(left)} processes outlived their parents")
+
+
+def _name_of(text: str) -> str:
+    return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("pipeline:"))
