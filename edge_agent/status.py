@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
-from edge_agent import clock
+from edge_agent import clock, salvage
 from edge_agent.agent import Agent
 from edge_agent.link import NatsLink
 from pipelines.contract.errors import SpecError
@@ -24,8 +25,23 @@ async def status(agent: Agent) -> dict[str, Any]:
         "streams": await store.streams(),
         "incidents": await store.incidents(),
         "actions": await store.action_log(),
-        "store": {"path": str(agent.config.data_dir), "trouble": store.trouble},
+        "store": await _store(agent),
         "clock": {"quality": clock.quality(), "node_time_us": store.clock.now_us(), "wall": clock.wall_text()},
+    }
+
+
+async def _store(agent: Agent) -> dict[str, Any]:
+    store, path = agent.store, agent.config.data_dir / "agent.db"
+    limit_bytes, fits_bytes = store.budget
+    told = await store.get(salvage.META)
+    return {
+        "path": str(agent.config.data_dir),
+        "trouble": store.trouble,
+        "limit_bytes": limit_bytes,
+        "fits_bytes": fits_bytes,
+        "lasts_s": await store.buffer_lasts_s(),
+        "salvage": json.loads(str(told)) if told else None,
+        "asides": [{"path": str(aside), "bytes": aside.stat().st_size} for aside in salvage.asides(path)],
     }
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent.buffer_view import how_long, size
+
 _PHASE_STYLES = {"running": "green", "failed": "bold red", "pending": "yellow", "stopped": "dim"}
 
 
@@ -18,8 +20,9 @@ def show(facts: dict[str, Any]) -> None:
     manifest, clock = facts["manifest"], facts["clock"]
     console.print(f"manifest: generation {manifest['generation']}  clock: {clock['quality']}, {clock['wall']}")
     console.print(_backlog(facts["backlog"]))
-    if facts["store"]["trouble"]:
-        console.print(Text(f"the store takes no writes: {facts['store']['trouble']}; alarms go on", "bold red"))
+    console.print(_buffer(facts["backlog"], facts["store"]))
+    for line, style in _store(facts["store"]):
+        console.print(Text(line, style), soft_wrap=True)
     console.print(_pipelines(facts["pipelines"]) if facts["pipelines"] else "no pipelines")
     for pipeline in facts["pipelines"]:
         for line in [*_params(pipeline), *_notes(pipeline)]:
@@ -66,6 +69,28 @@ def _backlog(backlog: dict[str, int]) -> str:
     text = f"waiting for the lake: {backlog['rows']} rows in {backlog['segments']} segments, {backlog['bytes']:,} bytes"
     lost = [f"{how}: {backlog[f'{how}_rows']} rows" for how in ("evicted", "damaged") if backlog[f"{how}_rows"]]
     return "; ".join([text, *lost])
+
+
+def _buffer(backlog: dict[str, int], store: dict[str, Any]) -> str:
+    used = f"buffer: {size(backlog['bytes'])} of {size(store['limit_bytes'])} ({backlog['bytes'] / store['limit_bytes']:.1%})"
+    return f"{used}; {how_long(store['lasts_s'])}"
+
+
+def _store(store: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with it, or was; each with a style."""
+    lines = []
+    if store["trouble"]:
+        lines.append((f"the store takes no writes: {store['trouble']}; alarms go on", "bold red"))
+    if store["fits_bytes"] < store["limit_bytes"]:
+        fits, limit = size(store["fits_bytes"]), size(store["limit_bytes"])
+        lines.append((f"the disk has room for {fits} of the buffer's {limit}: it is taken for full there", "yellow"))
+    if told := store["salvage"]:
+        lost = [f"{told[f'{how}_rows']:,} rows {how}" for how in ("damaged", "evicted") if told[f"{how}_rows"]]
+        lost += [f"begun anew: {', '.join(told['restarted'])}"] if told["restarted"] else []
+        kept = f"{told['rows']:,} rows kept"
+        lines.append((f"the store was found damaged at {told['at']} ({told['reason']}): {'; '.join([kept, *lost])}", "yellow"))
+    lines += [(f"a damaged store was set aside: {aside['path']}, {size(aside['bytes'])}", "") for aside in store["asides"]]
+    return lines
 
 
 def _pipelines(pipelines: list[dict[str, Any]]) -> Table:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edge_agent import logs, status_view
+from edge_agent.cli import buffer, secrets, validate
+from edge_agent.cli.common import AsJson, DataDir, DryRun, Reason, at, call
 from edge_agent.config import AgentConfig, Identity
-from edge_agent.secret_store import VALUE_BYTES_MAX, SecretStore
-from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
+from pipelines.contract.errors import Refused, TidewireError, WrongUsage
 
 app = typer.Typer(
     help="The node of Tidewire: runs pipelines beside the machines, connected or not.",
@@ -24,13 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # an error is two plain lines
 )
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="The agent's directory. [env TIDEWIRE_AGENT_DIR]", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept with the change.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would touch, and stop.")]
+app.add_typer(secrets.app, name="secret")
+app.add_typer(buffer.app, name="buffer")
+app.add_typer(validate.app)
 
 
 def main() -> None:
@@ -84,7 +81,7 @@ def join(
     print(f"{'This node is now' if is_new else 'Nothing to do: this node already is'} {identity.name} ({identity.node})")
     print(f"  labels: {labels or 'none'}")
     if is_new:
-        print(f"  next: tidewire-agent run{_at(data_dir)}")
+        print(f"  next: tidewire-agent run{at(data_dir)}")
 
 
 @app.command()
@@ -121,7 +118,7 @@ def run(
 @app.command()
 def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """What runs here, since when, and why."""
-    facts = _call(data_dir, "GET", "/status")
+    facts = call(data_dir, "GET", "/status")
     print(json.dumps(facts, indent=1)) if as_json else status_view.show(facts)
 
 
@@ -185,61 +182,6 @@ def quarantine(
     print(json.dumps(rows, indent=1)) if as_json else status_view.show_quarantine(rows)
 
 
-secret = typer.Typer(
-    help="Values that pipelines name as ${secret:NAME} and only this node knows.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(secret, name="secret")
-
-
-@secret.command("set")
-def secret_set(name: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
-    """Set a secret from standard input (or ask for it). Pipelines that need it start anew."""
-    value = getpass.getpass(f"value of {name}: ") if sys.stdin.isatty() else _text_from_stdin()
-    _secrets(data_dir).put(name, value)
-    print(f"{name} is set; {_tell_agent(data_dir)}")
-
-
-@secret.command("list")
-def secret_list(as_json: AsJson = False, data_dir: DataDir = None) -> None:
-    """Names, when they were set, and the start of each digest: equal on two nodes when the values are."""
-    rows = [{"name": name, "since": found.since, "digest": found.digest} for name, found in _secrets(data_dir).all().items()]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        print(f"{row['name']}  since {row['since']}  digest {row['digest']}")
-    if not rows:
-        print("no secrets")
-
-
-@secret.command("remove")
-def secret_remove(name: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
-    """Forget a secret. Pipelines that need it fail from their next start on, and say so."""
-    _secrets(data_dir).remove(name)
-    print(f"{name} is removed; {_tell_agent(data_dir)}")
-
-
-def _secrets(data_dir: Path | None) -> SecretStore:
-    return SecretStore(AgentConfig.load(data_dir).data_dir)
-
-
-def _text_from_stdin() -> str:
-    """Without the line end that `echo` adds."""
-    try:
-        text = sys.stdin.buffer.read(VALUE_BYTES_MAX + 2).decode()
-    except UnicodeDecodeError:
-        raise Refused("the value is not UTF-8 text", op="secret set", hint="encode it, say as base64") from None
-    return text.removesuffix("\n").removesuffix("\r")
-
-
-def _tell_agent(data_dir: Path | None) -> str:
-    try:
-        _call(data_dir, "POST", "/look", {})
-    except OutOfReach:
-        return "no managed agent runs here, the next start reads it"
-    return "the agent looks at it now"
-
-
 def _pairs(option: str, words: list[str]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     for name, equals, _ in pairs:
@@ -248,45 +190,14 @@ def _pairs(option: str, words: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _at(data_dir: Path | None) -> str:
-    return f" --data-dir {data_dir}" if data_dir else ""
-
-
 def _change(data_dir: Path | None, path: str, body: dict[str, Any], reason: str, dry_run: bool) -> None:
     """Say what it touches, then do it."""
     who = {"by": getpass.getuser(), "reason": reason}
-    preview = _call(data_dir, "POST", path, {**body, **who, "dry_run": True})
+    preview = call(data_dir, "POST", path, {**body, **who, "dry_run": True})
     for line in preview["done"]:
         print(line)
     if dry_run:
         print("dry run: nothing was changed")
         return
-    _call(data_dir, "POST", path, {**body, **who, "dry_run": False})
+    call(data_dir, "POST", path, {**body, **who, "dry_run": False})
     print("done")
-
-
-def _call(data_dir: Path | None, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """What the running agent answers. Raises `OutOfReach` when none runs, `Refused` with its words otherwise."""
-    import httpx  # only the commands that talk to the agent need it
-
-    from edge_agent.local_api import SOCKET
-
-    place = AgentConfig.load(data_dir).data_dir / SOCKET
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), base_url="http://agent", timeout=10) as client:
-            reply = client.request(method, path, json=body)
-    except httpx.HTTPError as error:
-        raise OutOfReach(
-            f"no agent answers ({error})",
-            op=path.strip("/"),
-            place=str(place.parent),
-            hint=f"start it: tidewire-agent run{_at(data_dir)}",
-        ) from None
-    answer = reply.json()
-    if reply.status_code != 200:
-        raise Refused(answer["error"], hint=answer["hint"])
-    return answer
-
-
-if __name__ == "__main__":
-    main()
