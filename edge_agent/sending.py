@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipelines.contract import segment
 
@@ -15,12 +16,13 @@ LIVE_SHARE = 0.7  # of the bytes, while a backlog waits too
 BACKLOG_S = 60.0  # a stream whose backlog takes longer starts a new run, so that fresh data flows beside it
 LANE_US = 3600 * 10**6  # ... but not more often than this, in node time
 
-WINDOW_MIN, WINDOW_FIRST, WINDOW_MAX = 64 * KIB, 512 * KIB, 16 * MIB  # bytes under way
+WINDOW_MIN, WINDOW_FIRST, WINDOW_MAX = 64 * KIB, 256 * KIB, 16 * MIB  # bytes under way
 REQUEST_MIN = 32 * KIB  # of segments; a request holds one segment at least, whatever its size
 REQUEST_S = 0.5  # a request takes the link about that long, so that it is answered well within its time-out
 QUEUE_S = 2.0  # the window does not grow while answers come this much later than the quickest one: bytes only queue then
-TIMEOUTS_MAX = 12  # times the first time-out: the longest one, for a segment of 512 KiB over 5 kB/s
-_LEAST_FORGOTTEN = 0.02  # of the quickest answer, by each one after it: routes and lakes change
+WINDOW_S = 10.0  # nor is it more than what arrives in this time: what is urgent, a ping and the state exchange wait behind it
+RATE_MIN = 5_000  # bytes/s of the slowest line: what is assumed until a rate is measured
+TIMEOUTS_MAX = 12  # times the first time-out: the longest one, for a segment of 512 KiB over such a line
 _RATE_KEPT = 0.75  # of the rate, by each measurement
 
 Position = tuple[str, str]  # (run, stream)
@@ -66,10 +68,13 @@ class Turns:
     def tag(self, who: Hashable) -> float:
         return self.ahead.get(who, self.now)
 
-    def served(self, who: Hashable, amount: float) -> Turns:
-        now = self.tag(who)
-        ahead = {other: tag for other, tag in self.ahead.items() if tag > now}
-        return Turns(now, {**ahead, who: now + amount})
+    def served(self, amounts: Mapping[Any, float]) -> Turns:
+        """After a request that held so much of each."""
+        if not amounts:
+            return self
+        now = min(map(self.tag, amounts))
+        tags = {**self.ahead, **{who: self.tag(who) + amount for who, amount in amounts.items()}}
+        return Turns(now, {who: tag for who, tag in tags.items() if tag > now})
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,16 @@ class Shares:
     live: Turns = Turns()
     backlog: Turns = Turns()
 
-    def served(self, run: Run, size: int) -> Shares:
-        if run.is_urgent:
-            return self
-        stream = (run.pipeline, run.stream)
-        if run.is_active:
-            return replace(self, lanes=self.lanes.served(True, size / LIVE_SHARE), live=self.live.served(stream, size))
-        return replace(self, lanes=self.lanes.served(False, size / (1 - LIVE_SHARE)), backlog=self.backlog.served(stream, size))
+    def served(self, sizes: Mapping[Run, int]) -> Shares:
+        """After a request that held so many bytes of each run."""
+        data = {run: size for run, size in sizes.items() if not run.is_urgent}
+        by_lane = {
+            is_live: {(run.pipeline, run.stream): size for run, size in data.items() if run.is_active is is_live}
+            for is_live in (True, False)
+        }
+        weights = {True: LIVE_SHARE, False: 1 - LIVE_SHARE}
+        lanes = {is_live: sum(sizes.values()) / weights[is_live] for is_live, sizes in by_lane.items() if sizes}
+        return Shares(self.lanes.served(lanes), self.live.served(by_lane[True]), self.backlog.served(by_lane[False]))
 
 
 def order(runs: Sequence[Run], sent: Mapping[Position, int], shares: Shares, *, urgent_only: bool = False) -> list[Run]:
@@ -142,7 +150,7 @@ class Pace:
     threshold: float = WINDOW_MAX  # below it the window doubles per round trip
     round_trip_s: float = 0.0  # smoothed; 0: not measured yet
     deviation_s: float = 0.0
-    least_s: float = math.inf  # the quickest answer, slowly forgotten
+    least_s: float = math.inf  # the quickest answer since there was trouble
     rate: float = 0.0  # bytes/s that arrive while there is more to send; 0: not measured yet
     patience: int = 1  # doubles with each time-out in a row
 
@@ -153,14 +161,17 @@ class Pace:
         if not self.round_trip_s:
             smoothed, deviation = round_trip_s, round_trip_s / 2
         least = min(self.least_s, round_trip_s)
-        grown = replace(
+        measured = replace(
             self, round_trip_s=smoothed, deviation_s=deviation, patience=1, rate=self._measured(rate, is_full),
-            least_s=least + (round_trip_s - least) * _LEAST_FORGOTTEN,
+            least_s=least,
         )  # fmt: skip
-        if not is_full or round_trip_s - least > QUEUE_S:
-            return replace(grown, threshold=min(self.threshold, self.window) if is_full else self.threshold)
+        if not is_full:
+            return measured
+        most = min(max(measured.rate * WINDOW_S, WINDOW_MIN), WINDOW_MAX)
+        if round_trip_s - least > QUEUE_S:
+            return replace(measured, window=min(self.window, most), threshold=min(self.threshold, self.window))
         step = size if self.window < self.threshold else size * size / self.window
-        return replace(grown, window=min(self.window + step, WINDOW_MAX))
+        return replace(measured, window=min(self.window + step, most))
 
     def _measured(self, rate: float, is_full: bool) -> float:
         if not is_full and rate < self.rate:
@@ -170,7 +181,7 @@ class Pace:
     def troubled(self) -> Pace:
         """Busy, or no answer in time."""
         half = max(self.window / 2, WINDOW_MIN)
-        return replace(self, window=half, threshold=half, patience=min(self.patience * 2, TIMEOUTS_MAX))
+        return replace(self, window=half, threshold=half, least_s=math.inf, patience=min(self.patience * 2, TIMEOUTS_MAX))
 
     def restarted(self) -> Pace:
         """A new connection: another path perhaps, so slowly again, at most to where it was."""
@@ -184,7 +195,7 @@ class Pace:
     def timeout_s(self, under_way: int) -> float:
         """For a request, with which `under_way` bytes are."""
         expected = self.round_trip_s + 4 * self.deviation_s
-        queued = 2 * under_way / self.rate if self.rate else 0.0
+        queued = 2 * under_way / (self.rate or RATE_MIN)
         return min(max(expected, queued, self.timeout_first_s) * self.patience, self.timeout_first_s * TIMEOUTS_MAX)
 
 

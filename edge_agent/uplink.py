@@ -183,12 +183,14 @@ class Uplink:
         self._has_more = bool(order(self._runs, taken, shares))
         if not batch:
             return None
-        runs, size = {run.position: run for run in picked}, 0
+        sizes: dict[Run, int] = {}
+        runs = {run.position: run for run in picked}
         for pending in batch:
             run = runs[pending.run, pending.stream]
             sent[run.position] = pending.seq
-            self._shares = self._shares.served(run, len(pending.data))
-            size += len(pending.data)
+            sizes[run] = sizes.get(run, 0) + len(pending.data)
+        size = sum(sizes.values())
+        self._shares = self._shares.served(sizes)
         self._allowance = self._allowance.spent(size, _now_s())
         return _Request(batch, size, picked[0].is_urgent, self._delivered, _now_s())
 
