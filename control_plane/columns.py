@@ -1,6 +1,6 @@
 """Columns of lake tables: which batch fits which table, and the lineage that ingest adds to every row. Pure.
 
-Delta casts silently (2.5 into an integer column becomes 2), so types are compared here and never converted there.
+Delta casts silently (2.5 into an integer column becomes 2), so types are compared and widened here, and never there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ LINEAGE = pa.schema(
         *_texts("_clock"),
     ]
 )
+LINEAGE = pa.schema([field.with_nullable(False) for field in LINEAGE])  # which is cheaper to write, too
+LOG_LINEAGE = pa.schema(_texts("_lineage", "_group"))  # of tables of a window's revisions
+OWN_COLUMNS = frozenset({*LINEAGE.names, *LOG_LINEAGE.names})
 SEGMENTS_SCHEMA = pa.schema(
     [
         *_texts("node", "run", "stream"),
@@ -48,9 +51,11 @@ SEGMENTS_SCHEMA = pa.schema(
         *_texts("lookups", "lineage", "boot"),
         *_integers("utc_offset_us", "run_rows", "first"),
         *_texts("void", "stands_for", "stamps"),
+        *_integers("run_stored"),  # of the run's `run_rows` so far, those in the table
     ]
 )
 
+COLUMNS_MAX = 500
 _WIDER: dict[pa.DataType, pa.DataType] = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
 
 
@@ -58,11 +63,17 @@ class Misfit(Exception):
     """Why a segment cannot go into its table."""
 
 
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """As a reader finds it: without dictionaries."""
+    fields = (f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema)
+    return pa.schema(list(fields))
+
+
 def lake_schema(schema: pa.Schema) -> pa.Schema:
     """`schema` in the lake's types, columns that are only NULL left out. Raises `Misfit` for a type the lake has not."""
     if len(set(schema.names)) != len(schema.names):
         raise Misfit("a column appears twice")
-    taken = sorted(set(schema.names) & set(LINEAGE.names))
+    taken = sorted(set(schema.names) & OWN_COLUMNS)
     if taken:
         raise Misfit(f"column {taken[0]} is added by the control plane")
     return pa.schema([_lake_field(field) for field in schema if not pa.types.is_null(field.type)])
@@ -73,19 +84,21 @@ def merged_schema(table: pa.Schema | None, batch: pa.Schema) -> pa.Schema:
     the batch lacks it. Raises `Misfit` otherwise."""
     if table is None:
         return batch
-    ours = {field.name: field for field in table if field.name not in LINEAGE.names}
+    ours = {field.name: field for field in table if field.name not in OWN_COLUMNS}
     spelled = {name.lower(): name for name in ours}
     for field in batch:
         if spelled.setdefault(field.name.lower(), field.name) != field.name:
             raise Misfit(f"column {field.name} is spelled {spelled[field.name.lower()]} in the table")
         known = ours.get(field.name)
         if known is not None and not _takes(known.type, field.type):
-            raise Misfit(f"column {field.name} is {known.type} in the table, {field.type} in the segment")
+            what = f"column {field.name} is {known.type} in the table, {field.type} in the segment"
+            raise Misfit(f"{what}: give it the table's type, another name, or the sink another table")
         if known is None and not field.nullable:
-            raise Misfit(f"column {field.name} is not in the table and may not be empty for its earlier rows")
+            what = f"column {field.name} is not in the table and may not be empty for its earlier rows"
+            raise Misfit(f"{what}: declare it nullable, or give the sink another table")
     required = [name for name, field in ours.items() if not field.nullable and name not in batch.names]
     if required:
-        raise Misfit(f"column {required[0]} is required by the table, the segment lacks it")
+        raise Misfit(f"column {required[0]} is required by the table, the segment lacks it: give the sink another table")
     return pa.schema([*ours.values(), *(field for field in batch if field.name not in ours)])
 
 
@@ -132,7 +145,8 @@ def _lake_type(kind: pa.DataType, name: str) -> pa.DataType:
 
 def _takes(table: pa.DataType, batch: pa.DataType) -> bool:
     """Whether a column of the table takes every value of the segment's as it is: equal but for the names that formats give to
-    list items, and decimals with at least as many digits on both sides of the point. Delta widens no column."""
+    list items, or declared wider: integers of more bits, double for float, decimals with at least as many digits on both sides
+    of the point. A column of a Delta table itself never becomes wider: other readers could not read it."""
     if pa.types.is_list(table) and pa.types.is_list(batch):
         return _takes(table.value_type, batch.value_type)
     if pa.types.is_struct(table) and pa.types.is_struct(batch):
@@ -140,4 +154,7 @@ def _takes(table: pa.DataType, batch: pa.DataType) -> bool:
         return table.num_fields == batch.num_fields and all(x.name == y.name and _takes(x.type, y.type) for x, y in fields)
     if pa.types.is_decimal128(table) and pa.types.is_decimal128(batch):
         return bool(table.scale >= batch.scale and table.precision - table.scale >= batch.precision - batch.scale)
+    is_integer, is_float = pa.types.is_signed_integer, pa.types.is_floating
+    if (is_integer(table) and is_integer(batch)) or (is_float(table) and is_float(batch)):
+        return bool(table.bit_width >= batch.bit_width)
     return bool(table.equals(batch))

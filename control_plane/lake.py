@@ -1,98 +1,35 @@
-"""The lake: Delta tables on disk, the only place where marks live (I2). One writer, one thread."""
+"""The lake: Delta tables on disk, the only place where marks live (I2). Not for two threads at once; for several processes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake import DeltaTable
 
+from control_plane import heal
 from control_plane.columns import Misfit
-from control_plane.durable import sync_filesystem
+from control_plane.durable import Disk, sync_filesystem
+from control_plane.lake_table import MARKS_CACHED_MAX, LakeTable
+from control_plane.lineage import LOG
 from control_plane.sequence import Mark
+from control_plane.window_tables import made_from
 from pipelines.contract.segment import StreamKey
 
 log = structlog.get_logger()
 
 SEGMENTS = "segments"
-COMMITS_PER_HANDLE = 25  # a handle gets slower with each commit it made: from 10 ms to 40 ms after 100
-COMMITS_PER_COMPACTION = 200
-_FILE_BYTES = 16 * 1024 * 1024  # what compaction leaves alone
-_VACUUM_AFTER_H = 1  # far longer than any query runs
-MARKS_CACHED_MAX = 100_000  # about 20 MB
+DIGESTS_MAX = 5_000  # of one answer; the node asks on
 _REFUSAL = ["node", "run", "stream", "seq", "reason"]
-_TABLE = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
-
-class LakeTable:
-    """One Delta table, held open: marks are read from and commits go through the same handle."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = _open(path)
-        self._commits = 0
-        self._marks: dict[StreamKey, int] = {}  # as read through the handle: asking it costs milliseconds
-
-    @property
-    def schema(self) -> pa.Schema | None:
-        """Of the whole table with lineage; None before its first commit."""
-        return _pyarrow(self._handle.schema()) if self._handle else None
-
-    def mark(self, key: StreamKey) -> int:
-        """The last seq of the stream in this table, 0 for none."""
-        if key not in self._marks:
-            if len(self._marks) >= MARKS_CACHED_MAX:
-                self._marks.clear()
-            self._marks[key] = (self._handle.transaction_version(key.app_id) or 0) if self._handle else 0
-        return self._marks[key]
-
-    def append(self, rows: pa.Table, marks: Mapping[StreamKey, int]) -> None:
-        """Commit `rows` and `marks` together. Marks must rise: Delta itself would take them falling (I2)."""
-        falling = [key.app_id for key, seq in marks.items() if seq <= self.mark(key)]
-        if falling:
-            raise AssertionError(f"marks that do not rise: {falling}")
-        transactions = [Transaction(key.app_id, seq) for key, seq in marks.items()]
-        properties = CommitProperties(app_transactions=transactions)
-        if self._handle is None:
-            self._handle = DeltaTable.create(self._path, schema=rows.schema, name=self._path.name)
-        mode: Literal["merge"] | None = "merge" if rows.schema.names != self._names else None
-        write_deltalake(self._handle, rows, mode="append", schema_mode=mode, commit_properties=properties)
-        self._marks |= marks
-        self._commits += 1
-
-    def renew(self) -> bool:
-        """Keep commits and queries cheap, now and then: few files, a fresh handle. Whether files were written. Marks survive."""
-        if self._handle is None or self._commits == 0 or self._commits % COMMITS_PER_HANDLE:
-            return False
-        compacts = self._commits >= COMMITS_PER_COMPACTION
-        if compacts:
-            self._handle.optimize.compact(target_size=_FILE_BYTES)
-            self._handle.create_checkpoint()
-            self._handle.vacuum(_VACUUM_AFTER_H, dry_run=False, enforce_retention_duration=False)
-            self._commits = 0
-        else:
-            self._commits += 1
-        self._handle = _open(self._path)
-        return compacts
-
-    def reload(self) -> None:
-        """Forget what a failed commit may have left in the handle."""
-        self._handle = _open(self._path)
-        self._marks.clear()
-
-    def dataset(self) -> pa.dataset.Dataset | None:
-        return self._handle.to_pyarrow_dataset() if self._handle else None
-
-    @property
-    def _names(self) -> list[str]:
-        schema = self.schema
-        return list(schema.names) if schema is not None else []
+_KEY = ["node", "run", "stream", "seq"]
+_REFUSED = ["table_name", "pipeline", "number", "rows", "reason", "digest", "received_at"]
+_MARK = [*_KEY, "digest", "stands_for", "run_rows", "run_stored"]
+_TABLE = re.compile(r"[a-z][a-z0-9_]{0,67}")  # 63 of a sink's, and __log
 
 
 class Lake:
@@ -101,100 +38,190 @@ class Lake:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._disk = Disk(directory)
         self._tables: dict[str, LakeTable] = {}
-        self._marks: dict[StreamKey, Mark] = {}
+        self._marks: dict[str, Mark] = {}  # StreamKey.app_id -> mark in the table `segments`
         self._refused: dict[StreamKey, dict[int, str]] = {}
+        self._refused_version = -1
+        for path in heal.tables(directory):
+            heal.heal(path)
+        self._synced = {path.name: heal.latest_version(path) for path in heal.tables(directory)}
         self._is_durable = False  # an earlier process may have died between a commit and its sync
-        self._read_refused()
+        for difference in self.differences():
+            log.error("lake: a table does not hold what it took", **difference)
 
     def table(self, name: str) -> LakeTable:
         """The table `name`, which need not exist yet. Raises `Misfit` for a name that no table may have."""
         if not _TABLE.fullmatch(name):
             raise Misfit(f"{name!r} is no table name")
         if name not in self._tables:
-            self._tables[name] = LakeTable(self._directory / name)
+            learned = self._segments_moved if name == SEGMENTS else lambda _: None
+            self._tables[name] = LakeTable(self._directory / name, learned)
         return self._tables[name]
 
+    def check_twin(self, name: str) -> None:
+        """Raises `Misfit` for a table of rows that a window's table would hide, or the reverse."""
+        if name.endswith(LOG):
+            twin = name.removesuffix(LOG)
+            if self.table(name).version < 0 and (self._directory / twin).exists() and made_from(self._directory / twin) is None:
+                raise Misfit(f"the table {twin} holds rows: give the window's sink another table")
+        elif (self._directory / (name + LOG)).exists():
+            raise Misfit(f"the table {name} shows a window: give the sink another table")
+
     def names(self) -> list[str]:
-        return sorted(path.parent.name for path in self._directory.glob("*/_delta_log"))
+        return [path.name for path in heal.tables(self._directory)]
 
     def marks(self, keys: Iterable[StreamKey]) -> dict[StreamKey, Mark]:
-        """The mark of each stream, from the table `segments`; digests are cached, the lake being the only truth."""
+        """The mark of each stream, from the table `segments`; cached until it moves, the lake being the only truth."""
         wanted = set(keys)
         if len(self._marks) >= MARKS_CACHED_MAX:
             self._marks.clear()
         segments = self.table(SEGMENTS)
-        unknown = {key: segments.mark(key) for key in wanted if key not in self._marks}
-        self._marks |= {key: Mark() for key, seq in unknown.items() if seq == 0}
-        self._marks |= self._read_digests({key: seq for key, seq in unknown.items() if seq > 0})
-        return {key: self._marks[key] for key in wanted}
+        unknown = {key: segments.mark(key) for key in wanted if key.app_id not in self._marks}
+        self._marks |= {key.app_id: Mark() for key, seq in unknown.items() if seq == 0}
+        self._marks |= self._read_marks({key: seq for key, seq in unknown.items() if seq > 0})
+        return {key: self._marks[key.app_id] for key in wanted}
 
     def refusals(self, key: StreamKey) -> Mapping[int, str]:
         """Of a stream: seq -> why its segment is not in its table."""
+        if self._refused_version < 0:
+            self._read_refused()
         return self._refused.get(key, {})
 
-    def append_segments(self, rows: pa.Table, marks: Mapping[StreamKey, Mark]) -> None:
-        self.append(self.table(SEGMENTS), rows, {key: mark.seq for key, mark in marks.items()})
-        self._marks |= marks
-        self._note_refused(rows.filter(pc.equal(rows["verdict"], pa.scalar("refused"))))
+    def refused_rows(self) -> list[dict[str, Any]]:
+        """Of `segments`, oldest first, with `retaken`: whether its rows are in the table after all."""
+        dataset = self.table(SEGMENTS).dataset()
+        if dataset is None:
+            return []
+        rows = dataset.to_table(columns=[*_KEY, *_REFUSED], filter=pc.field("verdict") == "refused").sort_by("received_at")
+        keys = [StreamKey(r["node"], retaken_run(r["run"], r["seq"]), r["stream"]) for r in rows.select(_KEY).to_pylist()]
+        taken = [self.table(SEGMENTS).mark(key) > 0 for key in keys]
+        return list(rows.append_column("retaken", pa.array(taken, pa.bool_())).to_pylist())
 
-    def make_durable(self) -> None:
-        """Before anybody is told of a mark: Delta itself never syncs. Raises `OSError`, and does so until it succeeds."""
-        if not self._is_durable:
-            sync_filesystem(self._directory)
-            self._is_durable = True
+    def links(self, key: StreamKey, first: int, last: int) -> list[tuple[int, str]]:
+        """(seq, link) of the stream's segments from `first` to `last` in the lake, the first `DIGESTS_MAX` of them."""
+        dataset = self.table(SEGMENTS).dataset()
+        if dataset is None:
+            return []
+        is_stream = (pc.field("run") == key.run) & (pc.field("node") == key.node) & (pc.field("stream") == key.stream)
+        wanted = is_stream & (pc.field("seq") >= first) & (pc.field("seq") <= last)
+        rows = dataset.to_table(columns=["seq", "digest", "stands_for"], filter=wanted).sort_by("seq")
+        return [(row["seq"], row["stands_for"] or row["digest"]) for row in rows.slice(0, DIGESTS_MAX).to_pylist()]
 
-    def renew(self) -> None:
-        """Between groups. It may fail without harm, but what it wrote is to be on the disk soon: it stands in for what was."""
+    def count_rows(self, name: str, key: StreamKey, first: int, last: int) -> int:
+        """How many rows of the stream's segments `first` to `last` are in the table: a scan, if any can be."""
         try:
-            wrote = [table.renew() for table in self._tables.values()]
-            if any(wrote):
-                self._is_durable = False
-                self.make_durable()
-        except Exception:
-            log.exception("lake: not renewed")
-            self._is_durable = False
-            self.reload()
+            table = self.table(name)
+        except Misfit:
+            return 0
+        dataset = table.dataset() if table.mark(key) >= first else None
+        if dataset is None:
+            return 0
+        is_stream = (pc.field("_run") == key.run) & (pc.field("_node") == key.node) & (pc.field("_stream") == key.stream)
+        return int(dataset.count_rows(filter=is_stream & (pc.field("_seq") >= first) & (pc.field("_seq") <= last)))
 
     def append(self, table: LakeTable, rows: pa.Table, marks: Mapping[StreamKey, int]) -> None:
         self._is_durable = False
         table.append(rows, marks)
 
+    def append_segments(self, rows: pa.Table, marks: Mapping[StreamKey, Mark]) -> None:
+        self.append(self.table(SEGMENTS), rows, {key: mark.seq for key, mark in marks.items()})
+        self._marks |= {key.app_id: mark for key, mark in marks.items()}
+        self._note_refused(rows.filter(pc.equal(rows["verdict"], pa.scalar("refused"))))
+
+    def make_durable(self) -> None:
+        """Before anybody is told of a mark, and before `segments` says that rows are stored: Delta itself never syncs. Raises
+        `OSError`, and does so until all since the last good sync is written once more: what a failed one did not write, a later
+        one does not say."""
+        suspect = heal.remembered(self._directory)
+        if self._is_durable and suspect is None:
+            return
+        try:
+            if suspect is not None:
+                for path in heal.tables(self._directory):
+                    heal.rewrite_since(path, suspect.get(path.name, -1))
+            sync_filesystem(self._disk)
+        except OSError:
+            if suspect is None:
+                heal.remember(self._directory, self._synced)
+            self._is_durable = False
+            raise
+        heal.forget(self._directory)
+        self._synced |= {name: table.version for name, table in self._tables.items()}
+        self._is_durable = True
+
+    def catch_up(self) -> None:
+        """Between groups: take in what other processes committed, keep commits cheap. The latter may fail without harm."""
+        for table in self._tables.values():
+            table.catch_up()
+        try:
+            for table in self._tables.values():
+                table.renew()
+        except Exception:
+            log.exception("lake: not renewed")
+            self.reload()
+
     def reload(self) -> None:
         self._marks.clear()
+        self._is_durable = False
         for table in self._tables.values():
             table.reload()
+
+    def differences(self) -> list[dict[str, object]]:
+        """Tables whose rows are not as many as `segments` says: they were restored, removed, or changed by others."""
+        dataset = self.table(SEGMENTS).dataset()
+        if dataset is None:
+            said = {}
+        else:
+            stored = dataset.to_table(columns=["table_name", "rows"], filter=_IN_TABLE)
+            sums = stored.group_by("table_name").aggregate([("rows", "sum")]).to_pylist()
+            said = {row["table_name"]: row["rows_sum"] for row in sums}
+        held = {name: _row_count(self._directory / name) for name in self.names() if name in said}
+        wrong = {name: count for name, count in said.items() if held.get(name, 0) != count}
+        return [{"table": name, "stored": count, "holds": held.get(name, 0)} for name, count in wrong.items()]
+
+    def _segments_moved(self, moved: Collection[str] | None) -> None:
+        self._refused_version = -1
+        if moved is None:
+            self._marks.clear()
+        for name in moved or ():
+            self._marks.pop(name, None)
 
     def _read_refused(self) -> None:
         dataset = self.table(SEGMENTS).dataset()
         if dataset is not None:
             self._note_refused(dataset.to_table(columns=_REFUSAL, filter=pc.field("verdict") == "refused"))
+        self._refused_version = self.table(SEGMENTS).version
 
     def _note_refused(self, rows: pa.Table) -> None:
         for row in rows.select(_REFUSAL).to_pylist():
             self._refused.setdefault(StreamKey(row["node"], row["run"], row["stream"]), {})[row["seq"]] = row["reason"]
 
-    def _read_digests(self, at: Mapping[StreamKey, int]) -> dict[StreamKey, Mark]:
+    def _read_marks(self, at: Mapping[StreamKey, int]) -> dict[str, Mark]:
         dataset = self.table(SEGMENTS).dataset() if at else None
         if dataset is None:
             return {}
         wanted = pc.field("run").isin(list({key.run for key in at})) & pc.field("seq").isin(list(set(at.values())))
-        rows = dataset.to_table(columns=["node", "run", "stream", "seq", "digest"], filter=wanted).to_pylist()
-        found: dict[StreamKey, dict[int, str]] = {}
+        rows = dataset.to_table(columns=_MARK, filter=wanted).to_pylist()
+        found: dict[tuple[str, int], Mark] = {}
         for row in rows:
-            found.setdefault(StreamKey(row["node"], row["run"], row["stream"]), {})[row["seq"]] = row["digest"]
-        missing = [key.app_id for key, seq in at.items() if seq not in found.get(key, {})]
-        if missing:
-            raise AssertionError(f"marks without their segment: {missing}")
-        return {key: Mark(seq, found[key][seq]) for key, seq in at.items()}
+            mark = Mark(row["seq"], row["stands_for"] or row["digest"], row["run_rows"], row["run_stored"])
+            found[StreamKey(row["node"], row["run"], row["stream"]).app_id, row["seq"]] = mark
+        missing = [key.app_id for key, seq in at.items() if (key.app_id, seq) not in found]
+        if missing:  # rows of `segments` were removed by hand: going on would number two segments alike
+            log.error("lake: marks without their segment", streams=missing)
+        return {key.app_id: found.get((key.app_id, seq), Mark(seq)) for key, seq in at.items()}
 
 
-def _pyarrow(schema: Any) -> pa.Schema:
-    return pa.schema(schema.to_arrow())
+def retaken_run(run: str, seq: int) -> str:
+    """The run that a refused segment has when it is taken after all."""
+    return f"{run}.{seq}"
 
 
-def _open(path: Path) -> DeltaTable | None:
-    try:
-        return DeltaTable(path)
-    except TableNotFoundError:
-        return None
+_IN_TABLE = (pc.field("verdict") == "stored") & (pc.field("void") == "") & (pc.field("rows") > 0)
+
+
+def _row_count(table: Path) -> int:
+    """From the log alone."""
+    actions = pa.table(DeltaTable(table).get_add_actions(flatten=True))
+    return sum(actions["num_records"].to_pylist()) if "num_records" in actions.column_names else 0

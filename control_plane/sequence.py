@@ -18,6 +18,10 @@ class Mark:
     rows: int = 0
     stored: int = 0
 
+    def after(self, segment: Segment, stored: int) -> Mark:
+        """The mark once `segment` is in the lake, `stored` of its rows in the table."""
+        return Mark(segment.header.seq, segment.link, segment.header.run_rows, self.stored + stored)
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
@@ -28,20 +32,23 @@ class Continuation:
 
 
 def continue_from(mark: Mark, arrived: Iterable[Segment]) -> Continuation:
-    """Of one stream: duplicates and what lies behind a gap are left out, the mark is their answer."""
+    """Of one stream: duplicates, what lies behind a gap and stubs that begin elsewhere than the mark ends are left out; the mark
+    is their answer. It ends with a stub: what follows may be stored once the stub's verdict is, or a table's mark would say that
+    the rows behind the stub went into it."""
     accepted: list[Segment] = []
-    for segment in sorted(arrived, key=lambda s: s.header.seq):
+    seq, link = mark.seq, mark.digest
+    for segment in sorted(arrived, key=lambda s: (s.header.seq, s.header.first)):
         header = segment.header
-        if header.seq == mark.seq and segment.digest != mark.digest:
+        if header.seq == seq and segment.link != link:
             return Continuation(tuple(accepted), f"segment {header.seq} is not the one in the lake: {_FORK}")
-        if header.seq <= mark.seq:
+        if header.first != seq + 1:
             continue
-        if header.seq > mark.seq + 1:
-            break
-        if header.previous != mark.digest:
-            return Continuation(tuple(accepted), f"segment {header.seq} does not follow segment {mark.seq} of the lake: {_FORK}")
+        if header.previous != link:
+            return Continuation(tuple(accepted), f"segment {header.first} does not follow segment {seq} of the lake: {_FORK}")
         accepted.append(segment)
-        mark = Mark(header.seq, segment.digest)
+        seq, link = header.seq, segment.link
+        if header.is_stub:
+            break
     return Continuation(tuple(accepted))
 
 

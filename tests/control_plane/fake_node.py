@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from dataclasses import replace
 from typing import Any
 
 import nats
@@ -64,18 +65,42 @@ class Stream:
     def seal(self, table: pa.Table | None, **overrides: Any) -> Segment:
         payload = encode_rows(table) if table is not None and table.num_rows else b""
         fields: dict[str, Any] = {
-            "node": self.node, "run": self.run, "stream": self.name, "seq": len(self.sealed) + 1,
-            "previous": self.sealed[-1].digest if self.sealed else "", "kind": self.kind, "table": self.table,
+            "node": self.node, "run": self.run, "stream": self.name, "seq": self.next_seq,
+            "previous": self.sealed[-1].link if self.sealed else "", "kind": self.kind, "table": self.table,
             "rows": table.num_rows if table is not None else 0, "payload_digest": sha256(payload),
             "pipeline": "press", "version": self.version, "number": 1, "params": "sha256:p", "sealed_at_us": 1, "node_time_us": 1,
             "clock": "synced", "engine": "test", "positions": {"sim": {"to": 1}}, "ledgers": {"source": {"sim": {"read": 1}}},
             "lineage": "l1", "boot": "b1", "utc_offset_us": 0,
             "run_rows": (self.sealed[-1].header.run_rows if self.sealed else 0) + (table.num_rows if table is not None else 0),
-            "first": overrides.get("seq", len(self.sealed) + 1),
+            "first": overrides.get("seq", self.next_seq),
         }  # fmt: skip
         segment = encode(SegmentHeader(**{**fields, **overrides}), payload, self.key)
         self.sealed.append(segment)
         return segment
+
+    @property
+    def next_seq(self) -> int:
+        return self.sealed[-1].header.seq + 1 if self.sealed else 1
+
+    def stub(self, seq: int, rows: int, void: str = "evicted") -> Segment:
+        """In place of the segments from the next one to `seq`, which are never seen."""
+        first, before = self.next_seq, self.sealed[-1].header.run_rows if self.sealed else 0
+        more = {"rows": rows, "run_rows": before + rows, "void": void, "stands_for": sha256(f"{self.run} {seq}".encode())}
+        return self.seal(None, seq=seq, first=first, **more)
+
+    def instead(self, *seqs: int, void: str = "evicted") -> Segment:
+        """A stub in place of sealed segments."""
+        lost = [segment for segment in self.sealed if segment.header.seq in seqs]
+        header = replace(
+            lost[-1].header,
+            first=lost[0].header.first,
+            previous=lost[0].header.previous,
+            rows=sum(segment.header.rows for segment in lost),
+            payload_digest=sha256(b""),
+            void=void,
+            stands_for=lost[-1].link,
+        )
+        return encode(header, b"", self.key)
 
 
 class FakeNode:

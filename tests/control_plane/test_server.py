@@ -574,7 +574,7 @@ async def _keeps_what_it_confirmed(node: FakeNode, streams: list, confirmed: Cou
             receipts = await node.upload(ask=[[s.run, s.name] for s in streams], timeout=1)
         except (nats.errors.Error, OSError, TimeoutError):
             return False
-        assert all(seq >= confirmed[run] for run, _, seq, _ in receipts.marks), "I3: a receipt was given for what is lost"
+        assert all(seq >= confirmed[run] for run, _, seq, *_ in receipts.marks), "I3: a receipt was given for what is lost"
         return True
 
     await until(answered)

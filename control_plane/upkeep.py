@@ -1,0 +1,80 @@
+"""The lake's housekeeping, beside ingest and through handles of its own: few large files, short logs, tables of windows.
+
+It conflicts with no append; where two processes do it at once, one gives up. Readers keep what they read: files go an hour after
+nothing refers to them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import structlog
+from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties
+from deltalake.exceptions import CommitFailedError
+
+from control_plane import heal, window_tables
+from control_plane.durable import Disk, sync_filesystem
+from control_plane.lineage import LOG
+
+log = structlog.get_logger()
+
+SMALL_FILES_MAX = 50  # more are made into few
+REFRESH_S = 900.0  # of tables of windows
+_SMALL_BYTES, _FILE_BYTES = 8 * 1024 * 1024, 64 * 1024 * 1024
+_VACUUM_AFTER_H = 1  # far longer than any query runs
+_NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+
+
+class Upkeep:
+    """`step` now and then, in any one thread. `clock` counts seconds."""
+
+    def __init__(self, lake: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lake, self._clock = lake, clock
+        self._seen: dict[str, int] = {}  # table -> its version at the last look
+        self._refreshed_at = -REFRESH_S
+
+    def step(self) -> None:
+        """Raises nothing: what fails now is done another time."""
+        for table in heal.tables(self._lake):
+            try:
+                self._tidy(table)
+            except CommitFailedError as error:
+                log.info("lake: another process tidies", table=table.name, cause=str(error).partition("\n")[0])
+            except Exception:
+                log.exception("lake: not tidied", table=table.name)
+        if self._clock() - self._refreshed_at >= REFRESH_S:
+            self._refreshed_at = self._clock()
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Tables of windows show the latest revisions."""
+        for table in heal.tables(self._lake):
+            if table.name.endswith(LOG):
+                try:
+                    window_tables.refresh(self._lake, table.name)
+                except Exception:
+                    log.exception("lake: not made anew", table=window_tables.shown(table.name))
+
+    def _tidy(self, table: Path) -> None:
+        version = heal.latest_version(table)
+        if self._seen.get(table.name) == version:
+            return
+        handle = DeltaTable(table)
+        sizes = pa.table(handle.get_add_actions(flatten=True))["size_bytes"].to_pylist()
+        if sum(size < _SMALL_BYTES for size in sizes) > SMALL_FILES_MAX:
+            properties = WriterProperties(compression="ZSTD", compression_level=1)
+            handle.optimize.compact(
+                target_size=_FILE_BYTES,
+                max_concurrent_tasks=1,
+                writer_properties=properties,
+                post_commithook_properties=_NO_HOOKS,
+            )
+            handle = DeltaTable(table)
+            handle.create_checkpoint()
+            sync_filesystem(Disk(self._lake))  # before what it stands in for goes
+            handle.cleanup_metadata()
+            handle.vacuum(_VACUUM_AFTER_H, dry_run=False, enforce_retention_duration=False, full=True)
+        self._seen[table.name] = heal.latest_version(table)

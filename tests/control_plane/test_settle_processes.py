@@ -1,0 +1,137 @@
+"""Several ingest processes on one lake: real ones, and two handles in one process for each order that matters (I2)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from pathlib import Path
+
+import pytest
+from fake_node import rows
+from test_settle import KEY, Rig, mark, stream, tables_of
+
+from control_plane.lake import Lake
+from control_plane.lake_table import Conflict, LakeTable
+from control_plane.settle import Settler, Upload
+from control_plane.upkeep import Upkeep
+from pipelines.contract.segment import StreamKey
+
+PROCESSES, STREAMS, SEGMENTS = 3, 4, 12
+
+
+def serve(directory: Path, seed: int, blobs: list[list[bytes]]) -> None:
+    """One ingest process: random parts of all streams, until every mark is at the end."""
+    chance = random.Random(seed)  # noqa: S311
+    settler = Settler(Lake(directory / "lake"), directory / "refused", tables_of)
+    keeper = Upkeep(directory / "lake")
+    for _ in range(1000):
+        uploads = []
+        for stream_blobs in chance.sample(blobs, chance.randint(1, STREAMS)):
+            start = chance.randrange(len(stream_blobs))
+            uploads.append(Upload("n1", KEY.public, stream_blobs[start : start + chance.randint(1, 6)]))
+        settler.settle(uploads, 1)
+        if chance.random() < 0.1:
+            keeper.step()
+        outcomes = settler.settle([Upload("n1", KEY.public, [one[-1] for one in blobs])], 1)
+        if [m.seq for m in outcomes[0].marks.values()] == [SEGMENTS] * STREAMS:
+            return
+    raise AssertionError("the streams do not end")
+
+
+def test_i2_processes_that_take_the_same_segments_store_each_once(tmp_path: Path) -> None:
+    streams = [stream(f"s{n}", "t" if n % 2 else "u") for n in range(STREAMS)]
+    for source in streams:
+        for n in range(SEGMENTS):
+            source.seal(rows(*range(n + 1)))
+    blobs = [[segment.data for segment in source.sealed] for source in streams]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=serve, args=(tmp_path, seed, blobs)) for seed in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        assert process.exitcode == 0
+    rig = Rig(tmp_path)
+    for table in ("t", "u"):
+        found = rig.ids(table)
+        assert max(found.values()) == 1 and sum(found.values()) == STREAMS // 2 * SEGMENTS * (SEGMENTS + 1) // 2
+    assert len(rig.table("segments")) == STREAMS * SEGMENTS
+    assert rig.settler._lake.differences() == []
+    for source in streams:
+        (m,) = rig.send(source.sealed[-1]).marks.values()
+        assert (m.seq, m.stored, m.rows) == (SEGMENTS, m.rows, SEGMENTS * (SEGMENTS + 1) // 2)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Rig, Rig]:
+    one, other = Rig(tmp_path), Rig(tmp_path)
+    other.settler._pause = lambda _: None
+    return one, other
+
+
+def test_i2_a_mark_read_before_another_process_moved_it_is_not_believed(two: tuple[Rig, Rig]) -> None:
+    """A handle that goes past another's commit while it makes its own must not keep what it read before."""
+    one, other = two
+    moving, own = stream("moving"), stream("own")
+    segments = [moving.seal(rows(n)) for n in range(4)]
+    one.send(segments[0], own.seal(rows(1.0)))
+    assert mark(other.send(segments[0])) == 1, "both have read the mark"
+    one.send(*segments[1:])
+    other.settler._lake.table("t").append(*_batch(other, own.seal(rows(2.0))))  # goes past the commit of `one`
+    assert mark(other.send(*segments)) == 4
+    assert mark(one.send(*segments)) == 4
+    assert max(one.ids().values()) == 1 and sum(one.ids().values()) == 6
+
+
+def test_i2_the_slower_of_two_processes_reads_again(two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = two
+    source = stream()
+    segments = [source.seal(rows(n)) for n in range(3)]
+    prepared = LakeTable._prepared
+
+    def overtaken(self: LakeTable, schema: object) -> object:
+        handle = prepared(self, schema)
+        monkeypatch.setattr(LakeTable, "_prepared", prepared)
+        one.send(*segments)
+        return handle
+
+    other.send(stream().seal(rows(7.0)))
+    monkeypatch.setattr(LakeTable, "_prepared", overtaken)
+    assert mark(other.send(*segments)) == 3
+    assert sum(one.ids().values()) == 4 and max(one.ids().values()) == 1 and len(one.table("segments")) == 4
+
+
+def test_a_column_that_another_process_added_is_a_conflict_and_no_loss(
+    two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    source, wide = stream(), stream()
+    one.send(source.seal(rows(1.0)))
+    other.send(*source.sealed)
+    one.send(wide.seal(rows(2.0).append_column("note", [["x"]])))
+    assert mark(other.send(source.seal(rows(3.0)))) == 2
+    assert sorted((r["value"], r["note"]) for r in one.table("t")) == [(1.0, None), (2.0, "x"), (3.0, None)]
+
+
+def test_i2_a_stale_handle_cannot_commit(two: tuple[Rig, Rig]) -> None:
+    one, other = two
+    source = stream()
+    one.send(source.seal(rows(1.0)))
+    table = Lake(other.directory / "lake").table("t")
+    two_segments = [source.seal(rows(2.0)), source.seal(rows(3.0))]
+    batch = _batch(other, two_segments[1])
+    one.send(*two_segments)
+    with pytest.raises(Conflict):
+        table.append(*batch)
+    assert sum(one.ids().values()) == 3
+    table.reload()
+    with pytest.raises(AssertionError, match="do not rise"):
+        table.append(*_batch(other, two_segments[0]))
+
+
+def _batch(rig: Rig, segment: object) -> tuple[object, dict[StreamKey, int]]:
+    from control_plane.settle import _rows
+
+    header = segment.header
+    known = rig.settler._lake.table("t").schema
+    return rig.settler._with_lineage("t", [(segment, _rows(segment))], known, 1), {header.key: header.seq}
