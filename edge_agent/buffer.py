@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,24 +182,37 @@ class Verdict:
 
 def verify(db: sqlite3.Connection, public: str) -> Verdict:
     """Every segment's digest, signature and place in its chain; counters against what they count; the file's structure."""
-    problems = [f"the file: {line}" for (line,) in db.execute("PRAGMA quick_check(20)") if line != "ok"]
-    segments = rows = stub_rows = 0
-    for run in runs(db):
-        found = _as_of_now(db, run)
-        if found is None:
-            continue
-        row, entries = found
-        place = f"{run.name} run {run.run}"
-        problems += [f"{place}: {problem}" for problem in (*_counted(entries, row), *_chained(entries, row))]
-        link = "" if row["successor"] else row["mark_digest"]
-        for entry in entries:
-            if entry["void"]:
-                stub_rows += entry["rows"]
-            else:
-                segments, rows = segments + 1, rows + entry["rows"]
-                problems += [f"{place} segment {entry['seq']}: {problem}" for problem in _sealed(db, run, entry, link, public)]
-            link = entry["digest"]
-    return Verdict(segments, rows, stub_rows, problems)
+    found = Verdict(0, 0, 0, [])
+    try:
+        found = _with_problems(found, *(f"the file: {line}" for (line,) in db.execute("PRAGMA quick_check(20)") if line != "ok"))
+        for run in runs(db):
+            found = _with_run(db, run, public, found)
+    except sqlite3.DatabaseError as error:
+        found = _with_problems(found, f"the file: {error}")
+    return found
+
+
+def _with_problems(found: Verdict, *problems: str) -> Verdict:
+    return replace(found, problems=[*found.problems, *problems])
+
+
+def _with_run(db: sqlite3.Connection, run: RunOf, public: str, found: Verdict) -> Verdict:
+    now = _as_of_now(db, run)
+    if now is None:
+        return found
+    row, entries = now
+    place = f"{run.name} run {run.run}"
+    problems = [f"{place}: {problem}" for problem in (*_counted(entries, row), *_chained(entries, row))]
+    link = "" if row["successor"] else row["mark_digest"]
+    for entry in entries:
+        if not entry["void"]:
+            problems += [f"{place} segment {entry['seq']}: {problem}" for problem in _sealed(db, run, entry, link, public)]
+        link = entry["digest"]
+    whole = [entry for entry in entries if not entry["void"]]
+    rows = sum(entry["rows"] for entry in whole)
+    stub_rows = sum(entry["rows"] for entry in entries) - rows
+    told = Verdict(found.segments + len(whole), found.rows + rows, found.stub_rows + stub_rows, found.problems)
+    return _with_problems(told, *problems)
 
 
 def _as_of_now(db: sqlite3.Connection, run: RunOf) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
