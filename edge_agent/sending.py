@@ -207,6 +207,11 @@ class Allowance:
     left: float = 0.0
     at_s: float = 0.0
 
+    @property
+    def request_bytes(self) -> int:
+        """Of one request at most, so that it goes in small parts."""
+        return int(self.rate * REQUEST_S) or WINDOW_MAX
+
     def wait_s(self, now_s: float) -> float:
         """How long until data may be sent again; 0: now."""
         return max(-self._now(now_s) / self.rate, 0.0) if self.rate else 0.0

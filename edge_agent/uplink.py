@@ -178,7 +178,8 @@ class Uplink:
             plans.append((found, picked))
             return picked
 
-        batch = await self._store.take(plan, sent, self._pace.request_bytes(self._link.payload_bytes_max - _HEADER_BYTES_MAX))
+        most = min(self._link.payload_bytes_max - _HEADER_BYTES_MAX, self._allowance.request_bytes)
+        batch = await self._store.take(plan, sent, self._pace.request_bytes(most))
         self._runs, picked = plans[-1]
         self._has_more = bool(order(self._runs, taken, shares))
         if not batch:
