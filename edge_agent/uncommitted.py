@@ -100,7 +100,8 @@ class Uncommitted:
         put, delete = entries(state, self._committed)
         self._check_size(state, put)
         unmoved = dict(positions) == self.positions and state.ledger() == self._committed.ledger()
-        if not put and not delete and self.bytes == 0 and unmoved:
+        is_told = not final or not self._unsealed_ledger
+        if not put and not delete and self.bytes == 0 and unmoved and is_told:
             return None, [], state
         state, made = self._payloads(state)
         sealed, payloads = self._segments(state, made, positions, params, final=final)

@@ -136,3 +136,28 @@ def test_a_state_beyond_its_bound_is_refused_with_words(monkeypatch: pytest.Monk
             _, _, state = held.seal(state, {"log": {"offset": 100 + i}}, "d", final=False)
     assert 9 <= i <= 15
     assert "max_groups" in caught.value.hint
+
+
+def test_i4_the_last_commit_tells_the_ledgers_even_if_nothing_came_since_the_one_before() -> None:
+    _, held, state = evaluated(PIPELINE, (1, "a"))
+    header, _, state = held.seal(state, {"log": {"offset": 1}}, "d", final=False)
+    assert header is not None and [s["stream"] for s in header["sealed"]] == ["rows"]
+    header, _, state = held.seal(state, {"log": {"offset": 1}}, "d", final=True)
+    assert header is not None and [s["stream"] for s in header["sealed"]] == ["_ledger"]
+    assert held.seal(state, {"log": {"offset": 1}}, "d", final=True)[0] is None, "once"
+
+
+def test_i4_every_segment_says_how_many_rows_of_its_stream_are_sealed() -> None:
+    """After the last segment of a commit that is what was written and is not void."""
+    _, held, state = evaluated(PIPELINE, (1, "a"), *((i, text_of(60_000, i)) for i in range(12)), (2, text_of(250_000)))
+    header, _, state = held.seal(state, {"log": {"offset": 1}}, "d", final=False)
+    assert header is not None
+    sealed = [s for s in header["sealed"] if s["stream"] == "rows"]
+    assert len(sealed) > 1
+    before = 0
+    for one in sealed:
+        before += one["rows"]
+        assert one["ledgers"]["sealed"] == before
+        assert one["ledgers"]["commit"] == state.epoch - 1
+    counts = state.streams["rows"]
+    assert before == counts["written"] - counts["void"] == 13
