@@ -57,6 +57,7 @@ class Report:
     damaged_rows: int = 0
     evicted_rows: int = 0  # there was no room for them
     restarted: Sequence[str] = ()
+    cut_runs: int = 0  # whose own row was lost: of what they ended with, nothing is known but what came over
 
 
 def is_damage(error: BaseException) -> bool:
@@ -202,10 +203,11 @@ class _Salvage:
         self._node_time_us = 0
         self._kept = (0, 0)  # segments, rows
         self._lost_rows = {DAMAGED: 0, EVICTED: 0}
+        self._cut_runs = 0
 
     def report(self, reason: str, at: str) -> Report:
         restarted = sorted(self._seen - self._intact)
-        return Report(at, reason, *self._kept, self._lost_rows[DAMAGED], self._lost_rows[EVICTED], restarted)
+        return Report(at, reason, *self._kept, self._lost_rows[DAMAGED], self._lost_rows[EVICTED], restarted, self._cut_runs)
 
     # What is copied row by row
 
@@ -320,6 +322,7 @@ class _Salvage:
         """Stubs where segments are missing, and the run's own row as its segments have it."""
         if known.row is None or not _agrees(known):
             known.row = self._row_from_segments(known)
+            self._cut_runs += 1
         for first, last in _gaps(known):
             self._fill(known, known.row, first, last)
 

@@ -87,6 +87,7 @@ def _store(store: dict[str, Any]) -> list[tuple[str, str]]:
     if told := store["salvage"]:
         lost = [f"{told[f'{how}_rows']:,} rows {how}" for how in ("damaged", "evicted") if told[f"{how}_rows"]]
         lost += [f"begun anew: {', '.join(told['restarted'])}"] if told["restarted"] else []
+        lost += [f"runs whose end is not known: {told['cut_runs']}"] if told["cut_runs"] else []
         kept = f"{told['rows']:,} rows kept"
         lines.append((f"the store was found damaged at {told['at']} ({told['reason']}): {'; '.join([kept, *lost])}", "yellow"))
     lines += [(f"a damaged store was set aside: {aside['path']}, {size(aside['bytes'])}", "") for aside in store["asides"]]

@@ -14,15 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from support import new_key, open_store
+from fake_control import FakeLake
+from support import new_key, open_store, until
+from test_agent import READY, World, version
 
+from edge_agent import keeper as keeper_module
 from edge_agent import salvage
+from edge_agent.agent import Agent
 from edge_agent.outbox import Mark, Sealed
 from edge_agent.pages import Pages
 from edge_agent.salvage import Report
 from edge_agent.store import Commit, Store
 from pipelines.contract import segment
 from pipelines.contract.errors import TidewireError
+from tests.nats_broker import Broker
 
 KEY = new_key()
 PIPELINES = ("a", "b")
@@ -323,3 +328,119 @@ def test_a_freed_segment_does_not_come_back(tmp_path: Path) -> None:
         assert sum(1 for _ in pages.loose_rows()) > 10, "there is nothing to come back: the test tests nothing"
     _, found = run_salvage(backlog, tmp_path)
     assert (found.kept, found.stub_rows) == (Counter(), 0)
+
+
+class Lake(FakeLake):
+    """That of a while ago: of what it took then only the marks are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[tuple[str, str], tuple[int, str, int, int]] = {}
+
+    def mark(self, key: tuple[str, str]) -> tuple[int, str, int, int]:
+        if not self.runs.get(key):
+            return self.before.get(key, super().mark(key))
+        seq, link, run_rows, stored = super().mark(key)
+        return seq, link, run_rows, stored + self.before.get(key, (0, "", 0, 0))[3]
+
+
+async def drain(store: Store, lake: Lake) -> None:
+    """As the uplink does: it asks where the lake stands, settles what is in doubt, and sends what lies after the marks."""
+    positions = await store.open_positions()
+    await store.confirm([Mark(*position, *lake.mark(position)) for position in positions], asked=True)
+    while doubts := await store.doubtful():
+        found = [(run, stream, s.header.seq, s.link) for (run, stream), held in lake.runs.items() for s in held]
+        asked = {(doubt.run, doubt.stream): range(doubt.first, doubt.last + 1) for doubt in doubts}
+        await store.settle_fork(doubts, [one for one in found if one[2] in asked.get((one[0], one[1]), ())])
+    while batch := await store.pending_segments(1 << 20):
+        touched = dict.fromkeys(lake.put(segment.decode(pending.data, KEY.public)) for pending in batch)
+        await store.confirm([Mark(*position, *lake.mark(position)) for position in touched])
+
+
+def stored(lake: Lake) -> Counter[Number]:
+    held = [one for run in lake.runs.values() for one in run if one.payload]
+    return Counter((one.header.pipeline, n) for one in held for n in json.loads(one.payload))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_i2_what_the_lake_had_before_the_damage_is_not_doubled(backlog: Backlog, tmp_path: Path, seed: int) -> None:
+    """Segments arrived whose receipts never came; then pages of trees are lost, rows of runs among them."""
+    rng = random.Random(seed)
+    lake = Lake()
+
+    async def send(store: Store) -> None:
+        for pending in (await store.pending_segments(1 << 40))[: rng.randrange(60)]:
+            lake.put(segment.decode(pending.data, KEY.public))
+
+    async def catch_up(store: Store) -> None:
+        await asyncio.wait_for(drain(store, lake), 30)
+        assert (await store.backlog()).segments == 0
+
+    def begin_at_marks() -> None:
+        """The lake holds what was confirmed before: stand-ins for it."""
+        with closing(sqlite3.connect(backlog.path)) as db:
+            for run, stream, seq, link, count in db.execute("SELECT run, stream, mark_seq, mark_digest, mark_rows FROM streams"):
+                if seq:
+                    lake.before[run, stream] = (seq, link, count, count)
+
+    with open_store(tmp_path, KEY) as store:
+        begin_at_marks()
+        asyncio.run(send(store))
+    data = bytearray(backlog.path.read_bytes())
+    for number in rng.sample(pages_of_trees(backlog.path), 3):
+        data[(number - 1) * 4096 : number * 4096] = bytes(4096)
+    backlog.path.write_bytes(data)
+    salvage.suspect(backlog.path, "pages were zeroed")
+    with open_store(tmp_path, KEY) as store:
+        asyncio.run(catch_up(store))
+    came = stored(lake)
+    assert came.keys() <= backlog.numbers
+    assert max(came.values()) == 1
+    with closing(sqlite3.connect(backlog.path)) as db:
+        told = salvage.report_of(db)
+        assert told is not None
+    assert told.cut_runs or len(came) >= len(backlog.numbers) - told.damaged_rows
+    assert len(came) >= told.rows
+
+
+def test_the_agent_ends_with_the_reason_when_its_store_is_damaged_and_goes_on_when_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker(tmp_path)
+    world = World(tmp_path, broker)
+    path = world.folder / "node" / "agent.db"
+
+    async def run() -> None:
+        await world.control.serve(world.broker)
+        await world.control.assign(version(READY, {"commits": 5}))
+        async with world.agent():
+            await until(lambda: len(world.control.numbers()) == 5)
+        world.broker.kill()
+        async with world.agent() as agent:
+            await until(lambda: agent.keepers and agent.keepers["press"].is_ready)
+            await until(lambda: pending(agent, 5))
+        harm(path)
+        world.broker.start()
+        async with world.agent() as agent:
+            assert len(salvage.asides(path)) == 1
+            await until(lambda: world.control.numbers() == list(range(15)), "what it held, and then what the runner makes now")
+            with closing(sqlite3.connect(path)) as db:
+                db.execute("UPDATE pipelines SET positions = '{}'")
+                db.commit()
+            with pytest.raises(TidewireError, match="positions or state of press"), agent.store.telling_damage():
+                await agent.store.checkpoint("press")
+            await asyncio.wait_for(agent._stopped.wait(), 10)
+        await world.control.close()
+
+    async def pending(agent: Agent, segments: int) -> bool:
+        return (await agent.store.backlog()).segments == segments
+
+    def harm(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.write(bytes(4096))
+
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST_S", 0.05)
+    try:
+        asyncio.run(asyncio.wait_for(run(), 60))
+    finally:
+        broker.kill()
