@@ -78,7 +78,7 @@ WITH told AS (
     QUALIFY row_number() OVER (PARTITION BY node, pipeline, lineage, name ORDER BY "commit" DESC) = 1
 ), arrived AS (
     SELECT node, pipeline, lineage, stream, sum(rows) AS rows, max(received_at) AS received_at
-    FROM segments WHERE rows > 0 GROUP BY ALL
+    FROM segments WHERE rows > 0 AND NOT starts_with(reason, 'retaken') GROUP BY ALL
 ), both_sides AS (
     SELECT node, pipeline, lineage, stream, coalesce(written, 0) AS written,
         coalesce(unfit, 0) + coalesce(rows, 0) AS known, coalesce(pending, 0) AS pending,
@@ -122,24 +122,23 @@ FROM linked WHERE first <> seq_before + 1 OR run_rows <> rows_before + rows
 
 TABLE = """
 WITH found AS (
-    SELECT _node AS node, _run AS run, _stream AS stream, _seq AS seq, any_value(_pipeline) AS pipeline,
-        count(*) AS rows, min(_row) AS least, max(_row) AS most, sum(_row) AS total, sum(_row * _row) AS squares
+    SELECT _node AS node, _run AS run, _stream AS stream, _seq AS seq, count(*) AS rows,
+        min(_row) = 0 AND max(_row) = count(*) - 1 AND sum(_row) = count(*) * (count(*) - 1) // 2
+            AND sum(_row * _row) = count(*) * (count(*) - 1) * (2 * count(*) - 1) // 6 AS is_each_once
     FROM "TABLE" GROUP BY ALL
-), sealed AS (
-    SELECT node, run, stream, seq, pipeline, rows, received_at FROM segments
-    WHERE table_name = 'TABLE' AND verdict = 'stored' AND void = '' AND rows > 0
-), reached AS (
-    SELECT node, run, stream, max(seq) AS seq, max(received_at) AS received_at FROM segments GROUP BY ALL
+), settled AS (
+    SELECT node, run, stream, seq, pipeline, received_at,
+        run_stored - coalesce(lag(run_stored) OVER (PARTITION BY node, run, stream ORDER BY seq), 0) AS stored
+    FROM segments WHERE table_name = 'TABLE'
+), placed AS (
+    SELECT s.node, s.run, s.stream, s.seq, sum(f.rows) AS rows, bool_and(f.is_each_once) AS is_each_once
+    FROM found f ASOF JOIN settled s ON f.node = s.node AND f.run = s.run AND f.stream = s.stream AND f.seq <= s.seq
+    GROUP BY ALL
 )
-SELECT coalesce(f.node, s.node) AS node, coalesce(f.pipeline, s.pipeline) AS pipeline,
-    'table TABLE, run ' || coalesce(f.run, s.run) || ' at ' || coalesce(f.seq, s.seq) AS place,
-    coalesce(s.rows, 0) AS told, coalesce(f.rows, 0) AS found, coalesce(s.received_at, r.received_at) AS received_at
-FROM found f
-FULL JOIN sealed s ON (f.node, f.run, f.stream, f.seq) = (s.node, s.run, s.stream, s.seq)
-LEFT JOIN reached r ON (r.node, r.run, r.stream) = (f.node, f.run, f.stream)
-WHERE f.rows IS DISTINCT FROM s.rows AND (s.rows IS NOT NULL OR f.seq <= r.seq)
-    OR f.least <> 0 OR f.most <> f.rows - 1
-    OR f.total <> f.rows * (f.rows - 1) // 2 OR f.squares <> f.rows * (f.rows - 1) * (2 * f.rows - 1) // 6
+SELECT node, pipeline, 'table TABLE, run ' || run || ' at ' || seq AS place,
+    stored AS told, coalesce(rows, 0) AS found, received_at
+FROM settled LEFT JOIN placed USING (node, run, stream, seq)
+WHERE stored <> coalesce(rows, 0) OR NOT is_each_once
 """
 
 EQUATIONS = {
@@ -167,9 +166,18 @@ SELECT node, pipeline, of, name, word, step, sum(rows)::BIGINT AS rows FROM (
 ) GROUP BY ALL
 """
 _VERDICTS = """
-SELECT node, pipeline, stream, max(table_name) AS table_name,
-    CASE WHEN void <> '' THEN void ELSE verdict END AS word, sum(rows)::BIGINT AS rows
-FROM segments WHERE rows > 0 GROUP BY node, pipeline, stream, word
+WITH settled AS (
+    SELECT *, run_stored - coalesce(lag(run_stored) OVER (PARTITION BY node, run, stream ORDER BY seq), 0) AS stored
+    FROM segments
+), words AS (
+    SELECT node, pipeline, stream, table_name, 'stored' AS word, stored AS rows FROM settled
+  UNION ALL
+    SELECT node, pipeline, stream, table_name, if(void <> '', void, 'refused'),
+        if(starts_with(reason, 'retaken'), 0, rows) - stored
+    FROM settled
+)
+SELECT node, pipeline, stream, max(table_name) AS table_name, word, sum(rows)::BIGINT AS rows
+FROM words WHERE rows <> 0 GROUP BY ALL
 """
 _LINEAGES = """
 WITH told AS (
@@ -179,7 +187,8 @@ WITH told AS (
     HAVING sealed IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY node, pipeline, lineage, name ORDER BY "commit" DESC) = 1
 ), arrived AS (
-    SELECT node, pipeline, lineage, stream, sum(rows) AS rows FROM segments GROUP BY ALL
+    SELECT node, pipeline, lineage, stream, sum(rows) AS rows
+    FROM segments WHERE NOT starts_with(reason, 'retaken') GROUP BY ALL
 ), times AS (
     SELECT node, pipeline, lineage, epoch_us(min(received_at)) AS begun, epoch_us(max(received_at)) AS heard
     FROM segments GROUP BY ALL
@@ -281,7 +290,7 @@ def run_audit(lake_dir: Path, scope: Scope, nodes: Sequence[NodeName] = ()) -> A
             not differences,
             _shown(figures, names),
             heard=_heard(lineages, nodes, scope),
-            tables={table: _rows(db, f'SELECT count(*) AS rows FROM "{table}"')[0]["rows"] for table in tables},
+            tables={table: _counted(db, table) for table in tables},
             more={what: len(rows) - LISTED_MAX for what, rows in lists.items() if len(rows) > LISTED_MAX},
             **{what: [_named(row, names) for row in rows[:LISTED_MAX]] for what, rows in lists.items()},
         )
@@ -365,6 +374,10 @@ def _add_pending(figures: dict[_Key, Figures], lineages: Sequence[Mapping[str, A
         node, pipeline, stream = row["node"], row["pipeline"], row["stream"]
         if row["lineage"] == newest[node, pipeline] and (key := (node, pipeline, "stream", stream)) in figures:
             figures[key].rows["pending"] += row["pending"]
+
+
+def _counted(db: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(_rows(db, f'SELECT count(*) AS rows FROM "{table}"')[0]["rows"])
 
 
 def _restarts(lineages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
