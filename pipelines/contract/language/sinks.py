@@ -20,6 +20,12 @@ def _once(columns: list[str]) -> list[str]:
     return columns
 
 
+def _priority(number: int) -> int:
+    if not 1 <= number <= PRIORITY_LAST:
+        raise ValueError(f"{number} is no priority: write 1 (first) to {PRIORITY_LAST} (last)")
+    return number
+
+
 class LakeSink(Model):
     table: Table
 
@@ -32,7 +38,9 @@ class Sink(Model):
     from_: Word | None = Field(None, alias="from")
     where: Expression | None = None
     select: Annotated[list[Column], AfterValidator(_once), Field(min_length=1)] | None = None
-    priority: int = Field(PRIORITY_DEFAULT, ge=1, le=PRIORITY_LAST)
+    priority: Annotated[int, AfterValidator(_priority)] = Field(
+        PRIORITY_DEFAULT, json_schema_extra={"minimum": 1, "maximum": PRIORITY_LAST}
+    )
 
 
 def _room_for_segments(size: int) -> int:
