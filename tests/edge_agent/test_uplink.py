@@ -36,7 +36,7 @@ class Peer(FakeLake):
         self.requests: list[list[Segment]] = []  # the segments of each
         self.names = NODE  # whom its answers name
         self.is_silent = self.is_busy = False
-        self.delay_s = 0.0
+        self.holds = False  # what is larger than a question
         self.loses_answers = 0  # of so many uploads
         self.bytes_per_s = 0  # of the line, one request after another
         self.line_free_s = 0.0
@@ -83,7 +83,8 @@ class Peer(FakeLake):
         if self.bytes_per_s:
             self.line_free_s = max(self.line_free_s, now_s) + size / self.bytes_per_s
             await asyncio.sleep(self.line_free_s - now_s)
-        await asyncio.sleep(self.delay_s)
+        while self.holds and size > 10_000:
+            await asyncio.sleep(0.01)
 
     def arrived(self, stream: str = "numbers") -> list[int]:
         return sorted(self.numbers(stream))
@@ -280,16 +281,16 @@ async def _lanes(store: Store) -> object:
 
 def test_incidents_pass_a_full_window_and_a_lake_that_is_busy(tmp_path: Path) -> None:
     async def test(store: Store, peer: Peer, uplink: Uplink) -> None:
-        peer.is_up, peer.delay_s = False, 1.0
+        peer.is_up, peer.holds = False, True
         await put_large(store, *range(100))
         peer.is_up = True
         uplink.wake()
-        await until(lambda: peer.under_way)
+        await until(lambda: peer.under_way >= sending.WINDOW_FIRST)
         await put_large(store, 7, stream="alarms", kind="incidents", size=0)
         await until(lambda: any(_streams(request) == {"alarms"} for request in peer.requests), "in a request of its own")
         before = peer.requests[: [_streams(request) for request in peer.requests].index({"alarms"})]
         assert sum(map(len, before)) < 20, "it did not wait for the others"
-        peer.delay_s = 0.0
+        peer.holds = False
         await until(lambda: drained(store))
 
     with_uplink(tmp_path, test)
