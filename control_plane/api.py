@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import views
+from control_plane import store, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import Commands, Done, Writer
 from control_plane.effects import Contact
@@ -43,6 +43,12 @@ class Backend(Protocol):
         """`do(*args)` on a thread for long reads."""
 
     async def poke(self, nodes: list[str]) -> None: ...
+
+    async def refused(self) -> list[dict[str, Any]]:
+        """See `Settler.refused`."""
+
+    async def retake(self, digests: Collection[str]) -> dict[str, str]:
+        """See `Settler.retake`."""
 
 
 class _Write(BaseModel):
@@ -97,6 +103,10 @@ class CreateToken(_Write):
     ttl_s: int = Field(8 * 3600, ge=1, le=365 * 86400)
 
 
+class Retry(_Write):
+    digests: list[str] = []  # beginnings will do; none: all
+
+
 class Query(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     sql: str
@@ -137,6 +147,8 @@ class Api:
             ("POST", "/v1/incidents/{id:path}/acknowledge", self.acknowledge),
             ("POST", "/v1/incidents/{id:path}/reset", self.reset),
             ("POST", "/v1/query", self.query),
+            ("GET", "/v1/refused", self.refused),
+            ("POST", "/v1/refused/retry", self.retry),
             ("POST", "/v1/join-tokens", self.create_token),
             ("GET", "/v1/ledgers", self.ledgers),
             ("GET", "/v1/audit", self.audit),
@@ -209,6 +221,25 @@ class Api:
         rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
         return await self._done(self._backend.commands.reset, request.path_params["id"], rows, body.who)
 
+    async def refused(self, request: Request) -> Any:
+        found = await self._backend.refused()
+        return {"refused": [{name: as_json(value) for name, value in row.items()} for row in found]}
+
+    async def retry(self, request: Request) -> Any:
+        body = Retry.model_validate_json(await _body(request))
+        open_ = [row["digest"] for row in await self._backend.refused() if not row["retaken"]]
+        chosen = [digest for digest in open_ if not body.digests or any(_begins(digest, word) for word in body.digests)]
+        unknown = [word for word in body.digests if not any(_begins(digest, word) for digest in open_)]
+        if unknown:
+            hint = "list them with: tidewire refused list"
+            raise Refused(f"no segment {unknown[0]} is refused", op="refused retry", hint=hint)
+        if body.dry_run:
+            return {"segments": [{"digest": digest, "reason": ""} for digest in chosen]}
+        done = await self._backend.retake(chosen)
+        for digest, reason in done.items():
+            await self._backend.with_db(store.record, body.by, "refused retry", digest, reason or "stored", body.reason)
+        return {"segments": [{"digest": digest, "reason": reason} for digest, reason in done.items()]}
+
     async def query(self, request: Request) -> Any:
         body = Query.model_validate_json(await _body(request))
         nodes = await self._backend.with_db(views.node_names, self._backend.contact())
@@ -249,6 +280,10 @@ class Api:
             return JSONResponse(await handler(request))
 
         return guarded
+
+
+def _begins(digest: str, word: str) -> bool:
+    return bool(word) and (digest.startswith(word) or digest.removeprefix("sha256:").startswith(word))
 
 
 async def _body(request: Request) -> bytes:

@@ -16,9 +16,9 @@ from control_plane import heal
 from control_plane.columns import Misfit
 from control_plane.durable import Disk, sync_filesystem
 from control_plane.lake_table import MARKS_CACHED_MAX, LakeTable
-from control_plane.lineage import LOG
 from control_plane.sequence import Mark
 from control_plane.window_tables import made_from
+from pipelines.contract.language.base import LOG
 from pipelines.contract.segment import StreamKey
 
 log = structlog.get_logger()

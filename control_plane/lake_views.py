@@ -16,6 +16,9 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from control_plane.window_tables import latest_sql, shown
+from pipelines.contract.language.base import LOG
+
 LEDGERS = """
 CREATE VIEW ledgers AS
 WITH parts AS (
@@ -111,7 +114,9 @@ class NodeName:
 
 
 def table_names(lake_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in lake_dir.glob("*/_delta_log"))
+    """Those of a window are views over its log, see window_tables.py."""
+    names = {path.parent.name for path in lake_dir.glob("*/_delta_log")}
+    return sorted(names | {shown(name) for name in names if name.endswith(LOG)})
 
 
 def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str], nodes: Sequence[NodeName] = ()) -> None:
@@ -125,7 +130,8 @@ def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str
     db.execute(LEDGERS)
     db.execute(TIMES)
     repaired = {row[0] for row in db.execute("SELECT DISTINCT table_name FROM segments WHERE stamps <> ''").fetchall()}
-    for name in sorted(names - {"segments"}):
+    logs = {name for name in table_names(lake_dir) if name.endswith(LOG) and names & {name, shown(name)}}
+    for name in sorted((names | logs) - {"segments"} - {shown(log) for log in logs}):
         rows = dataset(lake_dir, name)
         columns = [column for column in _STAMPS if _is_stamp(rows.schema, column, name)]
         if name not in repaired or not columns:
@@ -134,6 +140,8 @@ def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str
         db.register(f"{name}__stored", rows)
         shifted = ", ".join(_SHIFTED.format(column=column) for column in columns)
         db.execute(_REPAIRED.format(name=name, stored=f"{name}__stored", table=name, columns=shifted))
+    for log in sorted(logs):
+        db.execute(f'CREATE VIEW "{shown(log)}" AS {latest_sql(log, dataset(lake_dir, log).schema.names)}')
 
 
 def _is_stamp(schema: pa.Schema, column: str, table: str) -> bool:

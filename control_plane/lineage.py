@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from control_plane.columns import LINEAGE, LOG_LINEAGE
 from pipelines.contract.frames import sha256
+from pipelines.contract.language.base import LOG
 from pipelines.contract.segment import Segment
 
 _LONG, _INT, _INT64 = Struct("<q"), Struct("<i"), pa.int64()
-LOG = "__log"  # tables of a window's rows: every revision
 
 
 @dataclass(frozen=True)

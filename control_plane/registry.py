@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Row
 
 from control_plane import store
 from control_plane.assign import Deployment, Rule, Target
+from control_plane.lineage import WindowKey
 from control_plane.selector import Selector, parse_selector
 from control_plane.store import now_us
 from control_plane.times import iso
@@ -77,10 +78,15 @@ def find_digest(db: Connection, digest: str) -> Version | None:
     return _one(db, store.versions.c.digest == digest)
 
 
-def tables_of(db: Connection, pipeline: str, digest: str) -> frozenset[str]:
-    """The lake tables that a registered version writes; none for a version that is not registered."""
+def tables_of(db: Connection, pipeline: str, digest: str) -> Mapping[str, WindowKey | None]:
+    """The lake tables that a registered version writes, and what the rows of a window's table are revisions of; none for a
+    version that is not registered."""
     version = _one(db, store.versions.c.pipeline == pipeline, store.versions.c.digest == digest)
-    return frozenset(version.spec.lake_tables().values()) if version is not None else frozenset()
+    if version is None:
+        return {}
+    spec = version.spec
+    windows = {name: WindowKey.of(window.by, spec.definition("windows", name)) for name, window in spec.windows.items()}
+    return {table: windows.get(spec.sinks[sink].from_ or "") for sink, table in spec.lake_tables().items()}
 
 
 def newest_versions(db: Connection) -> list[Version]:

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,10 +28,12 @@ from control_plane.effects import Contact
 from control_plane.ingest import Ingest
 from control_plane.keys import KeyRing
 from control_plane.lake import Lake
+from control_plane.lineage import WindowKey
 from control_plane.nats_server import NatsServer, bind
 from control_plane.settle import Settler
 from control_plane.store import Store, now_us
 from control_plane.tls import open_tls
+from control_plane.upkeep import Upkeep
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.messages import Heartbeat, JoinReply
 
@@ -61,9 +63,10 @@ class ControlPlane:
         context = self._tls.client_context() if self._tls else None
         self._bus = Bus(self.nats.local_url, self.keys.server_creds(int(time.time())), context)
         settler = Settler(Lake(config.lake_dir), config.refused_dir, self._tables_of)
-        self._ingest = Ingest(settler, self._bus, self.keys.control, self._public_key, self._report_security)
+        upkeep = Upkeep(config.lake_dir)
+        self._ingest = Ingest(settler, self._bus, self.keys.control, self._public_key, self._report_security, upkeep)
         self._publics: dict[str, str] = {}
-        self._tables: dict[tuple[str, str], frozenset[str]] = {}
+        self._tables: dict[tuple[str, str], Mapping[str, WindowKey | None]] = {}
         self._seen: dict[str, int] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
 
@@ -114,6 +117,12 @@ class ControlPlane:
 
     async def in_background(self, do: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, do, *args)
+
+    async def refused(self) -> list[dict[str, Any]]:
+        return await self._ingest.refused()
+
+    async def retake(self, digests: Collection[str]) -> dict[str, str]:
+        return await self._ingest.retake(digests)
 
     async def poke(self, nodes: list[str]) -> None:
         for node in nodes:
@@ -175,10 +184,10 @@ class ControlPlane:
             await self._report_security(node, f"{what} refused: {error}")
             raise
 
-    def _tables_of(self, pipeline: str, digest: str) -> frozenset[str]:
+    def _tables_of(self, pipeline: str, digest: str) -> Mapping[str, WindowKey | None]:
         """For the lake's thread. Versions are append-only: what was found once stays."""
 
-        def find() -> frozenset[str]:
+        def find() -> Mapping[str, WindowKey | None]:
             with self._store.write() as db:
                 return registry.tables_of(db, pipeline, digest)
 

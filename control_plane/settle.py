@@ -20,12 +20,12 @@ import structlog
 from control_plane.columns import COLUMNS_MAX, OWN_COLUMNS, SEGMENTS_SCHEMA, Misfit, conform, lake_schema, merged_schema
 from control_plane.lake import Lake, retaken_run
 from control_plane.lake_table import Conflict, LakeTable
-from control_plane.lineage import LOG, WindowKey, lineage_columns, lineage_schema, log_columns
+from control_plane.lineage import WindowKey, lineage_columns, lineage_schema, log_columns
 from control_plane.refusals import Refusals
 from control_plane.sequence import Mark, continue_from
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import pack
-from pipelines.contract.language.base import RESERVED_TABLES
+from pipelines.contract.language.base import LOG, RESERVED_TABLES
 from pipelines.contract.segment import INCIDENTS, QUARANTINE, Segment, StreamKey, decode
 from pipelines.engine.ipc import decode_rows
 from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA

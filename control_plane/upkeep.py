@@ -17,7 +17,7 @@ from deltalake.exceptions import CommitFailedError
 
 from control_plane import heal, window_tables
 from control_plane.durable import Disk, sync_filesystem
-from control_plane.lineage import LOG
+from pipelines.contract.language.base import LOG
 
 log = structlog.get_logger()
 

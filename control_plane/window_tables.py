@@ -6,15 +6,18 @@ the log by `refresh`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import duckdb
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
-from control_plane.lineage import LOG
+from pipelines.contract.language.base import LOG
 
 _MADE_FROM = "tidewire/log"  # its mark in `name`: the version of the log that it shows
+_KEY = ("_node", "_pipeline", "_stream", "_lineage", "_window_start", "_group")
+_ORDER = ("_revision", "_received_at", "_seq", "_row")
 _MEMORY = "1GB"
 
 
@@ -23,11 +26,12 @@ def shown(log: str) -> str:
     return log.removesuffix(LOG)
 
 
-def latest_sql(log: str) -> str:
-    """SELECT of the highest revision of each window, by node, state and definition, start and group."""
-    key = "_node, _pipeline, _stream, _lineage, _window_start, _group"
-    order = "_revision desc, _received_at desc, _seq desc, _row desc"
-    return f'select * from "{log}" qualify row_number() over (partition by {key} order by {order}) = 1'
+def latest_sql(log: str, columns: Collection[str]) -> str:
+    """SELECT of the highest revision of each window, by node, state and definition, start and group. `columns` are the log's: a
+    sink's `select` may have left some out."""
+    key = ", ".join(name for name in _KEY if name in columns)
+    order = ", ".join(f"{name} DESC" for name in _ORDER if name in columns)
+    return f'SELECT * FROM "{log}" QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order}) = 1'
 
 
 def made_from(table: Path) -> int | None:
@@ -47,6 +51,6 @@ def refresh(lake: Path, log: str) -> bool:
         db.execute("SET TimeZone = 'UTC'")
         db.register(log, source.to_pyarrow_dataset())
         marks = CommitProperties(app_transactions=[Transaction(_MADE_FROM, source.version())])
-        rows = db.sql(latest_sql(log)).to_arrow_reader(65_536)
+        rows = db.sql(latest_sql(log, source.schema().to_arrow().names)).to_arrow_reader(65_536)
         write_deltalake(target, rows, mode="overwrite", schema_mode="overwrite", commit_properties=marks)
     return True

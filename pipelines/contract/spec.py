@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pipelines.contract import interpolate, yaml_reader
 from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json
-from pipelines.contract.language.base import Column, Model, PipelineName, Word
+from pipelines.contract.language.base import LOG, Column, Model, PipelineName, Word
 from pipelines.contract.language.lookups import LookupTable
 from pipelines.contract.language.params import Param
 from pipelines.contract.language.schema import FieldSpec, KeepUnknown, UnknownFields
@@ -63,7 +63,8 @@ class PipelineSpec(Model):
         return {name: None if p.default is None else p.check(p.default) for name, p in self.params.items()}
 
     def lake_tables(self) -> dict[str, str]:
-        return {name: sink.lake.table for name, sink in self.sinks.items()}
+        """Sink -> the table that takes its segments: of a window all revisions, from which the lake makes the sink's table."""
+        return {name: sink.lake.table + LOG * (sink.from_ in self.windows) for name, sink in self.sinks.items()}
 
     def canonical_bytes(self) -> bytes:
         """What is hashed, signed, stored and run: JSON without defaults, comments or layout; the order of keys is kept."""

@@ -125,7 +125,7 @@ def test_the_order_of_columns_is_kept() -> None:
     data = json.loads(load_spec(FULL).canonical_bytes())
     assert list(data["steps"][1]["derive"]) == ["temp_f", "alpha"]
     assert list(data["windows"]["ten"]["select"]) == ["z", "a"]
-    assert load_spec(FULL).lake_tables() == {"readings": "press_readings", "summary": "press_10s"}
+    assert load_spec(FULL).lake_tables() == {"readings": "press_readings", "summary": "press_10s__log"}
     defaults = load_spec(FULL).defaults()
     assert defaults == {"limit_c": 85.0, "mode": "auto"}
     assert repr(defaults["limit_c"]) == "85.0", "I6: its digest is that of a 85.0 which somebody sets"

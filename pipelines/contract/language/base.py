@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 RESERVED_TABLES = frozenset({"segments", "quarantine", "incidents", "ledgers", "nodes"})
+LOG = "__log"  # ends the names of tables that take every revision of a window's rows
 RESERVED_COLUMNS = frozenset({"node", "meta"})
 
 _PIPELINE = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
@@ -41,7 +42,7 @@ def _column(text: str) -> str:
 def _table(text: str) -> str:
     if text.lower() in RESERVED_TABLES:
         raise ValueError(f'"{text}" is one of Tidewire\'s own tables')
-    if text.lower().endswith("__log"):
+    if text.lower().endswith(LOG):
         raise ValueError("tables that end in __log are Tidewire's own: all revisions of a window's rows")
     return _word(text).lower()
 
