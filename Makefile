@@ -1,4 +1,4 @@
-# make demo · make test · make prove · make lint · make lock · make clean
+# make demo · make test · make prove · make sim [SEED=7 | SEEDS=2000] · make lint · make lock · make clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint fix lock bench prove clean
+.PHONY: help setup demo test lint fix lock bench prove sim clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -31,6 +31,10 @@ demo: setup
 test: setup lint
 	@echo "== Running the tests"
 	@$(BIN)/pytest -n 2 $(ARGS)
+
+sim: setup
+	@echo "== Simulating faults in virtual time: each seed decides everything"
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)
 
 lint: setup
 	@echo "== Checking style and types"

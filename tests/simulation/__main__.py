@@ -9,11 +9,18 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+from tests.simulation.canaries import CANARIES
 from tests.simulation.scenario import Result, simulate
 
 
 def main() -> int:
     options = _options()
+    if options.canary:
+        found = CANARIES[options.canary]
+        for seed in [options.seed] if options.seed is not None else found.seeds:
+            result = simulate(seed, found.faults, buffer_bytes=found.buffer_bytes, bug=options.canary, verbose=not options.quiet)
+            _tell([result])
+        return 0
     if options.seed is not None:
         results = [simulate(options.seed, options.fault or None, verbose=not options.quiet)]
     else:
@@ -25,6 +32,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seed", type=int, help="replay this one and print its trace")
+    parser.add_argument("--canary", choices=CANARIES, help="let this bug in, in the scenario where it shows")
     parser.add_argument("--quiet", action="store_true", help="without the trace")
     parser.add_argument("--fault", action="append", help="have this fault instead of those that the seed draws")
     parser.add_argument("--seeds", type=int, default=200, help="how many")

@@ -140,6 +140,12 @@ async def control_killed_in_commit(world: World, rng: random.Random) -> None:
 
 
 @fault(2)
+async def control_stalled(world: World, rng: random.Random) -> None:
+    """It hangs right before a lake commit, another process takes over, and then it goes on: two writers."""
+    world.traps.append(Trap(world.control.machine, "before the lake commit", rng.randrange(0, 3), "control_stalled", stall_s=12))
+
+
+@fault(2)
 async def reboot(world: World, rng: random.Random) -> None:
     """The machine is off for a while; its BOOTTIME begins anew, and its wall clock where it stood, or in 1970."""
     node = _node(world, rng)
@@ -199,9 +205,11 @@ async def central_param(world: World, rng: random.Random) -> None:
     value, plane = str(rng.randrange(70, 90)), control.plane
 
     async def write() -> None:
+        world.limits.add(float(value))
         done = await control.on_store(
             plane.commands.set_param, "sim", {"limit_c": value}, "*", Who("ann"), plane.contact(), force=False, lock=False
         )
+        world.limits = {float(value)}
         await control.poke(done.poke)
 
     await world.attempt(write())
@@ -209,22 +217,44 @@ async def central_param(world: World, rng: random.Random) -> None:
 
 @fault(2)
 async def on_site_param(world: World, rng: random.Random) -> None:
+    await _set_on_site(world, _node(world, rng), float(rng.randrange(70, 90)))
+
+
+@fault(1)
+async def on_site_params_by_a_wrong_clock(world: World, rng: random.Random) -> None:
+    """The first one written seems to be the later one: what its writer had seen decides, not the clock (I5, I10)."""
     node = _node(world, rng)
+    node.machine.wall_offset_s = 10 * 365 * 86400
+    await _set_on_site(world, node, 71.0)
+    node.machine.wall_offset_s = 0.0
+    await _set_on_site(world, node, 89.0)
+
+
+async def _set_on_site(world: World, node: Node, value: float) -> None:
     agent = node.agent
     if node.life is None or agent is None or not agent.record.is_agreed:
         return
-    world.fault("on_site_param", node=node.name)
-    value = float(rng.randrange(70, 90))
+    world.fault("on_site_param", node=node.name, value=value)
     body: dict[str, object] = {"name": "limit_c", "value": value}
+    node.limits = (node.limits or {0.0}) | {value}  # until it is known to be written; 0: nothing is
 
-    def begin() -> asyncio.Task[object]:
-        return asyncio.get_running_loop().create_task(agent.record.add_note("param", "sim", body, by="bob", reason=""))
+    async def write() -> None:
+        await agent.record.add_note("param", "sim", body, by="bob", reason="")
+        node.limits = {value}
 
-    await world.attempt(_result(node.in_life(begin)))
+    def begin() -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(write())
+
+    await asyncio.wait({node.in_life(begin)}, timeout=10)
 
 
-async def _result(task: asyncio.Task[object]) -> None:
-    await task
+@fault(0)
+async def retyped_column(world: World, rng: random.Random) -> None:
+    """A version whose rows do not fit the table: the lake refuses them in the open, and rounds nothing."""
+    world.fault("retyped_column")
+    world.versions += 1
+    world.retyped.add(world.versions)
+    await world.attempt(world.control.apply(world.versions, is_retyped=True))
 
 
 @fault(2)
@@ -249,7 +279,7 @@ async def card_restored(world: World, rng: random.Random) -> None:
     await asyncio.sleep(rng.uniform(5, 25))
     world.fault("card_restored", node=node.name)
     node.crash()
-    node.is_held = True
+    node.is_held = node.was_restored = True
     node.read_again |= node.read_by(node.data_dir / "agent.db") - known
     await asyncio.sleep(1)
     shutil.rmtree(node.data_dir)

@@ -149,6 +149,10 @@ class SimLink:
     def is_up(self) -> bool:
         return self._closed is not None
 
+    @property
+    def payload_bytes_max(self) -> int:
+        return 1024 * 1024
+
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 

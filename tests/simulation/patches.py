@@ -46,8 +46,9 @@ _GROWING = ("INSERT INTO outbox", "INSERT INTO state", "INSERT INTO quarantine")
 def virtual(world: World) -> Iterator[None]:
     """Everything below is undone at the end."""
     with ExitStack() as stack:
-        for target, name, value in _replacements(world):
-            stack.enter_context(patch.object(target, name, value))
+        for source in (_replacements(world), world.bug(), _lake_points(world)):
+            for target, name, value in source:
+                stack.enter_context(patch.object(target, name, value))
         before = structlog.get_config()
         structlog.configure(processors=[world.hear, _drop], wrapper_class=structlog.make_filtering_bound_logger(20))
         stack.callback(structlog.configure, **before)
@@ -77,7 +78,6 @@ def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield control_plane.server, "Api", lambda *_: SimpleNamespace(app=lambda: None)
     yield control_plane.server, "_http_server", lambda app: _NoHttp()
     yield control_plane.lake, "sync_filesystem", lambda directory: None
-    yield control_plane.lake, "write_deltalake", _writing(world, control_plane.lake.write_deltalake)
     # slower rhythms: a lake commit, a tick and a look at a file cost what they cost, and time is free
     yield control_plane.ingest, "GROUP_WAIT_S", 3.0
     yield edge_agent.runner, "TICK_S", 2.5
@@ -181,17 +181,18 @@ def _recording(world: World) -> Callable[..., Any]:
     return perform
 
 
-def _writing(world: World, real: Callable[..., None]) -> Callable[..., None]:
-    """`write_deltalake` with the places where the control plane may die."""
+def _lake_points(world: World) -> Iterator[tuple[Any, str, Any]]:
+    """Lake commits, with the places where the control plane may die or hang."""
+    real = control_plane.lake.LakeTable.append
 
-    def write(table: Any, rows: Any, **options: Any) -> None:
+    def append(table: Any, rows: Any, marks: Any) -> None:
         life = LIFE.get()
         assert life is not None
         world.at("before the lake commit", life)
-        real(table, rows, **options)
+        real(table, rows, marks)
         world.at("after the lake commit", life)
 
-    return write
+    yield control_plane.lake.LakeTable, "append", append
 
 
 class _SimDatabase(Database):

@@ -31,6 +31,8 @@ schema:
   t: {{type: double, min: -40, max: 400}}
 steps:
   - filter: g <> 'skip'
+  - derive:
+      twice: {twice}
 windows:
   per_group:
     every: 10s
@@ -61,8 +63,9 @@ sinks:
 """
 
 
-def text(base: Path, number: int) -> str:
-    return TEXT.format(base=base, description=f"Version {number}.")
+def text(base: Path, number: int, *, is_retyped: bool = False) -> str:
+    """`is_retyped`: the column `twice`, whole numbers until then, gets halves: the lake must not round them."""
+    return TEXT.format(base=base, description=f"Version {number}.", twice="n * 2 + 0.5::DOUBLE" if is_retyped else "n * 2")
 
 
 @dataclass

@@ -107,9 +107,11 @@ class SimSupervisor:
     def __init__(self, loop: VirtualLoop, machine: Machine, at: Callable[[str, Life], None]) -> None:
         self._loop, self._machine, self._at = loop, machine, at
         self.running: list[SimProcess] = []
+        self.started = 0
 
     async def start(self, pipeline: str) -> SimProcess:
         await asyncio.sleep(0.05)
+        self.started += 1
         process = SimProcess(self._loop, self._machine, pipeline, self._at)
         self.running = [other for other in self.running if not other.life.is_dead] + [process]
         return process

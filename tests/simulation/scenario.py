@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tests.simulation.canaries import CANARIES
 from tests.simulation.checks import complaints, i6_replicas_agree
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import Node, World
@@ -30,23 +31,26 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
 
 
-def simulate(seed: int, faults: Sequence[str] | None = None, *, verbose: bool = False) -> Result:
-    """Run one seed; `faults` names those to have, instead of some that the seed draws."""
-    world = World(seed, verbose=verbose)
+def simulate(
+    seed: int, faults: Sequence[str] | None = None, *, buffer_bytes: int = 0, bug: str = "", verbose: bool = False
+) -> Result:
+    """Run one seed; `faults` names those to have, instead of some that the seed draws; `buffer_bytes` is each node's; `bug` is
+    a canary to let in."""
+    world = World(seed, bug=CANARIES[bug].patches if bug else lambda: iter(()), verbose=verbose)
     try:
-        found = world.run(lambda world: _scenario(world, faults))
+        found = world.run(lambda world: _scenario(world, faults, buffer_bytes))
     except AssertionError as error:
         found = [f"I12: {error}"]
     hours = (world.loop.now - 1000) / 3600
     return Result(seed, found, world.trace.hexdigest(), hours, world.rows_checked, world.faults)
 
 
-async def _scenario(world: World, names: Sequence[str] | None) -> list[str]:
+async def _scenario(world: World, names: Sequence[str] | None, buffer_bytes: int) -> list[str]:
     rng = world.random("scenario")
     world.control.start()
     for node in world.nodes:
-        if rng.random() < 0.15:
-            node.buffer_bytes = SMALL_BUFFER
+        if buffer_bytes or (names is None and rng.random() < 0.15):
+            node.buffer_bytes = buffer_bytes or SMALL_BUFFER
         await node.join()
         node.start()
     await world.control.apply(1)

@@ -11,9 +11,9 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,8 +48,15 @@ _plans: dict[str, Any] = {}
 class World:
     """`seed` decides everything. `trace` says what happened, in order, without digests: those hold the path of `home`."""
 
-    def __init__(self, seed: int, *, nodes: int = 2, verbose: bool = False) -> None:
-        self.seed, self.verbose = seed, verbose
+    def __init__(
+        self,
+        seed: int,
+        *,
+        nodes: int = 2,
+        bug: Callable[[], Iterator[tuple[Any, str, Any]]] = lambda: iter(()),
+        verbose: bool = False,
+    ) -> None:
+        self.seed, self.bug, self.verbose = seed, bug, verbose
         self.rng = random.Random(f"world/{seed}")
         self.home = BASE / f"tw-sim-{os.getpid():07d}"  # the same for each seed, so that plans are compiled once
         shutil.rmtree(self.home, ignore_errors=True)
@@ -61,13 +68,15 @@ class World:
         self.network = Network(self.random("network"), self.note)
         self.control = Control(self)
         self.nodes = [Node(self, f"n{i}") for i in range(1, nodes + 1)]
-        self.actions: list[tuple[str, dict[str, Any]]] = []
-        self.errors: list[str] = []  # what the code itself logged as an error
+        self.actions: list[tuple[str, float, dict[str, Any]]] = []  # (node, virtual time, action)
+        self.errors: list[tuple[str, str]] = []  # (machine, what its code logged as an error)
         self.traps: list[Trap] = []
         self.out_of_bounds: set[str] = set()
         self.store_was_restored = False
         self.rows_checked = 0
         self.versions = 1
+        self.retyped: set[int] = set()  # versions whose column `twice` has another type
+        self.limits = {80.0}  # the central limit_c, or what it may be when nobody knows whether a write succeeded
         self.is_over = False
 
     epoch_s = patches.EPOCH_S  # true time at virtual time 0
@@ -142,7 +151,7 @@ class World:
             **{name: str(value)[:160].replace(str(self.home), "") for name, value in words.items()},
         )
         if method in ("error", "exception"):
-            self.errors.append(text)
+            self.errors.append((life.machine.name if life else "", text))
         return event
 
     def at(self, point: str, life: Life) -> None:
@@ -155,13 +164,17 @@ class World:
                 if trap.passes < 0:
                     self.traps.remove(trap)
                     self.fault(trap.kind, at=point, life=life)
-                    raise Crashed
+                    if not trap.stall_s:
+                        raise Crashed
+                    self.control.replace(trap.stall_s)
+                    assert Fiber.current is not None
+                    Fiber.current.park(trap.stall_s)
 
     def is_disk_full(self, machine: Machine) -> bool:
         return any(node.machine is machine and node.is_disk_full for node in self.nodes)
 
     def performed(self, node: str, action: dict[str, Any]) -> None:
-        self.actions.append((node, dict(action)))
+        self.actions.append((node, self.loop.now, dict(action)))
         self.note("action", node=node, incident=action.get("incident"), transition=action.get("transition"))
 
     def crash_life(self, life: Life) -> None:
@@ -180,10 +193,11 @@ class World:
 
 
 class Trap:
-    """The process of `machine` dies the `passes`-th time that it comes by `point`."""
+    """The process of `machine` dies the `passes`-th time that it comes by `point`; with `stall_s` it hangs there, another one
+    takes over, and then it goes on."""
 
-    def __init__(self, machine: Machine, point: str, passes: int, kind: str) -> None:
-        self.machine, self.point, self.passes, self.kind = machine, point, passes, kind
+    def __init__(self, machine: Machine, point: str, passes: int, kind: str, stall_s: float = 0.0) -> None:
+        self.machine, self.point, self.passes, self.kind, self.stall_s = machine, point, passes, kind, stall_s
 
 
 class _Process:
@@ -254,7 +268,7 @@ class Control(_Process):
             assert self.plane is not None
             await self.plane.run()
         except Exception as error:  # noqa: BLE001 - a checker complains
-            self.world.errors.append(f"the control plane ended: {error!r}")
+            self.world.errors.append(("control", f"the control plane ended: {error!r}"))
             self.world.note("control ended", error=repr(error))
 
     def _cut(self) -> None:
@@ -282,12 +296,30 @@ class Control(_Process):
 
         return await self.on_store(call)
 
-    async def apply(self, number: int) -> None:
+    def replace(self, stalled_s: float) -> None:
+        """Another process takes over while this one hangs; this one then goes on for a while."""
+        life, plane = self.life, self.plane
+        assert life is not None and plane is not None
+
+        def end() -> None:
+            life.is_dead = True
+            for fiber in list(life.cleanups):
+                if isinstance(fiber, Fiber):
+                    fiber.kill()
+            plane._store.close()
+
+        self.life = self.plane = self.world.network.bus = None
+        self.world.loop.call_later(1, self.start, context=Context())
+        self.world.loop.call_later(stalled_s + 15, end, context=Context())
+
+    async def apply(self, number: int, *, is_retyped: bool = False) -> None:
         """Register a version of the pipeline and deploy it everywhere."""
         plane = self.plane
         assert plane is not None
         who = Who("ann", "simulation")
-        await self.on_store(plane.commands.apply, [("sim.yaml", pipeline.text(self.world.home, number))], who)
+        await self.on_store(
+            plane.commands.apply, [("sim.yaml", pipeline.text(self.world.home, number, is_retyped=is_retyped))], who
+        )
         done = await self.on_store(plane.commands.deploy, "sim", "*", {}, who, plane.contact())
         await self.poke(done.poke)
         self.world.note("deployed", number=number)
@@ -342,6 +374,9 @@ class Node(_Process):
         self.supervisor: SimSupervisor | None = None
         self.read_again: set[int] = set()  # numbers of rows that came after a copy of the card which was put back
         self.lost_with_lake: set[int] = set()
+        self.was_restored = False
+        self.crashes = 0
+        self.limits: set[float] = set()  # what limit_c may be on site
 
     async def join(self) -> None:
         self.identity = await self.world.control.admit(self.name, self.key)
@@ -378,10 +413,11 @@ class Node(_Process):
         try:
             await agent.run()
         except Exception as error:  # noqa: BLE001 - a checker complains
-            self.world.errors.append(f"the agent {self.name} ended: {error!r}")
+            self.world.errors.append((self.name, f"the agent ended: {error!r}"))
             self.world.note("agent ended", node=self.name, error=repr(error))
 
     def _cut(self) -> None:
+        self.crashes += 1
         assert self.store is not None and self.supervisor is not None
         self.path.links.clear()
         for process in self.supervisor.running:
