@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from control_plane.audit import Audit
-from control_plane.lake_views import NodeName
+from control_plane.audit import EQUATIONS, Audit, Scope, run_audit
+from control_plane.lake_views import LEDGERS, NodeName, table_names
+from control_plane.query import run_query
 from edge_agent.outbox import Mark
 from pipelines.engine.state import State
-
-NODES = Path("nodes")
+from tests.docs.blocks import blocks
 
 
 @pytest.fixture
@@ -49,6 +50,13 @@ def work(node: Node, chance: random.Random, count: int = 60) -> None:
     for _ in range(3):
         node.read(some_records(chance, count // 3))
         node.commit()
+
+
+def quiet(node: Node) -> None:
+    """Everything arrives, and one more commit tells that nothing else is pending."""
+    node.drain()
+    node.read([record(1_700_000_100, "a", 1.0, 99)])
+    node.drain()
 
 
 def equations(found: Audit) -> set[str]:
@@ -273,8 +281,6 @@ def test_one_pipeline_or_node_alone(cloud: Cloud, node: Node, tmp_path: Path) ->
 
 
 def test_unknown_is_not_zero(cloud: Cloud, node: Node) -> None:
-    from control_plane.audit import Scope, run_audit
-
     work(node, random.Random(1))
     node.drain()
     nodes = [NodeName("n1", "pi1", {}, 5, True, ("press",)), NodeName("n9", "pi9", {}, 0, False, ("press",))]
@@ -286,3 +292,83 @@ def test_unknown_is_not_zero(cloud: Cloud, node: Node) -> None:
 def test_an_empty_lake_holds(cloud: Cloud) -> None:
     found = cloud.audit()
     assert found.holds and not found.figures and not found.tables
+
+
+# Stubs and refused segments
+
+
+def test_i3_an_evicted_segment_is_a_gap_and_no_difference(cloud: Cloud, tmp_path: Path) -> None:
+    node = Node(tmp_path / "small", cloud, text(), buffer_bytes=300_000)
+    node.read([record(1_700_000_000 + i, "k" * 400 + str(i), 1.0 + i / 7, i + 1) for i in range(200)])
+    node.commit()
+    for round_ in range(60):
+        noise = random.Random(round_)
+        keys = ["".join(noise.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=400)) for _ in range(50)]
+        node.read([record(1_700_000_000 + i, key, noise.random(), i + 1) for i, key in enumerate(keys)])
+        node.commit()
+    node.drain()
+    node.close()
+    found = cloud.audit()
+    assert found.holds, found.differences
+    figures = rows_of(found, "stream", "readings")
+    assert figures["evicted"] > 0
+    assert figures["written"] == figures["stored"] + figures["evicted"]
+    assert figures["evicted"] == sum(gap["rows"] for gap in found.gaps if gap["stream"] == "readings")
+    assert {gap["reason"] for gap in found.gaps} == {"evicted"}
+
+
+def test_a_stub_that_is_dropped_is_seen(cloud: Cloud, node: Node) -> None:
+    """The bug "evict without stub": what follows goes on under a new run as if nothing were missing."""
+    work(node, random.Random(1))
+    node.save(node.directory.parent / "kept")
+    with sqlite3.connect(node.directory / "agent.db") as db:
+        db.execute("DELETE FROM outbox WHERE stream_id IN (SELECT id FROM streams WHERE stream = 'readings')")
+        db.execute("DELETE FROM streams WHERE stream = 'readings'")
+    node.crash()
+    work(node, random.Random(2))
+    quiet(node)
+    found = cloud.audit()
+    assert equations(found) == {"arrived"}
+    assert any("readings" in difference["place"] for difference in found.differences)
+
+
+def test_a_refused_segment_is_listed_and_no_difference(cloud: Cloud, node: Node) -> None:
+    work(node, random.Random(1))
+    cloud.versions.clear()
+    node.drain()
+    found = cloud.audit()
+    assert found.holds, found.differences
+    figures = rows_of(found, "stream", "readings")
+    assert figures["refused"] == figures["written"] == sum(r["rows"] for r in found.refused if r["stream"] == "readings") > 0
+    assert "registered here" in found.refused[0]["reason"]
+
+
+# The page
+
+
+PAGE = {block.info: block.text for block in blocks(Path(__file__).parents[2] / "docs" / "audit.md")}
+
+
+def found_by_hand(cloud: Cloud, name: str) -> int:
+    """Rows that the page's statement returns in `tidewire query`."""
+    tables = [t for t in table_names(cloud.lake) if t != "segments"] if name == "table" else [""]
+    return sum(len(run_query(cloud.lake, PAGE[f"sql {name}"].replace("TABLE", table)).rows) for table in tables)
+
+
+def test_the_page_shows_what_the_audit_runs() -> None:
+    assert {f"sql {name}": sql.strip() for name, sql in EQUATIONS.items()}.items() <= {
+        k: v.strip() for k, v in PAGE.items()
+    }.items()
+    assert PAGE["sql view"].strip() == LEDGERS.strip()
+
+
+def test_the_pages_sql_runs_as_it_stands_and_sees_what_is_broken(cloud: Cloud, node: Node) -> None:
+    work(node, random.Random(1))
+    quiet(node)
+    assert [name for name in EQUATIONS if found_by_hand(cloud, name)] == []
+    assert run_query(cloud.lake, PAGE["sql"]).columns
+    write_deltalake(cloud.lake / "readings", stored(cloud, "readings").slice(3, 1), mode="append")
+    segments = stored(cloud, "segments")
+    keep = [i for i, row in enumerate(segments.to_pylist()) if row["stream"] != "high"]
+    write_deltalake(cloud.lake / "segments", segments.take(keep), mode="overwrite")
+    assert {name for name in EQUATIONS if found_by_hand(cloud, name)} == {"table", "arrived"}
