@@ -13,6 +13,7 @@ import decimal
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines.contract.language.schema import Element, FieldSpec, fit_decimal, 
 from pipelines.engine.records import timestamps
 from pipelines.engine.records.json_template import INTEGER, NUMBER
 from pipelines.engine.records.json_text import Doubled, NotJson, Number, parse, text_of
+from pipelines.engine.records.raw import raw_bytes
 from pipelines.engine.records.timestamps import MICROS, Format
 from pipelines.engine.types import of_field, to_arrow
 
@@ -44,6 +46,13 @@ class Unfit(Exception):
 
 
 Read = tuple[pa.Array, pa.Array | None]  # values, and the rows to doubt
+
+
+def either(doubt: pa.Array | None, other: pa.Array | None) -> pa.Array | None:
+    """The rows that one of two doubts."""
+    if doubt is None or other is None:
+        return other if doubt is None else doubt
+    return pc.or_kleene(doubt, other)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class Converter:
             clean = pc.fill_null(pc.match_substring_regex(texts, self.plain), True)
             try:
                 values, doubt = self._cast(pc.if_else(clean, texts, None))
-                return values, pc.invert(clean) if doubt is None else pc.or_kleene(pc.invert(clean), doubt)
+                return values, either(pc.invert(clean), doubt)
             except pa.ArrowInvalid:
                 pass
         return pa.nulls(len(texts), self.type), pc.is_valid(texts)
@@ -152,6 +161,7 @@ class Boolean(Converter):
     _TRUE, _FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
     _SPELT = pa.array(["true", "false", "True", "False", "TRUE", "FALSE", "1", "0", "yes", "no"])
     _MEANT = pa.array([True, False] * 5)
+    _QUICK, _LOOK = _SPELT[:8], 16  # those that a cast takes, and how many values are looked at first: one that fails is slow
 
     def _parse(self, text: str, received_us: int) -> bool:
         word = text.strip(" \t").lower()
@@ -160,6 +170,9 @@ class Boolean(Converter):
         raise ValueError
 
     def _cast(self, texts: pa.Array) -> Read:
+        if pc.all(pc.is_in(texts.slice(0, self._LOOK), self._QUICK)).as_py():
+            with suppress(pa.ArrowInvalid):
+                return texts.cast(pa.bool_()), None  # true and false in any case, 1 and 0
         which = pc.index_in(texts, self._SPELT)
         return self._MEANT.take(which), pc.and_(pc.is_null(which), pc.is_valid(texts))
 
@@ -188,9 +201,10 @@ class Integer(Converter):
         return INTEGER
 
 
-def _hexadecimal(texts: pa.Array) -> pa.Array:
+def _hexadecimal(texts: pa.Array) -> pa.Array | None:
     """Arrow reads 0x1F as an integer; here it is none."""
-    return pc.or_(pc.starts_with(texts, "0x"), pc.starts_with(texts, "0X"))
+    raw = raw_bytes(texts)
+    return pc.or_(pc.starts_with(texts, "0x"), pc.starts_with(texts, "0X")) if b"x" in raw or b"X" in raw else None
 
 
 class Double(Converter):
@@ -268,7 +282,7 @@ class Decimal(Converter):
     def _cast(self, texts: pa.Array) -> Read:
         exponents = pc.match_substring_regex(texts, "[eE]")  # Arrow takes 1e-309 for zero
         values, doubt = self._within(_with_point(texts, self.spec.decimal).cast(self.type))
-        return values, exponents if doubt is None else pc.or_kleene(exponents, doubt)
+        return values, either(exponents, doubt)
 
     def _within(self, values: pa.Array) -> Read:
         """Arrow keeps more digits than the precision has, where a text has fewer decimals than the scale."""
@@ -342,8 +356,7 @@ class Timestamp(Converter):
             return timestamps.texts_quickly(texts, self._form, self.spec.timezone)
         try:
             values, doubt = timestamps.numbers_quickly(texts.cast(pa.int64()), self._unit)
-            hexadecimal = _hexadecimal(texts)
-            return values, hexadecimal if doubt is None else pc.or_kleene(doubt, hexadecimal)
+            return values, either(doubt, _hexadecimal(texts))
         except pa.ArrowInvalid:
             if self._unit not in ("s", "ms"):
                 raise
@@ -485,7 +498,7 @@ class List(_Nested):
         def whole(lists: pa.Array, received_us: int) -> Read:
             flat, doubt = finish(lists.flatten(), received_us)
             if not nullable and flat.null_count:
-                doubt = pc.is_null(flat) if doubt is None else pc.or_kleene(doubt, pc.is_null(flat))
+                doubt = either(doubt, pc.is_null(flat))
             made = pa.ListArray.from_arrays(
                 _own_offsets(lists), flat, type=type_, mask=pc.is_null(lists) if lists.null_count else None
             )

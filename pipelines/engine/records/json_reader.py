@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
-from pipelines.engine.records.convert import Converter, Native, Unfit
+from pipelines.engine.records.convert import Converter, Native, Unfit, either
 from pipelines.engine.records.json_template import Path, Template, make_template
 from pipelines.engine.records.json_text import DEPTH_MAX, Doubled, NotJson, parse_object, to_json
 from pipelines.engine.records.table_read import Part, TableRead, merge
@@ -163,7 +163,7 @@ class JsonReader:
                 columns, doubt = self._cut(template, natives, pc.if_else(matches, texts, example), received_us)
             except pa.ArrowInvalid:
                 return nothing
-            odd = pc.invert(matches) if doubt is None else pc.or_kleene(pc.invert(matches), doubt)
+            odd = either(pc.invert(matches), doubt)
             return [self._patched(columns, odd, texts, lines, received_us)], (texts.slice(0, 0), None)
         if count < len(texts):
             alike, others = _pick(texts, lines, matches), _pick(texts, lines, pc.invert(matches))
@@ -231,8 +231,7 @@ class JsonReader:
             value = found[leaf.path]
             values, unsure = leaf.converter.quickly(value) if kind == "string" else native.finish(value, received_us)
             columns.append(values)
-            if unsure is not None:
-                doubt = unsure if doubt is None else pc.or_kleene(doubt, unsure)
+            doubt = either(doubt, unsure)
         if self._unknown == "keep":
             columns.append(pa.nulls(len(texts), pa.string()))
         return columns, doubt
@@ -310,8 +309,7 @@ class JsonReader:
                 raw = pc.coalesce(raw, _leaf(found, leaf.path).take(parents))
             values, unsure = native.finish(raw, received_us)
             columns.append(values)
-            if unsure is not None:
-                doubt = unsure if doubt is None else pc.or_kleene(doubt, unsure)
+            doubt = either(doubt, unsure)
         if self._unknown == "keep":
             columns.append(pa.nulls(table.num_rows if parents is None else len(parents), pa.string()))
         return columns, parents, doubt

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.records.raw import raw_bytes
+
 Path = tuple[str | int, ...]
 SCALARS_MAX = 64  # of an example; wider records are for the general reader
 _TOKEN = re.compile(
@@ -116,11 +118,9 @@ def _are_plain_numbers(values: pa.Array, pattern: str) -> bool:
 
 def _bytes(values: pa.Array) -> tuple[int, int, bytes]:
     """The least and the greatest byte of texts that lie side by side, and all bytes."""
-    data = values.buffers()[2]
-    if data is None or not data.size:
-        return 0x7F, 0, b""
-    bounds = pc.min_max(pa.Array.from_buffers(pa.uint8(), data.size, [None, data]))
-    return bounds["min"].as_py(), bounds["max"].as_py(), data.to_pybytes()
+    data = raw_bytes(values)
+    bounds = pc.min_max(pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)])).as_py()
+    return (bounds["min"], bounds["max"], data) if data else (0x7F, 0, data)
 
 
 @dataclass(frozen=True)
