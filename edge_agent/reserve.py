@@ -37,13 +37,18 @@ class Reserve:
 
     @property
     def is_held(self) -> bool:
-        return self._path.exists()
+        """Whether it takes its room: a file that was cut short does not."""
+        try:
+            return self._path.stat().st_blocks * 512 >= self._bytes
+        except OSError:
+            return False
 
     def hold(self) -> bool:
         """Take the room again, where there is twice as much. Whether it is held."""
         with suppress(OSError):
             if self.is_held:
                 return True
+            self.give_up()
             disk = os.statvfs(self._path.parent)
             if disk.f_bavail * disk.f_frsize >= 2 * self._bytes:
                 self._take(self._bytes)

@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent import database as module
 from edge_agent.database import Database
+from edge_agent.reserve import Reserve
 
 WITHIN_S = 20
 BLOB_BYTES = 64 * 1024
@@ -67,3 +68,11 @@ def _wait_for(holds: object) -> None:
     while not holds():  # type: ignore[operator]  # a callable
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_i9_a_reserve_that_was_cut_short_is_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "agent.reserve"
+    size = Reserve(path).log_bytes_max * 2
+    os.truncate(path, 0)
+    assert Reserve(path).is_held
+    assert path.stat().st_blocks * 512 >= size
