@@ -1,4 +1,4 @@
-"""`python -m prove [NAME...]`: run scenarios, print what they counted, exit 1 when anything is wrong."""
+"""`python -m prove [NAME...]`: break things, print what was counted, exit 1 when anything is wrong."""
 
 from __future__ import annotations
 
@@ -12,31 +12,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from prove import disk_scenarios, scenarios
+from prove.faults import FULL, SHORT
 from prove.report import line, write
-from prove.scenarios import FULL, SHORT, Result, Scenario
-
-ALL: dict[str, Scenario] = {
-    "kills": scenarios.kills,
-    "cuts": scenarios.cuts,
-    "pauses": scenarios.pauses,
-    "full disk, agent": disk_scenarios.full_agent_disk,
-    "full disk, control plane": disk_scenarios.full_control_disk,
-    "damage": disk_scenarios.damage,
-    "power cuts, agent": disk_scenarios.power_of_agent,
-    "power cuts, control plane": disk_scenarios.power_of_control,
-}
+from prove.run import ALL, Result, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="prove", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(ALL)}; all of them when none is given")
     parser.add_argument("--seed", type=int, default=1, help="decides what is broken and how, not when the processes run")
-    parser.add_argument("--short", action="store_true", help="as in make test")
+    parser.add_argument("--short", action="store_true", help="less of each, as in make test")
     parser.add_argument("--keep", action="store_true", help="leave the directories with logs and lakes, and say where")
     given = parser.parse_args()
     if unknown := set(given.names) - ALL.keys():
-        parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+        parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts and processes go on either
     print(f"SEED={given.seed}", flush=True)
     results: dict[str, Result] = {}
@@ -52,7 +41,7 @@ def main() -> int:
 def _run(name: str, seed: int, *, short: bool, keep: bool) -> Result:
     home = Path(tempfile.mkdtemp(prefix="prove-"))
     try:
-        return asyncio.run(ALL[name](home / "plant", random.Random(f"{seed} {name}"), SHORT if short else FULL))
+        return asyncio.run(run([name], home / "plant", random.Random(f"{seed} {name}"), SHORT if short else FULL))
     finally:
         print(f"  {home}") if keep else shutil.rmtree(home, ignore_errors=True)
 

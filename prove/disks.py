@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-MIB = 1 << 20
 _EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/ext4.h
 _WITHOUT_FLUSHING_THE_LOG = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH
 _BUSY_S = 10.0
@@ -30,17 +29,6 @@ def why_not() -> str:
             return f"{program} is not installed"
     done = subprocess.run(["losetup", "--find"], capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
-
-
-@contextmanager
-def small_disk(at: Path, size: int) -> Iterator[None]:
-    """A tmpfs of `size` bytes at `at`."""
-    at.mkdir(parents=True, exist_ok=True)
-    _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(at))
-    try:
-        yield
-    finally:
-        _unmount(at)
 
 
 @asynccontextmanager
@@ -75,7 +63,7 @@ class PoweredDisk:
         at.mkdir(parents=True, exist_ok=True)
         with image.open("wb") as file:
             file.truncate(size)
-        _run("mkfs.ext4", "-q", "-F", str(image))
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
         self.mount()
 
     def mount(self) -> None:

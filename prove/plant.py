@@ -6,7 +6,7 @@ import asyncio
 import random
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import psutil
 from control_plane.demo import processes
 from control_plane.demo.processes import CONTROL, Program
 from prove.cluster import Cluster, cluster, descendants, eventually
+from prove.disks import PoweredDisk, powered_disk
 from prove.truth import Counted, count, settled
 from prove.writer import Writer
 
 NODE = "node-1"
 DRAINED_WITHIN_S = 90.0
+DAMAGED, ENDS_MAX = "the store is damaged", 3  # what the agent says of it; so often after each damage it may end to salvage
 WRITERS, RATE = 2, 800  # lines a second, of each
 NUMBERS = """
 tidewire: 1
@@ -42,16 +44,44 @@ sinks:
   summary: {lake: {table: numbers_per_second}, from: per_second}
 """
 
+ALARMS = """
+tidewire: 1
+pipeline: alarms
+sources:
+  log:
+    file: {path: "alarms/*.jsonl"}
+schema:
+  alarm: {type: integer}
+triggers:
+  rung:
+    over: 1h
+    by: [alarm]
+    when: count(*) >= 1
+    message: "{alarm}"
+    actions:
+      on_raise:
+        - exec: {program: "PLACE/ring"}
+sinks:
+  rows: {lake: {table: alarms}}
+"""
+RING = """#!/bin/sh
+echo > "PLACE/rung/$TIDEWIRE_MESSAGE"
+"""
+_DISK_BYTES = 160 * 1024 * 1024
+
 
 @dataclass
 class Plant:
-    """`wrong` collects what must not be, such as a program that ended by itself."""
+    """`wrong` collects what must not be, such as a program that ended by itself; `disks` are those of node-1 and control."""
 
     cluster: Cluster
     directory: Path
     chance: random.Random
     writers: list[Writer]
+    disks: dict[str, PoweredDisk]
     wrong: list[str] = field(default_factory=list)
+    is_damaged: bool = False  # whether a file of the agent was spoiled
+    ends: int = 0  # so often the agent ended since then, for a store that is damaged
 
     @property
     def agent(self) -> Program:
@@ -67,6 +97,10 @@ class Plant:
         """The agent's."""
         return self.directory / "agent"
 
+    @property
+    def lines(self) -> int:
+        return sum(writer.n for writer in self.writers)
+
     async def pause(self, least_s: float, most_s: float) -> None:
         await asyncio.sleep(self.chance.uniform(least_s, most_s))
 
@@ -76,9 +110,10 @@ class Plant:
 
     async def drain(self, within_s: float = DRAINED_WITHIN_S) -> None:
         """Wait until the lake has settled every line, or time is up: the count will tell."""
-        lines = sum(writer.n for writer in self.writers)
+        lines = self.lines
 
         async def is_drained() -> bool:
+            await self.revive()
             if await asyncio.to_thread(settled, self.cluster.lake) < lines or not await self.cluster.has_converged():
                 return False
             return (await self.count()).is_complete
@@ -94,7 +129,6 @@ class Plant:
     async def finish(self, may_read_again: bool = False) -> Counted:
         """Stop writing, drain, count, and ask Tidewire whether its own accounts agree."""
         await self.stop_writing()
-        await self.revive()
         await self.drain()
         counted = await self.count()
         forgiven = replace(counted, read_again=0, void=min(counted.void, counted.missing)) if may_read_again else counted
@@ -104,16 +138,22 @@ class Plant:
         return counted
 
     async def revive(self) -> None:
-        """Start what ended by itself, as systemd would; that it ended is wrong."""
+        """Start what ended by itself, as a service manager would. Only a damaged store may end the agent, and not for ever."""
         for program in (self.control, self.agent):
             if not program.is_running:
-                self.wrong.append(f"{program.name} ended: {program.why_dead()}")
+                reason = str(program.why_dead())
+                self.ends += DAMAGED in reason
+                if not (self.is_damaged and DAMAGED in reason and self.ends <= ENDS_MAX):
+                    self.wrong.append(f"{program.name} ended: {reason}")
                 await program.start()
 
-    async def agent_up(self, within_s: float = 30.0) -> bool:
+    async def agent_up(self, within_s: float = 60.0) -> bool:
         """Whether the agent answers within the time."""
 
         async def answers() -> bool:
+            if not self.agent.is_running and not self.is_damaged:
+                return False
+            await self.revive()
             return bool(await self.cluster.status(NODE))
 
         try:
@@ -136,31 +176,36 @@ class Plant:
 
 
 @asynccontextmanager
-async def plant(home: Path, chance: random.Random, *, pipelines: str = "", policy: str = "") -> AsyncIterator[Plant]:
-    """Opened with the first rows in the lake. Afterwards no process of it is left, or that is wrong."""
-    home.mkdir(parents=True, exist_ok=True)
-    made: Plant | None = None
-    async with cluster(home) as parts:
-        directory = await parts.add_node(NODE, policy=policy)
-        writers = [Writer(f"w{i}", directory / "log", RATE, chance) for i in range(WRITERS)]
-        made = Plant(parts, directory, chance, writers)
-        for name, text in {"numbers": NUMBERS, **({"more": pipelines} if pipelines else {})}.items():
-            (home / f"{name}.yaml").write_text(text)
-            await parts.tidewire("apply", f"{name}.yaml")
-            await parts.tidewire("deploy", name if name == "numbers" else _name_of(text), "--select", "all")
-        for writer in writers:
-            writer.start()
-        try:
-            await eventually("the first rows in the lake", lambda: settled(parts.lake))
-            yield made
-        finally:
+async def plant(home: Path, chance: random.Random, *, on_disks: bool) -> AsyncIterator[Plant]:
+    """Opened with the first rows in the lake; `on_disks` with its data on small disks. It leaves no process behind."""
+    (home / "rung").mkdir(parents=True)
+    ring = home / "ring"
+    ring.write_text(RING.replace("PLACE", str(home)))
+    ring.chmod(0o755)
+    with ExitStack() as stack:
+        places = {NODE: home / NODE / "agent", "control": home / "control"} if on_disks else {}
+        disks = {n: stack.enter_context(powered_disk(home / f"{n}.img", at, _DISK_BYTES)) for n, at in places.items()}
+        async with cluster(home) as parts:
+            directory = await parts.add_node(NODE, policy=f"exec: [{ring}]\n")
+            writers = [Writer(f"w{i}", directory / "log", RATE, chance) for i in range(WRITERS)]
+            made = Plant(parts, directory, chance, writers, disks)
+            await _deploy(parts)
             for writer in writers:
-                await writer.stop()
-            family = [p for program in (made.agent, made.control) for p in descendants(program.pid)]
-    _, left = await asyncio.to_thread(psutil.wait_procs, family, 5)
+                writer.start()
+            try:
+                await eventually("the first rows in the lake", lambda: settled(parts.lake))
+                yield made
+            finally:
+                await made.stop_writing()
+                family = [p for program in (made.agent, made.control) for p in descendants(program.pid)]
+        _, left = await asyncio.to_thread(psutil.wait_procs, family, 5)
     if left:
         made.wrong.append(f"{len(left)} processes outlived their parents")
 
 
-def _name_of(text: str) -> str:
-    return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("pipeline:"))
+async def _deploy(parts: Cluster) -> None:
+    texts = {"numbers": NUMBERS, "alarms": ALARMS.replace("PLACE", str(parts.home))}
+    for name, text in texts.items():
+        (parts.home / f"{name}.yaml").write_text(text)
+        await parts.tidewire("apply", f"{name}.yaml")
+        await parts.tidewire("deploy", name, "--select", "all")

@@ -1,23 +1,22 @@
-"""The scenarios on processes and their link. Each takes a place, a source of choices and its size; it returns what is printed."""
+"""Faults of processes and of their link. Each breaks a plant under load, so much as its `Size` says, and returns what it did."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from prove.cluster import children, eventually, send
 from prove.link import OPEN, SHUT, Way
-from prove.plant import Plant, plant
-from prove.truth import Counted
+from prove.plant import Plant
+from prove.truth import settled
 
-Figures = dict[str, int | float | str]
+Figures = dict[str, int | float]
+Fault = Callable[[Plant, "Size"], Awaitable[Figures]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Size:
     """How much of each: `FULL` is `make prove`, `SHORT` is for `make test`."""
 
     kills: int
+    kill_every_s: float  # at most
     cuts: tuple[str, ...]
     cut_s: float
     pauses: int  # of each process
@@ -36,47 +36,38 @@ class Size:
 
 FULL = Size(
     kills=100,
+    kill_every_s=2,
     cuts=("cut", "node to centre", "centre to node", "black hole", "slow", "flapping"),
     cut_s=12,
     pauses=3,
     pause_s=12,
     full_s=15,
-    damages=16,
+    damages=18,
     power_cuts=10,
 )
 SHORT = Size(
-    kills=10, cuts=("cut", "node to centre", "flapping"), cut_s=1.5, pauses=1, pause_s=2, full_s=3, damages=2, power_cuts=1
+    kills=10,
+    kill_every_s=0.6,
+    cuts=("cut", "node to centre", "flapping"),
+    cut_s=1,
+    pauses=1,
+    pause_s=1,
+    full_s=2,
+    damages=2,
+    power_cuts=1,
 )
 
 
-@dataclass(frozen=True)
-class Result:
-    """`skipped` says why it was not run."""
-
-    figures: Figures = field(default_factory=dict)
-    wrong: tuple[str, ...] = ()
-    skipped: str = ""
-
-
-Scenario = Callable[[Path, random.Random, Size], Coroutine[None, None, Result]]
-
-
-def result(made: Plant, counted: Counted, **figures: int | float | str) -> Result:
-    return Result({**figures, **counted.figures()}, tuple(made.wrong))
-
-
-async def kills(home: Path, chance: random.Random, size: Size) -> Result:
+async def kills(made: Plant, size: Size) -> Figures:
     """SIGKILL of each process at random moments, also while it is still starting."""
     done: Counter[str] = Counter()
-    async with plant(home, chance) as made:
-        for i in range(size.kills):
-            await made.pause(0.05, 2.0)
-            await made.revive()
-            victim = list(KILLS)[i % len(KILLS)]
-            if await KILLS[victim](made):
-                done[f"{victim} kills"] += 1
-        counted = await made.finish()
-    return result(made, counted, rounds=size.kills, **done)
+    for i in range(size.kills):
+        await made.pause(0.05, size.kill_every_s)
+        await made.revive()
+        victim = list(KILLS)[i % len(KILLS)]
+        if await KILLS[victim](made):
+            done[f"{victim} kills"] += 1
+    return dict(done)
 
 
 async def _kill_program(made: Plant, name: str) -> bool:
@@ -121,24 +112,22 @@ SLOW = Way(delay_s=0.15, bytes_per_s=32 * 1024)
 BAD_LINKS: dict[str, tuple[Way, Way]] = {"node to centre": (SHUT, OPEN), "centre to node": (OPEN, SHUT), "slow": (SLOW, SLOW)}
 
 
-async def cuts(home: Path, chance: random.Random, size: Size) -> Result:
+async def cuts(made: Plant, size: Size) -> Figures:
     """The link cut, cut in one direction, black, slow and flapping. Nobody is frozen: everything runs on."""
     took: Figures = {}
-    async with plant(home, chance) as made:
-        link = made.cluster.link
-        for name in size.cuts:
-            if name == "cut":
-                link.cut()
-            elif name == "black hole":
-                link.forget()
-                link.set(SHUT, SHUT)
-            elif name in BAD_LINKS:
-                link.set(*BAD_LINKS[name])
-            await (_flap(made, size.cut_s) if name == "flapping" else asyncio.sleep(size.cut_s))
-            link.heal()
-            took[f"{name}: seconds until the link is used again"] = await _seconds_until_news(made)
-        counted = await made.finish()
-    return result(made, counted, cut_s=size.cut_s, **took)
+    link = made.cluster.link
+    for name in size.cuts:
+        if name == "cut":
+            link.cut()
+        elif name == "black hole":
+            link.forget()
+            link.set(SHUT, SHUT)
+        elif name in BAD_LINKS:
+            link.set(*BAD_LINKS[name])
+        await (_flap(made, size.cut_s) if name == "flapping" else asyncio.sleep(size.cut_s))
+        link.heal()
+        took[f"{name}: seconds until used again"] = await _seconds_until_news(made)
+    return took
 
 
 async def _flap(made: Plant, span_s: float) -> None:
@@ -152,9 +141,7 @@ async def _flap(made: Plant, span_s: float) -> None:
 
 async def _seconds_until_news(made: Plant) -> float:
     """From now until what is written now is in the lake."""
-    from prove.truth import settled
-
-    started, lines = time.monotonic(), sum(writer.n for writer in made.writers)
+    started, lines = time.monotonic(), made.lines
 
     async def is_there() -> bool:
         return await asyncio.to_thread(settled, made.cluster.lake) >= lines
@@ -166,20 +153,18 @@ async def _seconds_until_news(made: Plant) -> float:
     return round(time.monotonic() - started, 1)
 
 
-async def pauses(home: Path, chance: random.Random, size: Size) -> Result:
+async def pauses(made: Plant, size: Size) -> Figures:
     """SIGSTOP, later SIGCONT: a machine that swaps, a virtual machine that migrates."""
     done: Counter[str] = Counter()
-    async with plant(home, chance) as made:
-        for victim in ("control", "agent", "broker", "runner") * size.pauses:
-            await made.pause(0.2, 1.5)
-            if not (pid := process_of(made, victim)):
-                continue
-            send(pid, signal.SIGSTOP)
-            try:
-                await made.pause(size.pause_s / 4, size.pause_s)
-            finally:
-                send(pid, signal.SIGCONT)
-            done[f"{victim} pauses"] += 1
-            await made.revive()
-        counted = await made.finish()
-    return result(made, counted, longest_pause_s=size.pause_s, **done)
+    for victim in ("control", "agent", "broker", "runner") * size.pauses:
+        await made.pause(0.1, size.pause_s / 4)
+        if not (pid := process_of(made, victim)):
+            continue
+        send(pid, signal.SIGSTOP)
+        try:
+            await made.pause(size.pause_s / 4, size.pause_s)
+        finally:
+            send(pid, signal.SIGCONT)
+        done[f"{victim} pauses"] += 1
+        await made.revive()
+    return dict(done)
