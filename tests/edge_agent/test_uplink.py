@@ -10,18 +10,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from fake_control import FakeLake
+from fake_control import FakeControl, FakeLake
 from support import NODE, new_key, open_store, until
 
 from edge_agent import sending
 from edge_agent import uplink as uplink_module
-from edge_agent.link import LinkDown
+from edge_agent.link import LinkDown, Login, NatsLink
 from edge_agent.outbox import Sealed
 from edge_agent.shares import Buffer
 from edge_agent.store import Commit, Store
 from edge_agent.uplink import Uplink
-from pipelines.contract import messages
+from pipelines.contract import messages, subjects
 from pipelines.contract.segment import Segment, decode
+from tests.adapters.test_link import Proxy
+from tests.nats_broker import Broker
 
 
 class Peer(FakeLake):
@@ -436,3 +438,56 @@ def test_stubs_are_sent_in_their_place(tmp_path: Path) -> None:
         assert peer.arrived() == [0, 1, 4, 5, 6]
 
     with_uplink(tmp_path, test)
+
+
+async def over_nats(tmp_path: Path, test: Callable[[Store, FakeControl, Proxy, NatsLink], Awaitable[None]], **line: int) -> None:
+    """A store, its uplink and a control plane at the two ends of a real broker, with a proxy in between."""
+    broker, key = Broker(tmp_path), new_key()
+    control = FakeControl(NODE, key.public)
+    with open_store(tmp_path / "node", key) as store:
+        try:
+            proxy = Proxy(broker.port, **line)
+            link = NatsLink(Login(f"nats://127.0.0.1:{await proxy.start()}", subjects.inbox(NODE)))
+            uplink = Uplink(store, link, NODE, control.key.public, 1.0)
+            store.on_commit(uplink.wake)
+            await control.serve(broker)
+            running = [asyncio.create_task(link.run()), asyncio.create_task(uplink.run())]
+            async with asyncio.timeout(60):
+                await test(store, control, proxy, link)
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await control.close()
+        finally:
+            broker.kill()
+
+
+def test_segments_that_take_longer_than_the_first_time_out_get_through_a_slow_line(tmp_path: Path) -> None:
+    changes: list[bool] = []
+
+    async def test(store: Store, control: FakeControl, proxy: Proxy, link: NatsLink) -> None:
+        link.on_change(lambda: changes.append(link.is_up))
+        await put_large(store, *range(4), size=256 * 1024)
+        await until(lambda: drained(store), timeout_s=50)
+        assert sorted(control.numbers()) == list(range(4))
+        assert changes == [True], "the connection was kept"
+        assert sum(int(request[5:]) for request in control.requests if request != "ask") == 4, "nothing was sent twice"
+
+    asyncio.run(over_nats(tmp_path, test, bytes_per_s=200_000))
+
+
+def test_i2_black_holes_and_cuts_while_it_sends_double_nothing_and_lose_nothing(tmp_path: Path) -> None:
+    async def test(store: Store, control: FakeControl, proxy: Proxy, link: NatsLink) -> None:
+        await put_large(store, *range(40))
+        for n in range(3):
+            await until(lambda n=n: len(control.numbers()) > 5 * n)
+            await put_large(store, *range(40 + 10 * n, 50 + 10 * n))
+            if n == 1:
+                proxy.black_hole()
+                await asyncio.sleep(1)
+                proxy.heal()
+            proxy.cut()
+        await until(lambda: drained(store), timeout_s=50)
+        assert sorted(control.numbers()) == list(range(70))
+
+    asyncio.run(over_nats(tmp_path, test, bytes_per_s=2_000_000))
