@@ -267,7 +267,7 @@ class Settler:
         if name.endswith(LOG):
             parts = [log_columns(segment, rows, self._window_key(segment)) for segment, rows in fitting]
             more = lineage_schema(name).names[len(columns) :]
-            columns |= {n: pa.chunked_array([pa.array(part[i]) for part in parts]) for i, n in enumerate(more)}
+            columns |= {n: pa.chunked_array([chunk for part in parts for chunk in part[i].chunks]) for i, n in enumerate(more)}
         fields = [field.with_type(columns[field.name].type) for field in lineage_schema(name)]
         table = pa.table([*columns.values(), *user.columns], schema=pa.schema([*fields, *user.schema]))
         order = known.names if known is not None else []

@@ -11,6 +11,7 @@ BYTES_MAX = 16 * 1024 * 1024
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+_INLINE = pa.ipc.IpcReadOptions(use_threads=False)  # for a segment, handing columns to threads costs more than it saves
 
 
 def encode_rows(table: pa.Table) -> bytes:
@@ -24,7 +25,7 @@ def decode_rows(payload: bytes) -> pa.Table:
     """The rows of a segment. Raises `Refused` on anything that is not one, or that grows beyond the limits."""
     batches, rows, size = [], 0, 0
     try:
-        with pa.ipc.open_stream(payload) as reader:
+        with pa.ipc.open_stream(payload, options=_INLINE) as reader:
             schema = reader.schema
             for batch in reader:
                 rows, size = rows + batch.num_rows, size + batch.nbytes
