@@ -16,7 +16,7 @@ FORMAT = 1
 # triggers below, in the same transaction, so that they cannot drift (I9).
 # outbox: a segment, or with `void` a stub in place of the segments `first` to `seq`, whose bytes are gone; `digest` is that of
 # segment `seq`, `run_rows` are the rows of the run through it.
-# buffers: what the pipeline's version says of its buffer (JSON), for as long as it has segments.
+# buffers: what the last version of the pipeline here said of its buffer (JSON of shares.Buffer).
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE pipelines (
