@@ -184,8 +184,8 @@ class Pace:
         return replace(self, window=half, threshold=half, least_s=math.inf, patience=min(self.patience * 2, TIMEOUTS_MAX))
 
     def restarted(self) -> Pace:
-        """A new connection: another path perhaps, so slowly again, at most to where it was."""
-        return replace(self, window=min(self.window, WINDOW_FIRST), threshold=max(self.window, WINDOW_MIN), least_s=math.inf)
+        """A new connection: another path perhaps, so it starts slowly again."""
+        return replace(self, window=min(self.window, WINDOW_FIRST), threshold=max(self.window, self.threshold), least_s=math.inf)
 
     def request_bytes(self, most: int) -> int:
         """Of segments in one request; `most` is what the broker takes."""

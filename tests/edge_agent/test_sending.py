@@ -161,6 +161,19 @@ def test_i9_whatever_happens_the_pace_stays_within_bounds(events: list[tuple[int
         assert 10.0 <= pace.timeout_s(int(pace.window)) <= 10.0 * sending.TIMEOUTS_MAX
 
 
+def test_a_connection_starts_slowly_and_doubles_per_round_trip_until_there_was_trouble() -> None:
+    pace = Pace(10.0).restarted()
+    for _ in range(3):
+        before = pace.window
+        pace = pace.succeeded(int(before), 0.1, before / 0.1, is_full=True)
+        assert pace.window == 2 * before
+    pace = pace.troubled().restarted()
+    assert pace.window == sending.WINDOW_FIRST
+    for _ in range(20):
+        pace = pace.succeeded(64 * 1024, 0.1, 1e8, is_full=True)
+    assert pace.window < 1.3 * before, "from half of what was too much on it only adds"
+
+
 def test_what_did_not_fill_the_window_does_not_widen_it_nor_lower_the_rate() -> None:
     pace = Pace(10.0).succeeded(MIB, 0.1, 1e7, is_full=True)
     after = pace.succeeded(1000, 0.1, 1e4, is_full=False)
