@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,25 +35,23 @@ def why_not() -> str:
 @asynccontextmanager
 async def full(directory: Path) -> AsyncIterator[None]:
     """Another file takes what is left, to the last byte, and whatever is given up meanwhile. Then it goes."""
-    path = directory / "ballast"
-    eating = asyncio.create_task(_eat(path))
+    path, is_over = directory / "ballast", threading.Event()
+    eating = asyncio.create_task(asyncio.to_thread(_eat, path, is_over))
     try:
         yield
     finally:
-        eating.cancel()
-        with suppress(asyncio.CancelledError):
-            await eating
+        is_over.set()
+        await eating
         path.unlink()
 
 
-async def _eat(path: Path) -> None:
+def _eat(path: Path, is_over: threading.Event) -> None:
     with path.open("wb", buffering=0) as file:
-        while True:
+        while not is_over.wait(_BITE_S):
             for size in (1 << 20, 1 << 16, 1 << 12):
                 with suppress(OSError):
-                    while file.write(bytes(size)) == size:
+                    while not is_over.is_set() and file.write(bytes(size)) == size:
                         pass
-            await asyncio.sleep(_BITE_S)
 
 
 class PoweredDisk:

@@ -166,7 +166,7 @@ class Plant:
         words = processes.module_command(CONTROL, "audit", "numbers", "--json")
         run = subprocess.run
         done = await asyncio.to_thread(run, words, cwd=self.cluster.home, env=self.cluster.env, capture_output=True, text=True)
-        if done.returncode == 1:
+        if done.returncode:
             self.wrong.append(f"audit: {(done.stdout or done.stderr).strip()[:300]}")
 
     def _look_for_tracebacks(self) -> None:

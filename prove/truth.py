@@ -81,8 +81,9 @@ def settled(lake: Path) -> int:
 
 
 def ledgers_wrong(ledgers: Sequence[str]) -> int:
-    """How many of the segments' ledgers do not add up."""
-    return sum(not all(map(_adds_up, json.loads(text).get("source", {}).values())) for text in ledgers)
+    """How many sources' counts, in all the segments that tell them, do not add up; 1 when none tells them."""
+    told = [counts for text in ledgers for counts in json.loads(text).get("source", {}).values()]
+    return sum(not _adds_up(counts) for counts in told) if told else 1
 
 
 def _adds_up(source: Mapping[str, int]) -> bool:
