@@ -5,6 +5,7 @@ Source: https://sqlite.org/fileformat2.html. Reads the file and the committed pa
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,11 +70,9 @@ class Pages:
             raise Damage(f"there is no page {number}")
         try:
             if number in self._in_log and self._log_file:
-                self._log_file.seek(self._in_log[number])
-                data = self._log_file.read(self.page_bytes)
+                data = os.pread(self._log_file.fileno(), self.page_bytes, self._in_log[number])
             else:
-                self._file.seek((number - 1) * self.page_bytes)
-                data = self._file.read(self.page_bytes)
+                data = os.pread(self._file.fileno(), self.page_bytes, (number - 1) * self.page_bytes)
         except OSError as error:
             raise Damage(str(error)) from None
         if len(data) < self.page_bytes:
@@ -92,7 +91,7 @@ class Pages:
         if size != self.page_bytes or sums != struct.unpack(">2I", head[24:32]):
             return
         uncommitted: list[tuple[int, int]] = []
-        while len(frame := self._log_file.read(24 + size)) == 24 + size:
+        while len(frame := self._frame(24 + size)) == 24 + size:
             number, pages_after, *rest = _FRAME_HEAD.unpack(frame[:24])
             sums = _checksum(frame[24:], order, _checksum(frame[:8], order, sums))
             if frame[8:16] != head[16:24] or sums != (rest[2], rest[3]):
@@ -101,6 +100,13 @@ class Pages:
             if pages_after:
                 yield from uncommitted
                 uncommitted = []
+
+    def _frame(self, size: int) -> bytes:
+        assert self._log_file is not None
+        try:
+            return self._log_file.read(size)
+        except OSError:
+            return b""
 
 
 class Tree:

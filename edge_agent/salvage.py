@@ -167,10 +167,10 @@ def rebuild(damaged: Path, fresh: Path, public: str, reason: str = "", at: str =
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A segment or stub that came over; `previous` is "" of a stub."""
+    """A segment or stub that came over; `previous` is None of a stub."""
 
     first: int
-    previous: str
+    previous: str | None
     digest: str
     rows: int
     run_rows: int
@@ -267,7 +267,7 @@ class _Salvage:
         known = self._runs.get(row["stream_id"])
         if row["void"]:
             if known is not None:
-                self._keep(known, row, "")
+                self._keep(known, row, None)
         elif (header := self._header(row)) is not None:
             self._copy(row, header, self._run_of(header))
         elif known is not None:
@@ -291,7 +291,7 @@ class _Salvage:
             self._room -= len(row["data"])
             self._kept = (self._kept[0] + 1, self._kept[1] + header.rows)
 
-    def _keep(self, known: _Known, row: Record, previous: str) -> bool:
+    def _keep(self, known: _Known, row: Record, previous: str | None) -> bool:
         if row["seq"] in known.here:
             return False
         known.here[row["seq"]] = _Piece(row["first"], previous, row["digest"], row["rows"], row["run_rows"])
@@ -333,7 +333,7 @@ class _Salvage:
         mark_seq, mark_digest, mark_rows = 0, "", 0
         if known.here:
             head = known.here[min(known.here)]
-            mark_seq, mark_digest, mark_rows = head.first - 1, head.previous, head.rows_before
+            mark_seq, mark_digest, mark_rows = head.first - 1, head.previous or "", head.rows_before
         last = max(ends, default=mark_seq)
         digest, run_rows = ends.get(last, (mark_digest, mark_rows))
         row = {
@@ -430,7 +430,7 @@ def _agrees(known: _Known) -> bool:
     is_next, is_last = head.first == row["mark_seq"] + 1, max(here) == row["next_seq"] - 1
     if head.first <= row["mark_seq"] or max(here) >= row["next_seq"]:
         return False
-    if is_next and (head.previous not in ("", row["mark_digest"]) or head.rows_before != row["mark_rows"]):
+    if is_next and (head.previous not in (None, row["mark_digest"]) or head.rows_before != row["mark_rows"]):
         return False
     if is_last and (tail.digest, tail.run_rows) != (row["last_digest"], row["run_rows"]):
         return False

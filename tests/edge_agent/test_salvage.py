@@ -251,11 +251,11 @@ def test_the_store_opens_and_goes_on_where_it_was(backlog: Backlog, tmp_path: Pa
         assert (told.rows, told.reason) == (len(backlog.numbers), "file is not a database")
 
 
-@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("steps", range(8))
 def test_a_power_cut_amid_the_swap_loses_nothing(
     backlog: Backlog, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damage(backlog)
+    salvage.suspect(backlog.path, "and its log is not empty")
     left = steps
 
     def cut_after(work: Callable[..., object]) -> Callable[..., object]:
@@ -278,6 +278,27 @@ def test_a_power_cut_amid_the_swap_loses_nothing(
     with open_store(tmp_path, KEY):
         pass
     assert look(backlog.path).kept == Counter(backlog.numbers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "next_seq = next_seq - 2",
+        "last_digest = 'sha256:other'",
+        "run_rows = run_rows - 1",
+        "mark_seq = mark_seq + 3",
+        "mark_digest = 'sha256:other'",
+        "mark_rows = mark_rows + 1",
+    ],
+)
+def test_a_run_whose_row_contradicts_its_segments_goes_on_as_they_tell(backlog: Backlog, tmp_path: Path, change: str) -> None:
+    with closing(sqlite3.connect(backlog.path)) as db:
+        db.execute(f"UPDATE streams SET {change}")
+        db.commit()
+    report, found = run_salvage(backlog, tmp_path)
+    assert (report.cut_runs, found.kept, found.stub_rows) == (len(PIPELINES), Counter(backlog.numbers), 0)
+    with closing(sqlite3.connect(tmp_path / "fresh.db")) as db:
+        assert db.execute("SELECT sum(active) FROM streams").fetchone() == (0,), "it must take no more"
 
 
 def test_damage_found_while_it_runs_is_salvaged_at_the_next_opening(backlog: Backlog, tmp_path: Path) -> None:
