@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from deltalake import DeltaTable
 
 from control_plane.lake_views import LEDGERS, NodeName, dataset, table_names
-from control_plane.query import lock
 from control_plane.times import iso
 
 NODES_SHOWN = 10  # beyond, figures are those of all nodes together
 LISTED_MAX = 100  # gaps, refused segments, differences, reasons: the newest, and how many more there are
 _WORDS = {"void": "unfit", "evicted": "", "damaged": "", "sealed": "", "pending": ""}  # told better by the segments themselves
+_SETTINGS = (
+    "SET memory_limit = '1GB'",
+    "SET temp_directory = ''",
+    "SET TimeZone = 'UTC'",
+    "SET autoinstall_known_extensions = false",
+)
 _Key = tuple[str, str, str, str]  # node, pipeline, source | stream | window, name
 
 SOURCE = """
@@ -298,6 +304,8 @@ def run_audit(lake_dir: Path, scope: Scope, nodes: Sequence[NodeName] = ()) -> A
 
 def _open(db: duckdb.DuckDBPyConnection, lake_dir: Path, scope: Scope) -> list[str]:
     """Views of what is in scope; the tables that rows went into."""
+    for setting in _SETTINGS:
+        db.execute(setting)
     db.register("segments__stored", dataset(lake_dir, "segments"))  # first: what tables have beyond it is only newer
     db.execute(f"CREATE VIEW segments__asked AS SELECT * FROM segments__stored WHERE {_where(scope, '')}")
     _limit(db, scope.to_us)
@@ -305,16 +313,21 @@ def _open(db: duckdb.DuckDBPyConnection, lake_dir: Path, scope: Scope) -> list[s
     found = {row["name"] for row in _rows(db, "SELECT DISTINCT table_name AS name FROM segments WHERE rows > 0")}
     tables = sorted(found & set(table_names(lake_dir)))
     for table in tables:
-        db.register(f"{table}__stored", dataset(lake_dir, table))
-        db.execute(f'CREATE VIEW "{table}" AS SELECT * FROM "{table}__stored" WHERE {_where(scope, "_")}')
-    lock(db)
+        files = ", ".join(_text(uri.removeprefix("file://")) for uri in DeltaTable(lake_dir / table).file_uris())
+        stored = f"read_parquet([{files}], union_by_name = true)"  # ten times faster than through pyarrow
+        db.execute(f'CREATE VIEW "{table}" AS SELECT * FROM {stored} WHERE {_where(scope, "_")}')
     return tables
 
 
 def _where(scope: Scope, prefix: str) -> str:
     wanted = {"pipeline": scope.pipeline, "node": scope.node}
-    tests = [f"{prefix}{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in wanted.items() if value]
+    tests = [f"{prefix}{name} = {_text(value)}" for name, value in wanted.items() if value]
     return " AND ".join(tests) or "true"
+
+
+def _text(value: str) -> str:
+    """As SQL."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _limit(db: duckdb.DuckDBPyConnection, until_us: int) -> None:

@@ -51,7 +51,8 @@ def run_query(
         names = table_names(lake_dir)
         words = set(re.findall(r"\w+", sql.lower()))
         register(db, lake_dir, [name for name in names if name in words], nodes)
-        lock(db)
+        for lock in _LOCKS:
+            db.execute(lock)
         _check_one_select(db, sql)
         alarm = threading.Timer(timeout_s, db.interrupt)
         alarm.start()
@@ -94,12 +95,6 @@ def as_json(value: Any) -> Any:
     if not isinstance(value, (str, int, float, bool, type(None))):
         return str(value)
     return value
-
-
-def lock(db: duckdb.DuckDBPyConnection) -> None:
-    """From now on it reaches nothing but what is registered in it."""
-    for setting in _LOCKS:
-        db.execute(setting)
 
 
 def _check_one_select(db: duckdb.DuckDBPyConnection, sql: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 from audit_rig import Cloud, Node, record, text
 from deltalake import DeltaTable, write_deltalake
+from fake_node import FakeNode, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_process import ServerProcess
 
 from control_plane.audit import EQUATIONS, Audit, Scope, run_audit
 from control_plane.lake_views import LEDGERS, NodeName, table_names
@@ -372,3 +376,33 @@ def test_the_pages_sql_runs_as_it_stands_and_sees_what_is_broken(cloud: Cloud, n
     keep = [i for i, row in enumerate(segments.to_pylist()) if row["stream"] != "high"]
     write_deltalake(cloud.lake / "segments", segments.take(keep), mode="overwrite")
     assert {name for name in EQUATIONS if found_by_hand(cloud, name)} == {"table", "arrived"}
+
+
+# The command
+
+
+def test_the_commands_exit_status_says_whether_it_holds(server: ServerProcess) -> None:
+    asyncio.run(upload_some(server))
+    done = server.cli("audit")
+    assert done.returncode == 1, "the fake node's ledgers say that it read one record and made none"
+    assert "DIFFERENCE press on pi: source sim: 0 where 1 should be" in done.stdout
+    assert server.cli("audit", "--node", "nobody").returncode == 1
+    assert server.cli("audit", "--from", "yesterday").returncode == 2
+    assert server.cli("audit", "--to", "2020-01-01").returncode == 0
+    assert json.loads(server.cli("audit", "press", "--node", "pi", "--json").stdout)["holds"] is False
+    (row,) = server.json(
+        "query", "select n.name, n.in_contact, count(*) rows from press_rows join nodes n on n.id = _node group by all"
+    )
+    assert row == {"name": "pi", "in_contact": True, "rows": 2}
+    server.stop()
+    assert server.cli("audit").returncode == 3
+
+
+async def upload_some(server: ServerProcess) -> None:
+    server.apply()
+    node = await FakeNode.join(server.token(), "pi")
+    counts = {"offered": 2, "written": 2, "not_selected": 0}
+    ledgers = {"commit": 1, "source": {"sim": {"read": 1}}, "stream": counts, "sealed": 2, "pending": {"rows": 2}}
+    await node.upload(node.stream().seal(rows(1.0, 2.0), ledgers=ledgers))
+    await node.exchange()
+    await node.close()
