@@ -129,6 +129,18 @@ def test_a_stub_whose_rows_were_committed_before_the_crash_is_stored(rig: Rig, m
     assert rig.verdicts()[2][0] == "stored" and len(rig.table("t")) == 3
 
 
+def test_i2_a_table_never_goes_past_a_stub_that_is_not_in_segments(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash the card may come back with the segment itself: its rows are in no table yet."""
+    source = stream()
+    segments = [source.seal(rows(n)) for n in range(3)]
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Lake, "append_segments", lambda *_: (_ for _ in ()).throw(Crash()))
+        rig.send(segments[0], source.instead(2), segments[2])
+    rig.restart()
+    assert mark(rig.send(*segments)) == 3
+    assert sorted(r["value"] for r in rig.table("t")) == [0, 1, 2] and rig.settler._lake.differences() == []
+
+
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)

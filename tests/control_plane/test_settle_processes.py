@@ -7,9 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from fake_node import rows
 from test_settle import KEY, Rig, mark, stream, tables_of
 
+from control_plane import upkeep
 from control_plane.lake import Lake
 from control_plane.lake_table import Conflict, LakeTable
 from control_plane.settle import Settler, Upload
@@ -21,7 +23,7 @@ PROCESSES, STREAMS, SEGMENTS = 3, 4, 12
 
 def serve(directory: Path, seed: int, blobs: list[list[bytes]]) -> None:
     """One ingest process: random parts of all streams, until every mark is at the end."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     settler = Settler(Lake(directory / "lake"), directory / "refused", tables_of)
     keeper = Upkeep(directory / "lake")
     for _ in range(1000):
@@ -76,11 +78,12 @@ def test_i2_a_mark_read_before_another_process_moved_it_is_not_believed(two: tup
     segments = [moving.seal(rows(n)) for n in range(4)]
     one.send(segments[0], own.seal(rows(1.0)))
     assert mark(other.send(segments[0])) == 1, "both have read the mark"
+    assert other.settler._lake.table("t").mark(segments[0].header.key) == 1
     one.send(*segments[1:])
     other.settler._lake.table("t").append(*_batch(other, own.seal(rows(2.0))))  # goes past the commit of `one`
     assert mark(other.send(*segments)) == 4
     assert mark(one.send(*segments)) == 4
-    assert max(one.ids().values()) == 1 and sum(one.ids().values()) == 6
+    assert max(one.ids().values()) == 1 and sum(one.ids().values()) == 6 and len(one.table("segments")) == 5
 
 
 def test_i2_the_slower_of_two_processes_reads_again(two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +138,24 @@ def _batch(rig: Rig, segment: object) -> tuple[object, dict[StreamKey, int]]:
     header = segment.header
     known = rig.settler._lake.table("t").schema
     return rig.settler._with_lineage("t", [(segment, _rows(segment))], known, 1), {header.key: header.seq}
+
+
+def test_a_reader_keeps_what_it_reads_while_files_are_made_into_one(rig_and_reader: tuple[Rig, Upkeep]) -> None:
+    rig, keeper = rig_and_reader
+    before = DeltaTable(rig.directory / "lake" / "t").to_pyarrow_dataset()
+    keeper.step()
+    now = DeltaTable(rig.directory / "lake" / "t")
+    assert len(now.file_uris()) == 1
+    assert before.to_table().num_rows == now.to_pyarrow_table().num_rows == 4
+    assert mark(rig.send(stream().seal(rows(9.0)))) == 1, "a handle from before goes on"
+    assert sum(rig.ids().values()) == 5
+
+
+@pytest.fixture
+def rig_and_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Upkeep]:
+    monkeypatch.setattr(upkeep, "SMALL_FILES_MAX", 2)
+    rig = Rig(tmp_path)
+    source = stream()
+    for n in range(4):
+        rig.send(source.seal(rows(n)))
+    return rig, Upkeep(rig.directory / "lake")
