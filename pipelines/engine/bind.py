@@ -20,6 +20,7 @@ from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.batch import META, meta_column, meta_type
 from pipelines.engine.connection import literal, open_engine, quote
 from pipelines.engine.expression import Expression, Span, param_replacements, parse
+from pipelines.engine.total import is_total
 from pipelines.engine.types import storable
 
 T = TypeVar("T")
@@ -58,12 +59,14 @@ Columns = Mapping[str, Column]
 
 @dataclass(frozen=True)
 class Bound:
-    """An expression, bound: its SQL, the storable type of its value, the columns it reads."""
+    """An expression, bound: its SQL, the storable type of its value, the columns it reads. `total`: it is a condition that fails
+    on no row."""
 
     sql: str
     type: str
     reads: frozenset[str] = frozenset()
     sensitive: bool = False
+    total: bool = False
 
 
 _NOTHING = Bound("NULL", "VARCHAR")
@@ -98,7 +101,10 @@ class Binder:
         sql = expression.replace(self.replacements(expression, columns, meta=meta))
         type_ = self.type_of(sql, columns, path, must_be) if len(self.problems) == before else ""
         reads = self.reads(expression, columns)
-        return Bound(sql, type_, reads, self.is_sensitive(reads, columns)) if len(self.problems) == before else _NOTHING
+        if len(self.problems) > before:
+            return _NOTHING
+        types = {name.lower(): column.type for name, column in columns.items()}
+        return Bound(sql, type_, reads, self.is_sensitive(reads, columns), is_total(expression.tree, types, self.params))
 
     def hidden(self, sql: str, columns: Columns, path: str = "") -> str:
         """The hidden column that holds `sql` over the final columns, in rows that are alive; NULL where it errors."""

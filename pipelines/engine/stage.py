@@ -5,7 +5,7 @@ the new columns; everything else stays where it is. A step that remembers is a f
 and dropping cost nothing: columns have a place in the row table (`_c0`, `_c1`.. for new ones), and names are put on at the end.
 
 An expression that errors on a row decides that row's fate only: it runs inside `TRY([..])`, which is NULL by error and `[NULL]`
-by NULL.
+by NULL. A condition that cannot (total.py) goes without.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ class Stages:
     def row(self, text: str, path: str, must_be: str = "") -> Bound:
         return self.binder.row(text, path, self.columns, must_be)
 
-    def test(self, sql: str, reads: Iterable[str], path: str) -> None:
-        """Rows for which `sql` is not true are filtered; where it is NULL they are counted apart."""
+    def test(self, bound: Bound, path: str) -> None:
+        """Rows for which it is not true are filtered; where it is NULL they are counted apart."""
         failed = self.fates.add("failed", self.step, f"{path}: the expression fails on this row ({_WHY})")
         null, no = self.fates.add("filtered_null", self.step), self.fates.add("filtered", self.step)
-        self._draft().test(sql, self._placed(reads), (failed, null, no))
+        self._draft().test(bound, self._placed(bound.reads), (failed, null, no))
 
     def derive(self, name: str, bound: Bound, path: str, *, bounded: bool = True, why: str = "", replaces: bool = False) -> None:
         """A column from an expression. A row where it errors or is unfit fails, because of `why`."""
@@ -213,19 +213,20 @@ class _Draft:
     def needs(self) -> set[str]:
         return set(self.inputs)
 
-    def test(self, sql: str, reads: Mapping[str, str], codes: tuple[int, int, int]) -> None:
+    def test(self, bound: Bound, reads: Mapping[str, str], codes: tuple[int, int, int]) -> None:
         failed, null, no = codes
-        fate = (
-            f"CASE WHEN _fate <> 0 THEN _fate WHEN _t IS NULL THEN {failed} "
-            f"WHEN _t[1] IS NULL THEN {null} WHEN _t[1] THEN 0 ELSE {no} END"
-        )
-        self._layer(sql, reads, lambda exclude: f"SELECT * EXCLUDE ({exclude}) REPLACE ({fate} AS _fate)")
+        answer = "_t" if bound.total else "_t[1]"
+        fails = "" if bound.total else f" WHEN _t IS NULL THEN {failed}"
+        fate = f"CASE WHEN _fate <> 0 THEN _fate{fails} WHEN {answer} IS NULL THEN {null} WHEN {answer} THEN 0 ELSE {no} END"
+        tried = f"({bound.sql})" if bound.total else f"TRY([{bound.sql}])"
+        self._layer(bound.sql, tried, reads, lambda exclude: f"SELECT * EXCLUDE ({exclude}) REPLACE ({fate} AS _fate)")
 
     def derive(self, sql: str, reads: Mapping[str, str], type_: str, place: str, failed: int, *, bounded: bool) -> None:
         limits = unfit("_t[1]", to_arrow(type_), bounded=bounded)
         fate = f"CASE WHEN _fate = 0 AND (_t IS NULL{limits}) THEN {failed} ELSE _fate END"
         head = f"REPLACE ({fate} AS _fate), _t[1] AS {quote(place)}"
-        self._layer(f"CAST(({sql}) AS {type_})", reads, lambda exclude: f"SELECT * EXCLUDE ({exclude}) {head}")
+        cast = f"CAST(({sql}) AS {type_})"
+        self._layer(cast, f"TRY([{cast}])", reads, lambda exclude: f"SELECT * EXCLUDE ({exclude}) {head}")
         self.made[place] = type_
 
     def move_time(self, place: str) -> None:
@@ -253,11 +254,11 @@ class _Draft:
         types = {place: to_arrow(type_) for place, type_ in made.items()}
         return SqlStage(Statement(engine, sql, "_in"), ("_fate", *self.inputs), types, self.engine_fails)
 
-    def _layer(self, sql: str, reads: Mapping[str, str], head: Callable[[str], str]) -> None:
+    def _layer(self, sql: str, tried: str, reads: Mapping[str, str], head: Callable[[str], str]) -> None:
         self.decides = True
         self._use(reads, sql)
         exclude = ", ".join(["_t", *map(quote, reads)])
-        tried = f"SELECT *, CASE WHEN _fate = 0 THEN TRY([{sql}]) END AS _t FROM ({self._named(reads)})"
+        tried = f"SELECT *, CASE WHEN _fate = 0 THEN {tried} END AS _t FROM ({self._named(reads)})"
         self.layers.append(f"{head(exclude)} FROM ({tried})")
 
     def _named(self, reads: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ _FACT_WORD = re.compile(r"[A-Za-z0-9_-]+\Z")
 def compile_filter(stages: Stages, text: str, path: str) -> None:
     bound = stages.row(text, path, "BOOLEAN")
     _warn_of_null(stages, text, bound.reads, path)
-    stages.test(bound.sql, bound.reads, path)
+    stages.test(bound, path)
 
 
 def _warn_of_null(stages: Stages, text: str, reads: Iterable[str], path: str) -> None:

@@ -159,7 +159,7 @@ def _compile_share(stages: Stages, spec: Sample, share: float, path: str) -> Non
     texts = ", chr(31), ".join(f"coalesce(CAST({quote(name)} AS VARCHAR), chr(30))" for name in by)
     sql = f"md5_number_lower(concat({texts})) < {min(round(share * 2**64), 2**64 - 1)}"
     bound = Bound(sql, "BOOLEAN", frozenset(by))
-    stages.test(bound.sql, bound.reads, path)
+    stages.test(bound, path)
 
 
 def compile_rate_limit(stages: Stages, spec: RateLimit, path: str) -> None:
