@@ -1,4 +1,5 @@
-"""`make bench`: every figure that the documentation publishes. ROWS=n measures with fewer rows than ten million.
+"""`make bench`: every figure that the documentation publishes. ROWS=n measures with fewer rows than ten million; words name parts
+of it: `python -m benchmarks engine device`.
 
 Writes benchmarks/results.json, and the table in docs/benchmarks.md.
 """
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import engine, memory, report, throughput
+from benchmarks import action, device, endtoend, engine, memory, report, throughput
 
 ROWS = int(os.environ.get("ROWS", 10_000_000))
 HERE = Path(__file__).parent
@@ -26,6 +27,9 @@ def main() -> None:
             "throughput": lambda: throughput.measure(Path(directory), ROWS),
             "engine": engine.measure,
             "memory": lambda: memory.measure(Path(directory)),
+            "endtoend": lambda: endtoend.measure(Path(directory) / "endtoend", ROWS),
+            "action": lambda: action.measure(Path(directory) / "action"),
+            "device": lambda: device.measure(Path(directory) / "device"),
         }
         figures = []
         for name, measure in suites.items():

@@ -18,6 +18,17 @@ def json_lines(rows: int) -> Iterator[bytes]:
         ).encode()
 
 
+def wide_lines(rows: int) -> Iterator[bytes]:
+    """Blocks of JSON lines of about 140 bytes with seven fields, of 100 machines."""
+    for start in range(0, rows, BLOCK_ROWS):
+        yield "".join(
+            f'{{"ts": {1_767_225_600_000 + i}, "machine": "press-{i % 100:02d}", "state": "running", '
+            f'"temp_c": {100 + i % 997 / 10:.2f}, "pressure_bar": {3 + i % 89 / 100:.3f}, '
+            f'"rpm": {1480 + i % 40}, "order": {471_100 + i // 50_000}}}\n'
+            for i in range(start, min(start + BLOCK_ROWS, rows))
+        ).encode()
+
+
 def csv_lines(rows: int) -> Iterator[bytes]:
     """The same rows as CSV with a header."""
     yield b"ts,sensor,t,ok\n"
