@@ -65,7 +65,7 @@ class Uncommitted:
         """`stored_bytes` is the size of what is stored of `state`."""
         self._tables, self._raw = spec.lake_tables(), spec.raw_policy
         own = segment.OWN if spec.event_time else segment.NODE_TIME
-        self._stamps = {segment.ROWS: own, segment.INCIDENTS: own, segment.QUARANTINE: segment.WALL}
+        self._stamps = {segment.ROWS: own, segment.QUARANTINE: segment.WALL}  # transitions have times of several clocks
         self.lookups = lookups or {}
         self.positions = positions
         self._committed = state
@@ -178,7 +178,7 @@ class Uncommitted:
             ledgers = {"commit": state.epoch, **counts, "sealed": through}
             made_with = {"params": one.part.params, "lookups": dict(one.part.lookups)}
             head = {"stream": one.stream, "kind": one.kind, "table": one.table, "ledgers": ledgers, **made_with, **base}
-            sealed.append({**head, "rows": one.rows, "stamps": self._stamps[one.kind]})
+            sealed.append({**head, "rows": one.rows, "stamps": self._stamps.get(one.kind, segment.OWN)})
         self._unsealed_ledger += 1
         if final or self._unsealed_ledger >= LEDGER_EVERY:
             self._unsealed_ledger = 0
