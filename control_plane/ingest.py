@@ -135,9 +135,13 @@ class Ingest:
         uploads = [waiting.upload for waiting in group]
         try:
             return await self._in(self._thread, self._settler.settle, uploads, now_us())
+        except OSError as error:  # the disk is full, or fails: no defect of ours
+            reason = str(error).partition("\n")[0]
+            log.error("ingest: a group could not be stored", reason=reason)
         except Exception as error:
+            reason = str(error).partition("\n")[0]
             log.exception("ingest: a group could not be stored")
-            return [Outcome(errors=[f"the lake cannot store now: {error}"]) for _ in group]
+        return [Outcome(errors=[f"the lake cannot store now: {reason}"]) for _ in group]
 
     async def _try_reply(self, waiting: _Waiting, outcome: Outcome) -> None:
         """What one node makes us fail at must not end the others' ingest; a node without an answer asks again (I7)."""

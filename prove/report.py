@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from prove.run import Result
+from prove.run import ALL, Result
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "prove" / "results.json", ROOT / "docs" / "prove.md"
@@ -27,20 +28,20 @@ def _words(figures: Mapping[str, float]) -> str:
 
 
 def write(seed: int, results: Mapping[str, Result]) -> None:
-    told = {"seed": seed, "faults": {name: asdict(found) for name, found in results.items()}}
+    """Faults that are not among them keep the figures that they had."""
+    told = json.loads(RESULTS.read_text()) | {name: {"seed": seed, **asdict(found)} for name, found in results.items()}
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     PAGE.write_text(before + BEGIN + table(told) + END + rest.partition(END)[2])
 
 
-def table(told: Mapping[str, object]) -> str:
+def table(told: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures of results.json as Markdown."""
-    faults = told["faults"]
-    assert isinstance(faults, dict)
-    rows = [_row(name, Result(**found)) for name, found in faults.items()]
     head = "| what breaks | how often | lines | missing | of these void | twice | read again |\n|---|---|---|---|---|---|---|\n"
-    return head + "".join(rows)
+    return head + "".join(
+        _row(name, Result(**{k: v for k, v in told[name].items() if k != "seed"})) for name in ALL if name in told
+    )
 
 
 def _row(name: str, result: Result) -> str:
