@@ -202,7 +202,7 @@ def forget_timers() -> Patches:
     yield edge_agent.uncommitted, "entries", entries
 
 
-@canary("I3", "I4", "I6", faults=("cut", "cut"), buffer_bytes=24 * 1024)
+@canary("I3", "I4", "I6", faults=("cut", "cut", "cut"), buffer_bytes=8 * 1024)
 def evict_without_stub() -> Patches:
     """What a full buffer loses leaves nothing: the node says that the next run follows."""
 
@@ -250,7 +250,7 @@ def actions_without_their_row() -> Patches:
     def act(self: Any, header: Any, blobs: Any) -> None:
         loop = edge_agent.store.asyncio.get_running_loop()
         for action in header["actions"]:
-            loop.call_later(5, self._services.actions.offer, self.version.pipeline, self._with_values(action, ""))
+            loop.call_later(20, self._services.actions.offer, self.version.pipeline, self._with_values(action, ""))
 
     real = edge_agent.store.Store.commit
 

@@ -142,7 +142,7 @@ async def control_killed_in_commit(world: World, rng: random.Random) -> None:
 @fault(2)
 async def control_stalled(world: World, rng: random.Random) -> None:
     """It hangs right before a lake commit, another process takes over, and then it goes on: two writers."""
-    world.traps.append(Trap(world.control.machine, "before the lake commit", rng.randrange(0, 3), "control_stalled", stall_s=12))
+    world.traps.append(Trap(world.control.machine, "before the lake commit", rng.randrange(0, 3), "control_stalled", stall_s=25))
 
 
 @fault(2)

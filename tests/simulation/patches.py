@@ -80,10 +80,10 @@ def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield control_plane.lake, "sync_filesystem", lambda directory: None
     # slower rhythms: a lake commit, a tick and a look at a file cost what they cost, and time is free
     yield control_plane.ingest, "GROUP_WAIT_S", 3.0
-    yield edge_agent.runner, "TICK_S", 2.5
-    yield edge_agent.runner, "TICK_ALARMS_S", 2.5
+    yield edge_agent.runner, "TICK_S", 4.0
+    yield edge_agent.runner, "TICK_ALARMS_S", 4.0
     yield edge_agent.runner, "COMMIT_S", 5.0
-    yield edge_agent.runner, "POLLS_S", ((float("inf"), 0.5),)
+    yield edge_agent.runner, "POLLS_S", ((float("inf"), 2.0),)
     yield pipelines.engine.plan, "compile_plan", world.compile
 
 
