@@ -94,13 +94,21 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
     def bury(self) -> None:
         """End what the killed processes left, so that nothing of it is found later."""
         for task in self.tasks:
-            for _ in range(_LAST_WORDS_MAX if not task.done() else 0):
-                try:
-                    task.get_coro().close()
-                    break
-                except BaseException:  # noqa: BLE001 - it awaited something: whatever it was, nobody hears it
-                    continue
+            if not task.done():
+                _end(task.get_coro())
         self.tasks.clear()
+
+
+def _end(coro: Any) -> None:
+    """Close a coroutine from its innermost one on, as often as it waits for something on its way out: nobody hears it."""
+    for _ in range(_LAST_WORDS_MAX):
+        if hasattr(inner := getattr(coro, "cr_await", None), "cr_await"):
+            _end(inner)
+        try:
+            coro.close()
+            return
+        except BaseException:  # noqa: BLE001 - see above
+            continue
 
 
 def _alive(callback: Any, context: Context) -> Callable[..., Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import itertools
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,11 +101,15 @@ class SimBus:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._handlers: dict[str, Handler] = {}
+        self._served: dict[str, Handler] = {}
         self._queues: dict[str, asyncio.Queue[Message]] = {}
         self.is_connected = asyncio.Event()
 
     def on(self, subject: str, handler: Handler) -> None:
         self._handlers[subject] = handler
+
+    async def serve(self, subjects: Collection[str], handler: Handler) -> None:
+        self._served = dict.fromkeys(subjects, handler)
 
     async def poke(self, node: str) -> None:
         for link in self._network.path(node).links:
@@ -119,13 +124,20 @@ class SimBus:
         self._network.bus = self
         self.is_connected.set()
         async with asyncio.TaskGroup() as tasks:
-            for subject, handler in self._handlers.items():
+            for subject, handler in {"tw.data.>": self._hand_over, **self._handlers}.items():
                 queue = self._queues[subject.split(".")[1]] = asyncio.Queue()
                 tasks.create_task(self._serve(queue, _guarded(handler)))
 
     async def _serve(self, queue: asyncio.Queue[Message], handle: Callable[[Any], Awaitable[None]]) -> None:
         while True:
             await handle(await queue.get())
+
+    async def _hand_over(self, node: str, message: Any) -> None:
+        """To whoever is served the subject now; what nobody serves is lost."""
+        for pattern, handler in self._served.items():
+            if fnmatch.fnmatchcase(message.subject, pattern.replace(">", "*")):
+                await handler(node, message)
+                return
 
     def deliver(self, message: Message) -> None:
         queue = self._queues.get(message.subject.split(".")[1])

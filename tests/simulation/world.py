@@ -144,7 +144,7 @@ class World:
         if event.get("exc_info"):
             import traceback
 
-            words["exception"] = traceback.format_exc() if self.verbose else "yes"
+            words["exception"] = traceback.format_exc().strip().splitlines()[-1]
         self.note(
             f"{method}: {text}",
             life=life,
