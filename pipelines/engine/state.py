@@ -57,8 +57,11 @@ class State:
         """The state with all that `owner` keeps replaced; an owner of nothing is forgotten."""
         if cells is self.cells.get(owner):
             return self
-        rest = {name: kept for name, kept in self.cells.items() if name != owner}
-        return replace(self, cells={**rest, owner: cells} if cells else rest)
+        rest = dict(self.cells)
+        rest.pop(owner, None)
+        if cells:
+            rest[owner] = cells
+        return replace(self, cells=rest)
 
     def ledger(self) -> dict[str, Any]:
         return {"sources": dict(self.sources), "streams": dict(self.streams)}

@@ -18,6 +18,7 @@ TRANSITIONS = (
     *(RAISED, RAISED_AGAIN, CLEARED, LATCHED, ACKNOWLEDGED, RESET, RETIRED),
     *(REMINDED, ESCALATED, SUPPRESSED, UNSUPPRESSED, UNRELIABLE, RELIABLE),
 )
+FOREVER_US = 1 << 62
 LATE = "late"  # why an incident is suppressed whose rows were older than `max_age`
 
 
@@ -241,6 +242,17 @@ def is_steady(rules: Rules, alarm: Alarm) -> bool:
     return alarm.since_us is None and not waits and not may_sound and alarm.suppressed != LATE and not alarm.is_beyond
 
 
+def quiet_until(rules: Rules, alarm: Alarm, m: Moment) -> int:
+    """Event time before which seeing the same again at the same node time changes nothing, but for a row that is alone: what
+    holds has to hold on for its `for` or `clear_for`. It is `m` that the alarm saw last."""
+    if is_steady(rules, alarm):
+        return FOREVER_US
+    is_plain = not (rules.has_only_when or rules.has_max_age or alarm.suppressed or alarm.is_beyond)
+    if not is_plain or alarm.since_us is None or alarm.since_arrival_us is None:
+        return -FOREVER_US
+    return alarm.since_us + _delay_us(rules, alarm, m)
+
+
 # -- what decides
 
 
@@ -281,15 +293,19 @@ def _decide(change: _Change, rules: Rules, m: Moment, *, holds: bool, back: bool
         change.set(since_us=m.t_us, since_arrival_us=m.arrival_us)
     elif alarm.since_arrival_us is None:
         change.set(since_arrival_us=m.arrival_us)
-    delay_us = m.for_us
-    if alarm.active:
-        delay_us = max(m.clear_for_us, rules.flapping_us) if alarm.chattering else m.clear_for_us
-    if not _held(change.alarm.since_us, change.alarm.since_arrival_us, m, delay_us):
+    if not _held(change.alarm.since_us, change.alarm.since_arrival_us, m, _delay_us(rules, alarm, m)):
         return
     if alarm.active:
         _return_to_normal(change, rules)
     else:
         _raise(change, rules, m, name)
+
+
+def _delay_us(rules: Rules, alarm: Alarm, m: Moment) -> int:
+    """How long what holds must hold until it counts."""
+    if not alarm.active:
+        return m.for_us
+    return max(m.clear_for_us, rules.flapping_us) if alarm.chattering else m.clear_for_us
 
 
 def _held(since_us: int | None, since_arrival_us: int | None, m: Moment, for_us: int) -> bool:

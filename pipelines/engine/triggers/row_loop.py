@@ -89,6 +89,7 @@ def write_loop(evaluate: Evaluate, aggregates: Sequence[Aggregate], is_latest: b
     group_values = [f"_v{n + i} = group.key[{i}]" for i in range(n_by)]
     results = [f"_v{i} = _a{i}.n" if a.is_count else f"_v{i} = _a{i}.result()" for i, a in enumerate(aggregates)]
     values = "".join(f"_v{i}, " for i in range(n))
+    quiet = "(seen.t_us < group.quiet_us and arrival_us == group.quiet_at_us" + (")" if is_latest else " and not alone)")
     judged = [
         *results,
         *group_values,
@@ -96,7 +97,7 @@ def write_loop(evaluate: Evaluate, aggregates: Sequence[Aggregate], is_latest: b
         f"    out = {evaluate.source}",
         "except _Abstain:",
         "    out = None",
-        "if out != group.out or not group.is_steady or group.flagged:",
+        f"if out != group.out or group.flagged or not (group.is_steady or {quiet}):",
         f"    judge(i, group, {'False' if is_latest else 'alone'}, ({values}), out)",
     ]
     added = [_add(i, a) for i, a in enumerate(aggregates)]
@@ -108,7 +109,11 @@ def write_loop(evaluate: Evaluate, aggregates: Sequence[Aggregate], is_latest: b
     else:
         olds += "\n" + ", ".join(f"o{i}" for i in range(n)) + " = o"
     same = " and ".join(f"v{i} == o{i}" for i in range(n))
-    skip = "" if any(a.has_order for a in aggregates) else f"if {same} and group.is_steady and not group.flagged:\n    continue"
+    skip = (
+        ""
+        if any(a.has_order for a in aggregates)
+        else f"if {same} and not group.flagged and (group.is_steady or {quiet}):\n    continue"
+    )
     columns = ", ".join(f"x{i}" for i in range(n))
     source = (_LATEST if is_latest else _SPAN).format(
         columns=columns,

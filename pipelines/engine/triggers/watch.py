@@ -106,7 +106,7 @@ def _paced(state: State, rows: Arrived) -> State:
 
 
 class _Group:
-    __slots__ = ("bad", "flagged", "heard_us", "is_steady", "key", "out", "seen")
+    __slots__ = ("bad", "flagged", "heard_us", "is_steady", "key", "out", "quiet_at_us", "quiet_us", "seen")
 
     def __init__(self, key: Group, seen: Any) -> None:
         self.key = key
@@ -114,6 +114,8 @@ class _Group:
         self.heard_us = 0  # node time of its last row
         self.out: Out | None = None  # what its last row gave
         self.is_steady = False  # seeing the same again changes nothing
+        self.quiet_us = 0  # before this event time neither, if node time is still `quiet_at_us` and the row is not alone
+        self.quiet_at_us: int | None = None
         self.flagged: bool | None = None  # what its incident says of its inputs; None: there is none
         self.bad: dict[Any, int] = {}  # keys whose newest row is unfit -> the group's time then
 
@@ -240,7 +242,8 @@ class _Sight:
             out = group.out
             if out is None:
                 return
-        if not (group.is_steady and out == group.out and group.flagged in (None, entry.is_bad)):
+        is_quiet = entry.t_us < group.quiet_us and rows.arrival_us == group.quiet_at_us and not entry.alone
+        if not ((group.is_steady or is_quiet) and out == group.out and group.flagged in (None, entry.is_bad)):
             for one in self.suppression:
                 one.advance(rows.row[entry.place], rows.arrival_us)
             self._judge(rows, entry, out, self.suppression)
@@ -473,6 +476,7 @@ class _Sight:
         at_us: int | None = None,
     ) -> None:
         group.is_steady = not silent  # its next row is news
+        quiet_us = machine.FOREVER_US
         for which, book in enumerate(self.books):
             moment = self._moment(book.identity, base, out)
             if suppression:
@@ -480,8 +484,10 @@ class _Sight:
             was = book.alarm(group.key)
             alarm = book.see(group.key, moment, told, row, silent=silent, at_us=at_us)
             group.is_steady = group.is_steady and machine.is_steady(book.identity.rules, alarm)
+            quiet_us = min(quiet_us, machine.quiet_until(book.identity.rules, alarm, moment))
             if self.keeper is not None and which == 0 and alarm.is_open and alarm.active and not (was.active and was.is_open):
                 self.keeper.raised(group.key, alarm.incident, base.t_us)
+        group.quiet_us, group.quiet_at_us = quiet_us, None if silent or suppression else base.arrival_us
         group.out = out
         own = self.book.alarm(group.key)
         group.flagged = own.unreliable if own.is_open else None
@@ -571,7 +577,7 @@ class _Sight:
                     act = machine.acknowledge if verb == "acknowledge" else machine.reset
                     book.by_hand(group, act(book.identity.rules, alarm, by, reason), at_us)
                     if not is_more(group):
-                        self._group(group).is_steady = False
+                        self._group(group).is_steady, self._group(group).quiet_at_us = False, None
                     self._let_go_of_emptied()
                     return True
         return False
@@ -630,13 +636,15 @@ class _Sight:
             n = len(places)
             self.census.store(epoch, n)
             self.census.count(epoch, n)
-            columns = {name: rows.table[name] for name in self.plan.kept}
-            if n < rows.n:
-                columns = {name: values.take(pa.array(places, pa.int64())) for name, values in columns.items()}
+            columns = [rows.table[name] for name in self.plan.kept]
             first = self.next - rows.n
-            numbers = pa.array([first + i for i in places], pa.int64())
-            own = {"_t": pa.array(stamps, pa.int64()), "_seq": numbers, "_arrival": _repeat(rows.arrival_us, n)}
-            chunks = chunks.with_rows(epoch, pa.table({**columns, **own}))
+            numbers = pa.arange(first, first + n)
+            if n < rows.n:
+                columns = [values.take(pa.array(places, pa.int64())) for values in columns]
+                numbers = pa.array([first + i for i in places], pa.int64())
+            own = [pa.array(stamps, pa.int64()), numbers, _repeat(rows.arrival_us, n)]
+            names = [*self.plan.kept, "_t", "_seq", "_arrival"]
+            chunks = chunks.with_rows(epoch, pa.Table.from_arrays([*columns, *own], names))
         for chunk, left in self.left.items():
             self.census.count(chunk, -left)
         self.left.clear()
