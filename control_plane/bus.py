@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import nats
 import structlog
 from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from pipelines.contract import subjects
 from pipelines.contract.errors import TidewireError
@@ -19,6 +20,7 @@ log = structlog.get_logger()
 
 Handler = Callable[[str, Msg], Awaitable[None]]  # (node or token id, message)
 _PENDING_BYTES_MAX = 128 * 1024 * 1024
+_QUEUE = "ingest"  # while a subject passes from one process to another, one of them gets each message
 
 
 class Bus:
@@ -27,12 +29,24 @@ class Bus:
     def __init__(self, url: str, creds: str, tls: ssl.SSLContext | None) -> None:
         self._url, self._creds, self._tls = url, creds, tls
         self._handlers: dict[str, Handler] = {}
+        self._served: dict[str, Handler] = {}
+        self._subscriptions: dict[str, Subscription] = {}  # of `_served`, on this connection
+        self._serving = asyncio.Lock()
         self._client: Client | None = None
         self.is_connected = asyncio.Event()
 
     def on(self, subject: str, handler: Handler) -> None:
         """Before `run`: have `handler` called for every message on `subject`, one after another."""
         self._handlers[subject] = handler
+
+    async def serve(self, subjects: Collection[str], handler: Handler) -> None:
+        """From now on, have `handler` called for exactly these subjects, besides those of `on`."""
+        self._served = dict.fromkeys(subjects, handler)
+        if self.is_connected.is_set():
+            try:
+                await self._subscribe_served()
+            except nats.errors.Error as error:  # the next connection subscribes anew
+                log.warning("bus: not subscribed", cause=str(error))
 
     async def poke(self, node: str) -> None:
         """A hint that something changed (I7): lost without harm."""
@@ -89,8 +103,21 @@ class Bus:
         )
         for subject, handler in self._handlers.items():
             await client.subscribe(subject, cb=_guarded(handler), pending_bytes_limit=_PENDING_BYTES_MAX)
+        self._subscriptions.clear()
+        await self._subscribe_served()
         await client.flush()
         self.is_connected.set()
+
+    async def _subscribe_served(self) -> None:
+        async with self._serving:
+            client = self._client
+            assert client is not None, "connected"
+            for subject in self._subscriptions.keys() - self._served.keys():
+                await self._subscriptions.pop(subject).unsubscribe()
+            for subject in self._served.keys() - self._subscriptions.keys():
+                self._subscriptions[subject] = await client.subscribe(
+                    subject, _QUEUE, cb=_guarded(self._served[subject]), pending_bytes_limit=_PENDING_BYTES_MAX
+                )
 
     async def _close(self) -> None:
         if self._client is not None and not self._client.is_closed:

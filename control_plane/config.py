@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -120,14 +120,15 @@ def make_private_dir(path: Path) -> None:
 
 @dataclass(frozen=True)
 class ApiAddress:
-    """Where the HTTP API answers and the bearer token it asks for."""
+    """Where the HTTP API answers and the bearer token it asks for; `broker` is where processes on this machine reach NATS."""
 
     url: str
     token: str
     pid: int = 0
+    broker: str = ""
 
     def write(self, path: Path) -> None:
-        write_private(path, json.dumps({"url": self.url, "token": self.token, "pid": self.pid}).encode())
+        write_private(path, json.dumps(asdict(self)).encode())
 
     @classmethod
     def find(cls, data_dir: Path) -> ApiAddress | None:
@@ -136,7 +137,8 @@ class ApiAddress:
         url = os.environ.get("TIDEWIRE_URL") or written.get("url")
         own = written.get("token") if url == written.get("url") else ""
         token = os.environ.get("TIDEWIRE_TOKEN") or own
-        return cls(str(url).rstrip("/"), str(token or ""), int(written.get("pid") or 0)) if url else None
+        pid, broker = int(written.get("pid") or 0), str(written.get("broker") or "")
+        return cls(str(url).rstrip("/"), str(token or ""), pid, broker) if url else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,8 @@ _TABLE = re.compile(r"[a-z][a-z0-9_]{0,67}")  # 63 of a sink's, and __log
 class Lake:
     """Every table under one directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_alone: bool = True) -> None:
+        """What was left torn is healed, unless another process may have the lake open."""
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._disk = Disk(directory)
@@ -43,7 +44,7 @@ class Lake:
         self._marks: dict[str, Mark] = {}  # StreamKey.app_id -> mark in the table `segments`
         self._refused: dict[StreamKey, dict[int, str]] = {}
         self._refused_version = -1
-        for path in heal.tables(directory):
+        for path in heal.tables(directory) if is_alone else ():
             heal.heal(path)
         self._synced = {path.name: heal.latest_version(path) for path in heal.tables(directory)}
         self._is_durable = False  # an earlier process may have died between a commit and its sync

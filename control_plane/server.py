@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 from nats.aio.msg import Msg
 
-from control_plane import enrol, fleet, registry
+from control_plane import enrol, fleet
 from control_plane.api import Api
 from control_plane.bus import Bus
 from control_plane.commands import Commands
@@ -28,10 +28,12 @@ from control_plane.effects import Contact
 from control_plane.ingest import Ingest
 from control_plane.keys import KeyRing
 from control_plane.lake import Lake
-from control_plane.lineage import WindowKey
+from control_plane.lake_lock import LakeLock
 from control_plane.nats_server import NatsServer, bind
+from control_plane.serving import Serving
 from control_plane.settle import Settler
 from control_plane.store import Store, now_us
+from control_plane.store_thread import StoreThread
 from control_plane.tls import open_tls
 from control_plane.upkeep import Upkeep
 from pipelines.contract.errors import Refused, TidewireError
@@ -41,12 +43,14 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FLUSH_SEEN_S = 10.0
+MAIN = "main"  # of the ingest processes of a data directory the one in the control plane itself
 
 
 class ControlPlane:
     """Everything of one running control plane. `run` returns after SIGTERM or SIGINT, or when `stop` is set."""
 
-    def __init__(self, config: ControlConfig) -> None:
+    def __init__(self, config: ControlConfig, *, is_alone: bool = True) -> None:
+        """`is_alone`: no other process has the lake open."""
         self.config = config
         self.stop = asyncio.Event()
         self.is_ready = asyncio.Event()
@@ -54,6 +58,7 @@ class ControlPlane:
         self.api_token = secrets.token_urlsafe(32)
         self._store = Store(config.database_url)
         self._store_thread = ThreadPoolExecutor(1, "store")
+        self._db = StoreThread(self._store, self._store_thread)
         self._readers = ThreadPoolExecutor(4, "reader")
         self.commands = Commands(self._store, self.keys)
         self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
@@ -62,11 +67,10 @@ class ControlPlane:
         self._api_socket = bind(LOOPBACK, config.api_port, "HTTP API", "--api-port")
         context = self._tls.client_context() if self._tls else None
         self._bus = Bus(self.nats.local_url, self.keys.server_creds(int(time.time())), context)
-        settler = Settler(Lake(config.lake_dir), config.refused_dir, self._tables_of)
+        settler = Settler(Lake(config.lake_dir, is_alone=is_alone), config.refused_dir, self._db.tables_of)
         upkeep = Upkeep(config.lake_dir)
-        self._ingest = Ingest(settler, self._bus, self.keys.control, self._public_key, self._report_security, upkeep)
-        self._publics: dict[str, str] = {}
-        self._tables: dict[tuple[str, str], Mapping[str, WindowKey | None]] = {}
+        self._ingest = Ingest(settler, self._bus, self.keys.control, self._db.public_key, self._db.report_security, upkeep)
+        self._serving = Serving(MAIN, self._bus, self.with_db, self._on_data)
         self._seen: dict[str, int] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
 
@@ -90,6 +94,7 @@ class ControlPlane:
                     group.create_task(self.nats.run()),
                     group.create_task(self._run_bus()),
                     group.create_task(self._ingest.run()),
+                    group.create_task(self._serving.run()),
                     group.create_task(self._flush_seen()),
                 ]
                 api = group.create_task(http.serve(sockets=[self._api_socket]))
@@ -106,14 +111,10 @@ class ControlPlane:
         return Contact(dict(self._seen), now_us(), dict(self._heartbeats))
 
     async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: do(*args, **options))
+        return await self._db.run(do, *args, **options)
 
     async def with_db(self, do: Callable[..., T], *args: Any) -> T:
-        def call() -> T:
-            with self._store.write() as db:
-                return do(db, *args)
-
-        return await self.on_store(call)
+        return await self._db.with_db(do, *args)
 
     async def in_background(self, do: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, do, *args)
@@ -130,7 +131,6 @@ class ControlPlane:
 
     def _handlers(self) -> dict[str, Callable[[str, Msg], Any]]:
         return {
-            "tw.data.>": self._on_data,
             "tw.state.*": self._on_exchange,
             "tw.artifact.*": self._on_artifact,
             "tw.heartbeat.*": self._on_heartbeat,
@@ -165,7 +165,7 @@ class ControlPlane:
         try:
             reply = await self.with_db(answer)
         except Refused as error:
-            await self._report_security(f"token {token}", f"refused: {error}")
+            await self._db.report_security(f"token {token}", f"refused: {error}")
             return
         log.info("join", token=token, node=reply.node, name=reply.name, error=reply.error)
         await self._bus.answer(message, token, reply.seal(self.keys.control))
@@ -181,47 +181,13 @@ class ControlPlane:
         try:
             return await self.with_db(answer)
         except Refused as error:
-            await self._report_security(node, f"{what} refused: {error}")
+            await self._db.report_security(node, f"{what} refused: {error}")
             raise
-
-    def _tables_of(self, pipeline: str, digest: str) -> Mapping[str, WindowKey | None]:
-        """For the lake's thread. Versions are append-only: what was found once stays."""
-
-        def find() -> Mapping[str, WindowKey | None]:
-            with self._store.write() as db:
-                return registry.tables_of(db, pipeline, digest)
-
-        key = (pipeline, digest)
-        if key not in self._tables:
-            found = self._store_thread.submit(find).result()
-            if not found:
-                return found
-            self._tables[key] = found
-        return self._tables[key]
-
-    async def _public_key(self, node: str) -> str | None:
-        if node not in self._publics:
-            public = await self.with_db(fleet.public_key, node)
-            if public is None:
-                return None
-            self._publics[node] = public
-        return self._publics[node]
-
-    async def _report_security(self, node: str, event: str) -> None:
-        log.warning("security", node=node, security_event=event)
-        await self._try_note(fleet.record_security, node, event)
 
     async def _flush_seen(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SEEN_S)
-            await self._try_note(fleet.flush_last_seen, dict(self._seen))
-
-    async def _try_note(self, do: Callable[..., None], *args: Any) -> None:
-        """Write what nothing depends on: a full disk or a locked database must not end the control plane."""
-        try:
-            await self.with_db(do, *args)
-        except Exception as error:  # noqa: BLE001 - as the docstring says
-            log.error("not noted", what=do.__name__, reason=str(error).partition("\n")[0])
+            await self._db.try_note(fleet.flush_last_seen, dict(self._seen))
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()
@@ -231,7 +197,7 @@ class ControlPlane:
         await self._bus.is_connected.wait()
         while not http.started:  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.01)
-        ApiAddress(self.api_url, self.api_token, os.getpid()).write(self.config.api_file)
+        ApiAddress(self.api_url, self.api_token, os.getpid(), self.nats.local_url).write(self.config.api_file)
         self.is_ready.set()
         log.info("control plane is up", api=self.api_url, nodes_dial=self.nats_url, data=str(self.config.data_dir))
 
@@ -250,12 +216,13 @@ class ControlPlane:
 def serve(config: ControlConfig, ready: Callable[[ControlPlane], None] | None = None) -> None:
     """Run a control plane until SIGTERM. Raises `TidewireError` when it cannot start. `ready` is called once it answers."""
     make_private_dir(config.data_dir)
-    with only_server(config.data_dir):
-        asyncio.run(_serve(config, ready))
+    with only_server(config.data_dir), LakeLock(config.data_dir) as lock:
+        plane = ControlPlane(config, is_alone=lock.is_alone)
+        lock.share()
+        asyncio.run(_serve(plane, ready))
 
 
-async def _serve(config: ControlConfig, ready: Callable[[ControlPlane], None] | None) -> None:
-    plane = ControlPlane(config)
+async def _serve(plane: ControlPlane, ready: Callable[[ControlPlane], None] | None) -> None:
     running = asyncio.create_task(plane.run())
     waiting = asyncio.create_task(plane.is_ready.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)

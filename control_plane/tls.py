@@ -57,6 +57,12 @@ def open_tls(directory: Path, host: str) -> TlsFiles:
     return files
 
 
+def trusting(directory: Path) -> ssl.SSLContext | None:
+    """What trusts the authority in `directory`; None where there is none, and so no TLS."""
+    ca_file = directory / "ca.pem"
+    return ssl.create_default_context(cadata=ca_file.read_text()) if ca_file.exists() else None
+
+
 def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Tidewire authority")])

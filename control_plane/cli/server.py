@@ -40,6 +40,23 @@ def up(
 
 
 @app.command()
+def ingest(
+    data_dir: DataDir = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Run one more ingest process beside the control plane of this machine, which takes over a share of the nodes."""
+    from control_plane.ingest_process import IngestProcess, serve
+    from control_plane.server import configure_logs
+
+    configure_logs(logging.DEBUG if verbose else logging.INFO)
+
+    def ready(process: IngestProcess) -> None:
+        print(f"ingest process {process.name} is up", flush=True)
+
+    serve(ControlConfig(data_dir or default_data_dir()), ready)
+
+
+@app.command()
 def demo(
     json_output: Json = False,
     fast: Annotated[bool, typer.Option("--fast", help="Shorter, for tests.")] = False,

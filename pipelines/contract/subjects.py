@@ -16,6 +16,11 @@ def data(node: str) -> str:
     return f"tw.data.{partition(node)}.{node}"
 
 
+def data_of(partition: int) -> str:
+    """Where the nodes of a partition send their segments."""
+    return f"tw.data.{partition}.*"
+
+
 def state(node: str) -> str:
     return f"tw.state.{node}"
 

@@ -237,7 +237,7 @@ def test_a_locked_database_ends_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         plane = ControlPlane(ControlConfig(tmp_path / "data", api_port=0, nats_port=0))
         flushing = asyncio.create_task(plane._flush_seen())
         await until(lambda: len(calls) > 2)
-        await plane._report_security("n1", "a clone")
+        await plane._db.report_security("n1", "a clone")
         assert not flushing.done()
         flushing.cancel()
         plane._close()
