@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 from control_plane.columns import COLUMNS_MAX, OWN_COLUMNS, SEGMENTS_SCHEMA, Misfit, conform, lake_schema, merged_schema
@@ -36,6 +37,9 @@ T = TypeVar("T")
 STORED, VOID, REFUSED = "stored", "void", "refused"
 RANGES_MAX = 100  # of one request
 _ATTEMPTS = 10  # against other processes; on average 0.7 s
+_TAKEN = (
+    "the table has other rows under this number: the card was put back after a commit here was interrupted; it can be retaken"
+)
 _SYSTEM_TABLES = {QUARANTINE: "quarantine", INCIDENTS: "incidents"}
 _SYSTEM_SCHEMAS = {"quarantine": lake_schema(QUARANTINE_SCHEMA), "incidents": lake_schema(INCIDENT_SCHEMA)}
 
@@ -213,10 +217,11 @@ class Settler:
             return known | {s.digest: str(misfit) for s in undecided}
         fresh = [s for s in undecided if s.header.seq > table.mark(s.header.key)]
         strays = {s.digest: why for s in fresh if (why := self._stray(s))}
+        strays |= dict.fromkeys(_others_there(table, [s for s in undecided if s not in fresh]), _TAKEN)
         fitting, misfits = _fit([s for s in fresh if s.digest not in strays], table.schema)
         reasons = strays | misfits
         if keeps:
-            self._refusals.keep(fresh, reasons)
+            self._refusals.keep(undecided, reasons)
         verdicts = known | {s.digest: "" for s in undecided} | reasons
         if fitting:
             verdicts |= self._append(table, name, fitting, now_us, keeps=keeps)
@@ -350,6 +355,28 @@ def _fit(segments: list[Segment], schema: pa.Schema | None) -> tuple[list[tuple[
         user = merged
         fitting.append((segment, rows))
     return [(s, conform(rows, user)) for s, rows in fitting] if user is not None else [], refusals
+
+
+def _others_there(table: LakeTable, segments: list[Segment]) -> list[str]:
+    """Digests of those whose number the table took, before a crash kept `segments` from saying so, with rows that are not theirs:
+    the node's card was put back meanwhile, and it sealed something else. One scan."""
+    dataset = table.dataset() if segments else None
+    if dataset is None:
+        return []
+    runs, numbers = {s.header.run for s in segments}, {s.header.seq for s in segments}
+    wanted = pc.field("_run").isin(list(runs)) & pc.field("_seq").isin(list(numbers))
+    held: dict[tuple[StreamKey, int], list[dict[str, Any]]] = {}
+    for row in dataset.to_table(filter=wanted).sort_by("_row").to_pylist():
+        held.setdefault((StreamKey(row["_node"], row["_run"], row["_stream"]), row["_seq"]), []).append(row)
+    fitting = {s.digest: rows.to_pylist() for s, rows in _fit(segments, table.schema)[0]}
+    return [s.digest for s in segments if not _are_same(fitting.get(s.digest), held.get((s.header.key, s.header.seq), []))]
+
+
+def _are_same(sealed: list[dict[str, Any]] | None, held: list[dict[str, Any]]) -> bool:
+    """By their text, in which NaN is itself."""
+    if sealed is None or len(sealed) != len(held):
+        return False
+    return repr(sealed) == repr([{name: there.get(name) for name in ours} for ours, there in zip(sealed, held, strict=True)])
 
 
 def _check_columns(table: str, schema: pa.Schema) -> None:

@@ -129,6 +129,23 @@ def test_i2_a_crash_between_rows_and_marks_doubles_nothing(rig: Rig, monkeypatch
     assert sum(rig.ids().values()) == 5 and max(rig.ids().values()) == 1
 
 
+def test_i3_a_card_put_back_during_such_a_crash_loses_nothing_silently(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is ahead with one segment 2, the node seals another: as many rows, but not these (simulator seed 52)."""
+    source = stream()
+    first, former = source.seal(rows(1.0)), source.seal(rows(2.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "append_segments", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rig.send(first, former)
+    rig.restart()
+    source.sealed.pop()
+    outcome = rig.send(first, source.seal(rows(3.0)))
+    assert mark(outcome) == 2
+    ((_, seq, why),) = outcome.refused
+    assert seq == 2 and "other rows" in why
+    assert rig.verdicts()[1][0] == "stored"
+
+
 @pytest.mark.parametrize("by_lake", [False, True])
 def test_i2_a_refused_segment_stays_refused_after_a_crash(rig: Rig, monkeypatch: pytest.MonkeyPatch, by_lake: bool) -> None:
     from control_plane.lake_table import LakeTable
