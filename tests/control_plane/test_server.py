@@ -325,7 +325,7 @@ def test_why_says_the_cause_first(server: ServerProcess) -> None:
         node.document.add_note(Note(node.id, 1, "param", "press", {"name": "limit_c", "value": 60.0}, "m.durand", "hot", 9))
         await node.obey()
         text = server.cli("why", "pi", "press").stdout
-        assert 'limit_c = 60.0 (on-site by m.durand "hot"; beats 70.0 (rule:1), 85 (default))' in text
+        assert 'limit_c = 60.0 (on-site by m.durand "hot"; beats 70.0 (rule:1), 85.0 (default))' in text
         assert "1 as wanted" in server.cli("why", "press").stdout
         server.cli("deploy", "press", "-s", "name=pi", "--remove")
         await node.exchange()
