@@ -30,6 +30,7 @@ TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows 
 POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long without rows, between two looks at the sources)
 COMMIT_S = 1.0
 STATS_S = 1.0
+QUIET_S = 5.0  # without rows, after which memory is given back
 IN_FLIGHT_MAX = 4
 ACTIONS_AT_ONCE = 1_000  # in one message
 FULL_BYTES = 4 * 1024 * 1024  # of uncommitted rows: beyond, a source is not read while commits get through
@@ -113,6 +114,7 @@ class _Runner:
         self.stopping = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
         self.last_rows_s = self.last_stats_s = self.last_tick_s
+        self.may_hold_memory = True  # that malloc keeps for the next rows
         self.is_fresh = True  # whether something was evaluated since it was last asked what there is to commit
         self.trouble: dict[str, str] = {}
         self.ended: set[str] = set()
@@ -131,6 +133,7 @@ class _Runner:
             if time.monotonic() - self.last_stats_s >= STATS_S:
                 self._send_stats()
                 self._look_at_lookups()
+                self._give_memory_back()
             if self.mode == "until_eof" and all(source.exhausted for source in self.sources.values()):
                 self._finish()
             self._listen(0 if had_rows else self._pause_s())
@@ -155,8 +158,16 @@ class _Runner:
             had_rows = True
             self._evaluate(Batch(name, self._arrival_us(), _wall_us(), block.lines, block.file, block.header))
         if had_rows:
-            self.last_rows_s = time.monotonic()
+            self.last_rows_s, self.may_hold_memory = time.monotonic(), True
         return had_rows
+
+    def _give_memory_back(self) -> None:
+        """Once there were no rows for a while; not after each batch, whose memory the next one takes."""
+        if self.may_hold_memory and time.monotonic() - self.last_rows_s >= QUIET_S:
+            import pyarrow as pa
+
+            self.may_hold_memory = False
+            pa.default_memory_pool().release_unused()
 
     def _note_end(self, name: str, source: Any) -> None:
         """In a replay no time passes: the engine must be told that nothing more comes."""

@@ -20,8 +20,15 @@ from edge_agent.wire import AsyncChannel
 
 RUNNER = "edge_agent.runner:main"
 _PRELOAD = ("edge_agent.preload",)
-# Address space that malloc would reserve per thread, and Arrow for itself, would count against a runner's limit unused.
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+_ENVIRONMENT = {
+    # Address space that malloc would reserve per thread, and Arrow for itself, would count against a runner's limit unused.
+    "MALLOC_ARENA_MAX": "2",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    # The columns of one batch lie where those of the last one did: giving them back each time cost a quarter of a runner's CPU.
+    # It gives them back when no rows come.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(24 * 1024 * 1024),
+}
 _OOM_SCORE_ADJ = 500  # the kernel should take a runner before the agent (I11)
 
 
