@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import action, device, endtoend, engine, memory, report, throughput
 
 ROWS = int(os.environ.get("ROWS", 10_000_000))
+SYSTEM_ROWS = int(os.environ.get("ROWS", 2_000_000))  # through agents and a control plane
 HERE = Path(__file__).parent
 
 
@@ -27,7 +28,7 @@ def main() -> None:
             "throughput": lambda: throughput.measure(Path(directory), ROWS),
             "engine": engine.measure,
             "memory": lambda: memory.measure(Path(directory)),
-            "endtoend": lambda: endtoend.measure(Path(directory) / "endtoend", ROWS),
+            "endtoend": lambda: endtoend.measure(Path(directory) / "endtoend", SYSTEM_ROWS),
             "action": lambda: action.measure(Path(directory) / "action"),
             "device": lambda: device.measure(Path(directory) / "device"),
         }
