@@ -289,7 +289,10 @@ class Agent:
     async def _report(self) -> None:
         """Write what changed of what runs: transitions only, so that the document stays small (I9)."""
         self.store.clock_quality = clock.quality()
-        await self.record.report_facts(facts())
+        history = await self.store.history()
+        for name, told in {"facts": facts(), **({"history": history} if history else {})}.items():
+            if self.record.differs(name, told) and not self._must_wait(f"reported/{name}"):
+                await self.record.report_node(name, told)
         before = self.record.document.reported()
         for name in {*self.record.manifest.assignments, *self.keepers, *before}:
             now = self._reported(name, before.get(name))
@@ -302,9 +305,12 @@ class Agent:
         if is_other or now.phase == "stopped":
             self._flapping.forget(name)
             return True
+        return not self._must_wait(name)
+
+    def _must_wait(self, name: str) -> bool:
         if wait_s := self._flapping.wait_s(name, time.monotonic()):
             self._later[name] = self._later.get(name) or asyncio.get_running_loop().call_later(wait_s, self._report_late, name)
-        return not wait_s
+        return bool(wait_s)
 
     def _report_late(self, name: str) -> None:
         del self._later[name]

@@ -13,13 +13,14 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from edge_agent import outbox
+from edge_agent import clock, outbox, schema
 from edge_agent.outbox import Mark, Sealer
 from pipelines.contract.frames import sha256, unpack
 from pipelines.contract.keys import SIGNATURE_BYTES
 from pipelines.contract.segment import DAMAGED, SegmentHeader
 
 ASKED_AT_ONCE = 500  # digests in one answer: 50 kB
+HISTORY = "history"  # in the store's meta: how often a history broke off, and the last time why
 _RESEAL_SEGMENTS = 32  # sealed anew per transaction: 16 MiB at most
 
 
@@ -51,6 +52,13 @@ class Fork:
     rows: int | None
     stored: int | None
     reason: str
+
+
+def remember(db: sqlite3.Connection, broken: Break) -> None:
+    """For `status`, and for the control plane, which may not have seen it."""
+    told = json.loads(str(schema.get_meta(db, HISTORY) or "{}"))
+    now = {**asdict(broken), "breaks": told.get("breaks", 0) + 1, "at": clock.wall_text()}
+    schema.put_meta(db, HISTORY, json.dumps(now))
 
 
 def confirm(db: sqlite3.Connection, mark: Mark, *, asked: bool) -> Break | None:
@@ -95,7 +103,8 @@ def _doubt(db: sqlite3.Connection, stream_id: int, mark: Mark, reason: str) -> B
     db.execute("UPDATE streams SET doubt = ? WHERE id = ?", (json.dumps(asdict(fork)), stream_id))
     outbox.close_runs(db, "id = ?", stream_id)
     if db.execute("SELECT 1 FROM streams WHERE id = ?", (stream_id,)).fetchone() is None:  # nothing is pending
-        return Break(mark.run, mark.stream, reason, True)
+        remember(db, broken := Break(mark.run, mark.stream, reason, True))
+        return broken
     return None if _range(db, stream_id) else _break(db, stream_id, reason, True)
 
 
@@ -159,7 +168,8 @@ def _break(db: sqlite3.Connection, stream_id: int, reason: str, is_security: boo
         db.execute("UPDATE streams SET successor = ? WHERE id = ?", (successor, stream_id))
     db.execute("UPDATE streams SET doubt = '' WHERE id = ?", (stream_id,))
     outbox.close_runs(db, "id = ?", stream_id)
-    return Break(run, stream, reason, is_security)
+    remember(db, broken := Break(run, stream, reason, is_security))
+    return broken
 
 
 def reseal(db: sqlite3.Connection, sealer: Sealer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -95,8 +95,13 @@ class NodeRecord:
     async def report(self, pipeline: str, reported: Reported) -> None:
         await self._write({f"reported/pipeline/{pipeline}": reported.to_json()})
 
-    async def report_facts(self, facts: dict[str, object]) -> None:
-        await self._write({"reported/facts": canonical_json(facts).decode()})
+    async def report_node(self, name: str, told: Mapping[str, object]) -> None:
+        """`name` is one of `facts`, `history`."""
+        await self._write({f"reported/{name}": canonical_json(told).decode()})
+
+    def differs(self, name: str, told: Mapping[str, object]) -> bool:
+        """Whether `report_node` would write: a twin of this node may have, in between."""
+        return self.is_agreed and self.document.values().get(f"reported/{name}") != canonical_json(told).decode()
 
     async def add_note(self, kind: str, subject: str, body: dict[str, object], *, by: str, reason: str) -> Note:
         """A note of this node's own, on disk when this returns."""

@@ -440,7 +440,7 @@ def _agrees(known: _Known) -> bool:
 def _is_sound(table: str, row: Record) -> bool:
     """What the agent relies on without a look of its own."""
     texts = [row["body"]] if "body" in row else []
-    if table == "meta" and row["key"] in ("clock", "rates", "hardware", "anchor"):
+    if table == "meta" and row["key"] in ("clock", "rates", "hardware", "anchor", "history"):
         texts = [str(row["value"])]
     try:
         for text in texts:

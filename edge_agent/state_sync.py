@@ -81,8 +81,7 @@ class StateSync:
 
     async def _exchange_once(self) -> None:
         try:
-            reply = await self._exchange(with_document=False)
-            if reply.document != self._record.document.digest():
+            if not await self._agrees():
                 await self._exchange(with_document=True)
         except (LinkDown, Refused) as error:
             if str(error) != self.trouble:
@@ -90,6 +89,15 @@ class StateSync:
             self.trouble = str(error)
         else:
             self.trouble, self.last_exchange = "", clock.wall_text()
+
+    async def _agrees(self) -> bool:
+        """Whether both have the same document now. One that we may not merge may be one that we can, once it has ours."""
+        try:
+            reply = await self._exchange(with_document=False)
+        except Refused as error:
+            _log.warning("what the control plane holds cannot be merged; sending ours first", reason=str(error))
+            return False
+        return reply.document == self._record.document.digest()
 
     async def _exchange(self, *, with_document: bool) -> ExchangeReply:
         identity, record = self._identity, self._record

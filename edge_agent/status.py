@@ -41,6 +41,7 @@ async def _store(agent: Agent) -> dict[str, Any]:
         "fits_bytes": fits_bytes,
         "lasts_s": await store.buffer_lasts_s(),
         "salvage": json.loads(str(told)) if told else None,
+        "history": await store.history(),
         "asides": [{"path": str(aside), "bytes": aside.stat().st_size} for aside in salvage.asides(path)],
     }
 

@@ -84,6 +84,10 @@ def _store(store: dict[str, Any]) -> list[tuple[str, str]]:
     if store["fits_bytes"] < store["limit_bytes"]:
         fits, limit = size(store["fits_bytes"]), size(store["limit_bytes"])
         lines.append((f"the disk has room for {fits} of the buffer's {limit}: it is taken for full there", "yellow"))
+    if broke := store["history"]:
+        lines.append(
+            (f"runs of this node broke off {broke['breaks']} times, the last time at {broke['at']}: {broke['reason']}", "yellow")
+        )
     if told := store["salvage"]:
         lost = [f"{told[f'{how}_rows']:,} rows {how}" for how in ("damaged", "evicted") if told[f"{how}_rows"]]
         lost += [f"begun anew: {', '.join(told['restarted'])}"] if told["restarted"] else []

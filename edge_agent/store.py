@@ -277,7 +277,7 @@ class Store:
         self._callbacks.append(callback)
 
     def on_transition(self, callback: Callable[[], None]) -> None:
-        """Have `callback` run after each commit that changed an incident."""
+        """Have `callback` run after each commit that changed an incident, and when a history broke off."""
         self._on_transition.append(callback)
 
     def _origin(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, lineage: str) -> Origin:
@@ -410,7 +410,13 @@ class Store:
         self._let_go()
         if breaks:
             await self.reseal()
+            for callback in self._on_transition:
+                callback()
         return breaks
+
+    async def history(self) -> dict[str, Any]:
+        """How often a run of this store broke off, and the last time why and when: see `forks.remember`. {} for never."""
+        return dict(json.loads(str(await self.get(forks.HISTORY) or "{}")))
 
     async def reseal(self) -> None:
         """Finish moving broken runs to their successors; some segments per transaction, so that commits get through."""
@@ -539,9 +545,14 @@ def _prepare(path: Path) -> NodeClock:
 def _mint_runs_after_move(db: sqlite3.Connection) -> None:
     """On other hardware than last time this is a copy: no run of the original may get another segment from here."""
     here = json.dumps([_read_text(Path(name)) for name in _HARDWARE_FILES])
-    if schema.get_meta(db, "hardware") != here:
+    before = schema.get_meta(db, "hardware")
+    if before != here:
         db.execute("BEGIN IMMEDIATE")
         outbox.close_runs(db)
+        if before is not None:
+            forks.remember(
+                db, Break("", "", "this store was on other hardware before: moved, or the image of a joined node", True)
+            )
         schema.put_meta(db, "hardware", here)
         db.execute("COMMIT")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from automerge.core import ROOT, Document, ScalarType
@@ -54,6 +55,10 @@ class NodeDocument:
         """The node's facts as JSON text."""
         return self.values().get("reported/facts", "{}")
 
+    def history(self) -> str:
+        """How the node's history broke off the last time, as JSON text; "" for never."""
+        return self.values().get("reported/history", "")
+
     def notes(self) -> list[Note]:
         return sorted(
             (Note.from_json(v) for k, v in self.values().items() if k.startswith("note/")), key=lambda n: (n.author, n.seq)
@@ -88,8 +93,9 @@ class NodeDocument:
         """A new replica that also holds what `foreign` does, or `Refused` with this one untouched.
 
         `author` is who sent it: a node may have changed `reported/` and its own notes, the control plane its own notes; nobody
-        may alter or remove a note. `owner` is the node that merges what the control plane sent: it gets back entries of its own
-        that it lost with its store, and then reports anew what is true.
+        may alter or remove a note. `owner` is who merges, if the other side is believed about what it lost itself: a node that
+        merges what the control plane sent, a control plane that an operator recovered. It gets back entries of its own, and a
+        node then reports anew what is true. A note of its own that was given the number of a lost one takes the next number.
         """
         if len(foreign) > DOCUMENT_BYTES_MAX:
             raise Refused(f"{len(foreign)} bytes are more than a document may have", op="merge document", place=author)
@@ -99,11 +105,30 @@ class NodeDocument:
             scratch._document.merge(other)
         except BaseException as error:  # noqa: BLE001 - pyo3's PanicException is no Exception
             raise _refused("merge document", error) from None
-        ours, theirs = self.values(), scratch.values()
+        ours, foreign_values = self.values(), _read(other)
+        is_newer = sorted(map(bytes, scratch._document.get_heads())) == sorted(map(bytes, other.get_heads()))
+        moved = scratch._give_way(ours, foreign_values, owner) if owner and not is_newer else {}
+        for key in ours.keys() & foreign_values.keys() - moved.keys():
+            if key.startswith("note/") and ours[key] != foreign_values[key]:  # also where ours would win, and hide theirs
+                raise Refused(f"{author} altered the note {key}", op="merge document", place=key)
+        theirs = scratch.values()
         for key in ours.keys() | theirs.keys():
             if ours.get(key) != theirs.get(key):
-                _check_change(key, ours.get(key), theirs.get(key), author, owner)
+                _check_change(key, None if key in moved else ours.get(key), theirs.get(key), moved.get(key, author), owner)
         return scratch
+
+    def _give_way(self, ours: Mapping[str, str], theirs: Mapping[str, str], side: str) -> dict[str, str]:
+        """Renumber the notes of `side`, which merges, whose numbers the other replica knows for other notes: key -> author."""
+        clashing = sorted(
+            key for key in ours.keys() & theirs.keys() if key.startswith(f"note/{side}/") and ours[key] != theirs[key]
+        )
+        self.write({key: theirs[key] for key in clashing})
+        moved = dict.fromkeys(clashing, side)
+        for key in clashing:
+            note = replace(Note.from_json(ours[key]), seq=self.next_seq(side))
+            self.add_note(note)
+            moved[note_key(side, note.seq)] = side
+        return moved
 
 
 def note_key(author: str, seq: int) -> str:

@@ -191,6 +191,36 @@ def test_a_node_with_an_older_copy_of_its_store_gets_back_what_it_lacks() -> Non
     assert older.merged(document.save(), author=CONTROL, owner=NODE).digest() == document.digest()
 
 
+@pytest.mark.parametrize("turn", range(8))  # which of two writers of one key wins is chance
+def test_i6_a_restored_node_that_gave_a_lost_notes_number_again_keeps_both_notes(turn: int) -> None:
+    before = NodeDocument()
+    before.add_note(Note(NODE, 1, "comment", "press", reason="first"))
+    restored, control = NodeDocument(before.save()), NodeDocument(before.save())
+    control.add_note(Note(NODE, 2, "comment", "press", reason="lost with the card"))
+    restored.add_note(Note(NODE, 2, "comment", "press", reason=f"on the old card {turn}"))
+    restored.add_note(Note(NODE, 3, "comment", "press", reason="and another"))
+    restored = restored.merged(control.save(), author=CONTROL, owner=NODE)
+    control = control.merged(restored.save(), author=NODE)
+    assert control.digest() == restored.merged(control.save(), author=CONTROL, owner=NODE).digest()
+    reasons = [note.reason for note in control.notes()]
+    assert reasons == ["first", "lost with the card", "and another", f"on the old card {turn}"]
+    assert control.next_seq(NODE) == 5
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_i6_a_recovered_control_plane_gets_its_lost_notes_back_and_keeps_its_new_ones(turn: int) -> None:
+    node, restored = NodeDocument(), NodeDocument()
+    node.add_note(Note(CONTROL, 1, "acknowledge", "inc1", by="lost"))
+    restored.add_note(Note(CONTROL, 1, "acknowledge", "inc2", by=f"new {turn}"))
+    with pytest.raises(Refused):
+        restored.merged(node.save(), author=NODE)  # unless an operator recovered it
+    with pytest.raises(Refused):
+        node.merged(restored.save(), author=CONTROL, owner=NODE)  # and the node sends what it has
+    recovered = restored.merged(node.save(), author=NODE, owner=CONTROL)
+    assert [(note.seq, note.by) for note in recovered.notes()] == [(1, "lost"), (2, f"new {turn}")]
+    assert node.merged(recovered.save(), author=CONTROL, owner=NODE).digest() == recovered.digest()
+
+
 def test_i5_the_control_plane_may_not_alter_a_nodes_notes_nor_write_another_nodes() -> None:
     document = NodeDocument()
     document.add_note(Note(NODE, 1, "comment", "press", reason="first"))
