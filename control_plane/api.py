@@ -103,6 +103,10 @@ class CreateToken(_Write):
     ttl_s: int = Field(8 * 3600, ge=1, le=365 * 86400)
 
 
+class Replace(_Write):
+    ttl_s: int = Field(8 * 3600, ge=1, le=365 * 86400)
+
+
 class Retry(_Write):
     digests: list[str] = []  # beginnings will do; none: all
 
@@ -141,6 +145,8 @@ class Api:
             ("GET", "/v1/nodes", self.nodes),
             ("GET", "/v1/nodes/{name:path}", self.node),
             ("POST", "/v1/nodes/{name:path}/labels", self.label),
+            ("POST", "/v1/nodes/{name:path}/replace", self.replace),
+            ("POST", "/v1/recover", self.recover),
             ("GET", "/v1/why/{subject:path}", self.why),
             ("GET", "/v1/incidents", self.incidents),
             ("GET", "/v1/incidents/{id:path}", self.incident),
@@ -198,6 +204,15 @@ class Api:
     async def label(self, request: Request) -> Any:
         body, commands = Label.model_validate_json(await _body(request)), self._backend.commands
         return await self._done(commands.label, request.path_params["name"], body.labels, body.who, self._backend.contact())
+
+    async def replace(self, request: Request) -> Any:
+        body, commands = Replace.model_validate_json(await _body(request)), self._backend.commands
+        args = (request.path_params["name"], self._url, self._ca, body.ttl_s, body.who, self._backend.contact())
+        return await self._done(commands.replace, *args)
+
+    async def recover(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        return await self._done(self._backend.commands.recover, body.who, self._backend.contact())
 
     async def why(self, request: Request) -> Any:
         subject, pipeline = request.path_params["subject"], request.query_params.get("pipeline")

@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import effects, enrol, fleet, registry, views
+from control_plane import effects, enrol, fleet, registry, store, views
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.keys import KeyRing
 from control_plane.selector import check_label, parse_selector
 from control_plane.store import Store, now_us
 from control_plane.times import iso
-from pipelines.contract.errors import Problem, SpecError, TidewireError
+from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine.plan import load_checked
 
@@ -117,6 +117,38 @@ class Commands:
             return {"node": found.name}
 
         return self._and_issue(write, who, contact)
+
+    def replace(self, node: str, url: str, ca: str, ttl_s: int, who: Writer, contact: Contact) -> Done:
+        """A token for a new card: who joins with it takes over the node's name, labels and pipelines."""
+        with self._transaction(who) as db:
+            old = fleet.find_node(db, node)
+            if old.replaced_by:
+                by = fleet.find_node(db, old.replaced_by).name
+                raise Refused(f"{old.name} was replaced already", op="nodes replace", hint=f"its place is that of {by}")
+            words = {"labels": old.labels, "uses": 1, "ttl_s": ttl_s, "by": who.by, "replaces": old.id}
+            token = enrol.create_token(db, self._keys, url=url, ca=ca, **words)  # type: ignore[arg-type]
+            store.record(db, who.by, "nodes replace", old.name, f"{old.id}: token {token.id}", who.reason)
+        names = ", ".join(old.manifest.assignments if old.manifest else ()) or "none yet"
+        summary = [
+            f"the card that joins with this token becomes {old.name}; pipelines: {names}",
+            f"  the old one ({old.id}, {contact.words(old)}) is then {old.name}.old: it runs nothing and may send what it has",
+            "  rows stay under the id of the card that sent them; on-site parameters stay with the old card",
+        ]
+        return Done(
+            {"node": old.name, "token": "" if who.dry_run else token.encode(), "summary": summary, "dry_run": who.dry_run}
+        )
+
+    def recover(self, who: Writer, contact: Contact) -> Done:
+        """Go on after this control plane was restored from a backup: what it issues from now on beats all that nodes hold."""
+        with self._transaction(who) as db:
+            ahead = [node.name for node in fleet.all_nodes(db) if node.is_ahead]
+            term = fleet.raise_term(db)
+            store.record(db, who.by, "recover", "fleet", f"term {term}", who.reason)
+            changes = fleet.issue(db, self._keys)
+            summary = effects.recovery(ahead, [(change.node, change.after) for change in changes], contact)
+        return Done(
+            {"term": term, "summary": summary, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes]
+        )
 
     def acknowledge(self, incident_id: str, transitions: Sequence[Mapping[str, Any]], who: Writer) -> Done:
         """Write it as a note for the incident's node: this works while that is out of contact. `transitions` as in the lake."""

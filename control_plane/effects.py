@@ -13,6 +13,7 @@ from control_plane.assign import changed_pipelines
 from control_plane.fleet import Change, Node
 from control_plane.times import clock
 from pipelines.contract.messages import Heartbeat
+from pipelines.contract.node_state import Manifest
 
 _NAMES_SHOWN = 10
 
@@ -48,7 +49,31 @@ def preview(db: Connection, changes: Sequence[Change], contact: Contact) -> dict
     """`{"nodes": [{name, in_contact, last_seen, changes, keeps, missing}], "summary": [lines]}`, within the transaction."""
     fresh = {node.id: node for node in fleet.all_nodes(db)}
     rows = [_row(db, change, fresh[change.node.id], contact) for change in changes]
-    return {"nodes": rows, "summary": _summary(rows)}
+    ahead = [node.name for node in fresh.values() if node.is_ahead]
+    held = [f"{', '.join(ahead[:_NAMES_SHOWN])}: newer than this control plane, nothing is issued before `tidewire recover`"]
+    return {"nodes": rows, "summary": _summary(rows) + (held if ahead else [])}
+
+
+def recovery(ahead: Sequence[str], issued: Sequence[tuple[Node, Manifest]], contact: Contact) -> list[str]:
+    """What becomes of nodes once the term is raised, compared with what they reported last: those that another version is for."""
+    named = [
+        f"{len(ahead)} ahead of this control plane: {', '.join(ahead[:_NAMES_SHOWN])}" if ahead else "no node known to be ahead"
+    ]
+    named += [f"  and {len(ahead) - _NAMES_SHOWN} more"] if len(ahead) > _NAMES_SHOWN else []
+    for node, manifest in issued:
+        running = {name: now.number for name, now in node.document.reported().items() if now.phase != "stopped"}
+        wanted = {name: assignment.number for name, assignment in manifest.assignments.items()}
+        words = [
+            f"{name} {_version(running.get(name))} -> {_version(wanted.get(name))}"
+            for name in sorted(running.keys() | wanted.keys())
+            if running.get(name) != wanted.get(name)
+        ]
+        named += [f"  {node.name} ({contact.words(node)}): {', '.join(words)}"] if words else []
+    return [*named, "what was deployed or set since the backup is not known here: apply and deploy it first"]
+
+
+def _version(number: int | None) -> str:
+    return "not running" if number is None else f"version {number}"
 
 
 def _row(db: Connection, change: Change, node: Node, contact: Contact) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from control_plane import store
+from control_plane.fleet import term
 from control_plane.keys import KeyRing, new_key
 from control_plane.store import now_us
 from control_plane.times import iso
@@ -29,15 +30,24 @@ _HINT = "make a new one: tidewire join-token create"
 
 
 def create_token(
-    db: Connection, keys: KeyRing, *, url: str, ca: str, labels: Mapping[str, str], uses: int, ttl_s: int, by: str
+    db: Connection,
+    keys: KeyRing,
+    *,
+    url: str,
+    ca: str,
+    labels: Mapping[str, str],
+    uses: int,
+    ttl_s: int,
+    by: str,
+    replaces: str = "",
 ) -> JoinToken:
-    """A new token. Only the public half of its login is kept."""
+    """A new token. Only the public half of its login is kept. `replaces`: the id of a node whose place its user takes."""
     now = now_us()
     expires = now + ttl_s * 1_000_000
     token_id, login = _random_id(10), new_key()
     jwt = keys.join_jwt(token_id, login.public, now // 1_000_000, expires // 1_000_000 + _GRACE_S)
     token = JoinToken(token_id, url, keys.control.public, jwt, login.seed, ca)
-    row = {"id": token_id, "public": login.public, "labels": json.dumps(dict(labels)), "uses_left": uses}
+    row = {"id": token_id, "public": login.public, "labels": json.dumps(dict(labels)), "uses_left": uses, "replaces": replaces}
     db.execute(store.tokens.insert().values(**row, expires_at=expires, by=by, at=now))
     store.record(db, by, "join-token create", token_id, f"{uses} uses until {iso(expires)}")
     return token
@@ -61,7 +71,7 @@ def join(db: Connection, keys: KeyRing, token_id: str, data: bytes) -> JoinReply
             labels = _use_token(db, token)
         except Refused as error:
             return JoinReply(request.nonce, error=str(error), hint=error.hint)
-        _insert_node(db, request, token_id, labels)
+        _insert_node(db, request, token, labels)
         node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).one()
     jwt = keys.node_jwt(node.id, request.public, now_us() // 1_000_000)
     return JoinReply(request.nonce, node.id, node.name, jwt, keys.author.public, json.loads(node.labels))
@@ -94,9 +104,10 @@ def _use_token(db: Connection, token: Row[Any]) -> dict[str, str]:
     return dict(json.loads(token.labels))
 
 
-def _insert_node(db: Connection, request: Join, token_id: str, labels: Mapping[str, str]) -> None:
+def _insert_node(db: Connection, request: Join, token: Row[Any], labels: Mapping[str, str]) -> None:
     document = NodeDocument()
-    name, node_id, now = _free_name(db, request.name), "n" + _random_id(12), now_us()
+    node_id, now = "n" + _random_id(12), now_us()
+    name = _take_place(db, token, node_id) if token.replaces else _free_name(db, request.name)
     db.execute(
         store.nodes.insert().values(
             id=node_id,
@@ -104,16 +115,28 @@ def _insert_node(db: Connection, request: Join, token_id: str, labels: Mapping[s
             public=request.public,
             labels=json.dumps(dict(labels)),
             facts=json.dumps(request.facts),
-            token=token_id,
+            token=token.id,
             joined_at=now,
             last_seen=now,
             document=document.save(),
             document_digest=document.digest(),
             seen_digest="",
             seen_generation=0,
+            seen_term=0,
+            settled_term=term(db),
+            replaced_by="",
         )
     )
-    store.record(db, f"token {token_id}", "join", name, node_id)
+    store.record(db, f"token {token.id}", "join", name, node_id)
+
+
+def _take_place(db: Connection, token: Row[Any], node_id: str) -> str:
+    """The name of the node that is replaced, which from now on has another one. What it sent stays under its id."""
+    table = store.nodes
+    old = db.execute(sa.select(table).where(table.c.id == token.replaces)).one()
+    db.execute(table.update().where(table.c.id == old.id).values(name=_free_name(db, f"{old.name}.old"), replaced_by=node_id))
+    store.record(db, token.by, "nodes replace", old.name, f"{old.id} -> {node_id}")
+    return str(old.name)
 
 
 def _free_name(db: Connection, asked: str) -> str:

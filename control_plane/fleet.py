@@ -30,7 +30,7 @@ from pipelines.contract.node_state import (
     params_digest,
 )
 
-TERM = 1
+_TERM = "term"  # in `meta`: what `recover` raises
 IN_CONTACT_S = 90  # three heartbeats
 
 
@@ -51,6 +51,9 @@ class Node:
     document_digest: str
     seen_digest: str  # of the document that the node last said it holds
     seen_generation: int  # of the manifest that the node last said it holds
+    seen_term: int  # of that manifest
+    settled_term: int  # both sides have agreed on the document in this term
+    replaced_by: str  # id of the node that has its name now; "" for none
 
     @property
     def document(self) -> NodeDocument:
@@ -58,7 +61,12 @@ class Node:
 
     @property
     def has_newest_manifest(self) -> bool:
-        return self.manifest is None or self.seen_generation >= self.manifest.generation
+        return self.manifest is None or (self.seen_term, self.seen_generation) >= self.manifest.order
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it holds a manifest that was issued later than all that are known here: we were restored from a backup."""
+        return (self.seen_term, self.seen_generation) > (self.manifest.order if self.manifest else (self.seen_term, 0))
 
 
 @dataclass(frozen=True)
@@ -105,13 +113,19 @@ def record_security(db: Connection, node: str, event: str) -> None:
 
 
 def issue(db: Connection, keys: KeyRing) -> list[Change]:
-    """Bring every manifest in line with deployments and rules; the ones that changed. One transaction with the write (I5)."""
-    deployments, rules = registry.deployments(db), registry.rules(db)
+    """Bring every manifest in line with deployments and rules; the ones that changed. One transaction with the write (I5).
+
+    A node that is ahead gets none: its numbers would be given twice. It waits for `recover`.
+    """
+    deployments, rules, now = registry.deployments(db), registry.rules(db), term(db)
     changes = []
     for node in all_nodes(db):
-        member = Member(node.id, node.name, node.labels, node.manifest)
-        wanted = assign(member, deployments, rules, term=TERM)
-        if wanted == (node.manifest or Manifest(node.id, TERM, 0)):
+        if node.is_ahead and node.seen_term >= now:
+            continue
+        present = node.manifest or Manifest(node.id, node.seen_term or now, 0)
+        member = Member(node.id, node.name, node.labels, present)
+        wanted = assign(member, () if node.replaced_by else deployments, rules, term=now)
+        if wanted == present:
             continue
         signed = SignedManifest.sign(wanted, keys.control)
         _update(db, node.id, manifest=signed.body, signature=signed.signature)
@@ -119,11 +133,25 @@ def issue(db: Connection, keys: KeyRing) -> list[Change]:
     return changes
 
 
-def saw(db: Connection, node: str, digest: str, generation: int) -> None:
-    """Note what a node says it holds: shown to people, decides nothing."""
-    c = store.nodes.c
-    news = sa.or_(c.seen_digest != digest, c.seen_generation != generation)
-    db.execute(store.nodes.update().where(c.id == node, news).values(seen_digest=digest, seen_generation=generation))
+def term(db: Connection) -> int:
+    """Of the manifests that are issued. A restored control plane goes on with a higher one (`recover`)."""
+    return int(db.scalar(sa.select(store.meta.c.value).where(store.meta.c.key == _TERM)) or 1)
+
+
+def raise_term(db: Connection) -> int:
+    """The new one. Manifests of it beat all that were issued before, and each node may give back notes of ours that were lost."""
+    raised = 1 + max(term(db), db.scalar(sa.select(sa.func.max(store.nodes.c.seen_term))) or 0)
+    db.execute(store.meta.delete().where(store.meta.c.key == _TERM))
+    db.execute(store.meta.insert().values(key=_TERM, value=str(raised)))
+    return raised
+
+
+def saw(db: Connection, node: str, digest: str, order: tuple[int, int]) -> None:
+    """Note what a node says it holds: its document and (term, generation)."""
+    c, (seen_term, generation) = store.nodes.c, order
+    news = sa.or_(c.seen_digest != digest, c.seen_generation != generation, c.seen_term != seen_term)
+    seen = {"seen_digest": digest, "seen_generation": generation, "seen_term": seen_term}
+    db.execute(store.nodes.update().where(c.id == node, news).values(seen))
 
 
 def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by: str, reason: str) -> None:
@@ -164,7 +192,9 @@ def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
     except Refused as error:
         store.record_security(db, node.name, f"document refused: {error}")
         return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error), node=node_id)
-    saw(db, node_id, request.document, request.generation)
+    saw(db, node_id, request.document, (request.term, request.generation))
+    if digest == request.document and node.settled_term < term(db):
+        _update(db, node_id, settled_term=term(db))
     issued = node.manifest.order if node.manifest else (0, 0)
     if request.generation > 0 and (request.term, request.generation) > issued:
         store.record_security(
@@ -226,11 +256,27 @@ def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: s
 
 
 def _merge(db: Connection, node: Node, foreign: bytes) -> str:
-    merged = node.document.merged(foreign, author=node.id)
+    before = node.document
+    merged = before.merged(foreign, author=node.id, owner=CONTROL if node.settled_term < term(db) else "")
     digest = merged.digest()
     if digest != node.document_digest:
         _save_document(db, node.id, merged)
+    if merged.history() != before.history():
+        _record_history(db, node, merged.history())
     return digest
+
+
+def _record_history(db: Connection, node: Node, history: str) -> None:
+    """A node says that one of its histories broke off: it was restored, cloned or moved; or we were restored."""
+    try:
+        told = json.loads(history)
+        words, is_security = f"went on under new runs: {str(told['reason'])[:300]}", bool(told["is_security"])
+    except (ValueError, TypeError, KeyError):
+        return
+    if is_security:
+        store.record_security(db, node.name, words)
+    else:
+        store.record(db, "", "restored", node.name, words)
 
 
 def _save_document(db: Connection, node: str, document: NodeDocument) -> None:
@@ -257,4 +303,7 @@ def _node(row: Row[Any]) -> Node:
         row.document_digest,
         row.seen_digest,
         row.seen_generation,
+        row.seen_term,
+        row.settled_term,
+        row.replaced_by,
     )

@@ -278,5 +278,5 @@ def _is_behind(db: Any, node: str, heartbeat: Heartbeat) -> bool:
     found = fleet.state_of(db, node)
     if found is None:
         return False
-    fleet.saw(db, node, heartbeat.document, heartbeat.generation)
+    fleet.saw(db, node, heartbeat.document, (heartbeat.term, heartbeat.generation))
     return found[0] != heartbeat.document or found[1:] > (heartbeat.term, heartbeat.generation)

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 1
+SCHEMA_FORMAT = 2
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
 
@@ -83,6 +83,9 @@ nodes = sa.Table(
     sa.Column("document_digest", sa.Text, nullable=False),
     sa.Column("seen_digest", sa.Text, nullable=False),  # of the document, as the node last claimed to hold it
     sa.Column("seen_generation", sa.Integer, nullable=False),  # of the manifest, as the node last claimed to hold it
+    sa.Column("seen_term", sa.Integer, nullable=False),  # of that manifest
+    sa.Column("settled_term", sa.Integer, nullable=False),  # both sides have agreed on the document in this term
+    sa.Column("replaced_by", sa.Text, nullable=False),  # id of the node that has its name now; "" for none
 )
 
 tokens = sa.Table(
@@ -92,6 +95,7 @@ tokens = sa.Table(
     sa.Column("public", sa.Text, nullable=False),  # of the login in the token: the token itself is not kept
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("uses_left", sa.Integer, nullable=False),
+    sa.Column("replaces", sa.Text, nullable=False),  # id of the node whose place its user takes; "" for none
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),

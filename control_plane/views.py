@@ -155,11 +155,18 @@ def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:
         "generation": found.manifest.generation if found.manifest else 0,
         "received_generation": found.seen_generation,
         "backlog": contact.backlog(found),
-        "converged": not wrong and found.has_newest_manifest,
-        "why": "; ".join(f"{name}: {text}" for name, text in wrong.items())
-        or ("" if found.has_newest_manifest else "the newest manifest is not received yet"),
+        "converged": not wrong and found.has_newest_manifest and not found.is_ahead,
+        "replaced_by": found.replaced_by,
+        "why": _why(found, wrong),
         "pipelines": running,
     }
+
+
+def _why(node: Node, wrong: Mapping[str, str]) -> str:
+    if node.is_ahead:
+        return f"it holds generation {node.seen_generation}, newer than any issued here: tidewire recover"
+    words = "; ".join(f"{name}: {text}" for name, text in wrong.items())
+    return words or ("" if node.has_newest_manifest else "the newest manifest is not received yet")
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -59,10 +60,10 @@ def cause_of(db: Connection, node: Node, pipeline: str, contact: Contact) -> tup
 
 
 def _cause(db: Connection, node: Node, pipeline: str, wanted: Assignment | None, now: Reported | None) -> tuple[str, str]:
-    if node.manifest and node.seen_generation > node.manifest.generation:
+    if node.is_ahead:
         return (
             NODE_AHEAD,
-            f"{node.name} holds generation {node.seen_generation}, this control plane issued {node.manifest.generation}",
+            f"{node.name} holds generation {node.seen_generation}, this control plane issued {_generation(node)}",
         )
     if wanted is None:
         return _cause_unwanted(db, node, pipeline, now)
@@ -121,6 +122,8 @@ def _why_node(db: Connection, node: Node, contact: Contact) -> dict[str, Any]:
         ["contact", _contact(node, contact)],
         ["labels", labels],
     ]
+    lines += [["replaced", f"another card has its name now ({node.replaced_by})"]] if node.replaced_by else []
+    lines += [["history", history]] if (history := _history(node)) else []
     lines += [[name, f"{_running(node.document.reported().get(name))}; {causes[name][1]}"] for name in names]
     next_ = f"tidewire why {node.name} {wrong[0]}" if wrong else f"tidewire nodes show {node.name}"
     return {"title": node.name, "cause": first[0], "lines": lines, "next": next_}
@@ -148,6 +151,14 @@ def _why_pipeline(db: Connection, nodes: list[Node], pipeline: str, contact: Con
         else ("tidewire nodes" if targets else f"tidewire deploy {pipeline} --select all")
     )
     return {"title": pipeline, "cause": counts.most_common(1)[0][0] if counts else NOT_DEPLOYED, "lines": lines, "next": next_}
+
+
+def _history(node: Node) -> str:
+    try:
+        told = json.loads(node.document.history() or "{}")
+        return f"broke off {told['breaks']} times, the last time at {told['at']}: {told['reason']}" if told else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _running(now: Reported | None) -> str:
@@ -194,7 +205,7 @@ def _next(code: str, node: Node, pipeline: str) -> str:
         TROUBLED: f"on {node.name}: tidewire-agent status",
         NOT_SELECTED: f"tidewire deploy {pipeline} --select name={node.name}",
         NOT_DEPLOYED: f"tidewire deploy {pipeline} --select name={node.name}",
-        NODE_AHEAD: "restore the newest backup of the control plane's data directory",
+        NODE_AHEAD: "tidewire recover --dry-run    (this control plane was restored from a backup)",
         OUT_OF_CONTACT: f"on the node: tidewire-agent status    (nothing to do here: {node.name} carries on and will catch up)",
         PARAM_MISSING: f"tidewire set {pipeline} NAME=VALUE --select name={node.name}",
         FAILED: f"tidewire deploy {pipeline}@N --select name={node.name}    (an earlier version, or a repaired one)",

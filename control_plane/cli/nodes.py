@@ -90,6 +90,33 @@ def nodes_label(
     write(f"/v1/nodes/{quoted(name)}/labels", {"labels": {**put, **removed}}, reason, dry_run, as_json)
 
 
+@nodes.command("replace")
+def nodes_replace(
+    name: str,
+    ttl: Annotated[str, typer.Option(help="How long the token lives, such as 8h or 7d.")] = "8h",
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a token for a new card that takes a node's place: its name, labels and pipelines."""
+    made = client().post(f"/v1/nodes/{quoted(name)}/replace", {"ttl_s": _seconds(ttl), **who(reason, dry_run)})
+    if as_json:
+        output.print_json(made)
+        return
+    print("\n".join(map(output.plain, made["summary"])), file=sys.stderr)
+    if dry_run:
+        print("dry run: nothing changed")
+    else:
+        print(f"# for one node, valid {ttl}; on the new card: tidewire-agent join TOKEN", file=sys.stderr)
+        print(made["token"])
+
+
+@app.command()
+def recover(reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Go on after this control plane was restored from a backup: what it issues now beats what nodes hold."""
+    write("/v1/recover", {}, reason, dry_run, as_json)
+
+
 @app.command()
 def why(
     subject: Annotated[str, typer.Argument(metavar="NODE|PIPELINE")],
