@@ -63,6 +63,7 @@ def test_i2_a_restored_card_doubles_nothing_of_what_arrived_since_and_loses_noth
         node = rig.node_id("restored")
         rig.write("restored", range(10))
         await rig.arrived(range(10), node)
+        await rig.works("restored")
         rig.link.cut()
         rig.write("restored", range(10, 20))
         await rig.sealed("restored", 10)
