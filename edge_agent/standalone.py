@@ -39,6 +39,7 @@ from edge_agent.supervisor import Supervisor
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
 from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
 from pipelines.contract.keys import Key
+from pipelines.contract.language.base import LOG
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
 from pipelines.contract.spec_problems import did_you_mean
@@ -198,7 +199,7 @@ def _write_batch(batch: list[Pending], lake: Path) -> list[Mark]:
 
 def _write_file(segments: list[Pending], lake: Path) -> None:
     """One file of the segments that no earlier file holds. A run has one table, so its files lie in one folder."""
-    table_name = segments[0].header().table
+    table_name = segments[0].header().table.removesuffix(LOG)  # here every revision of a window lies in its table
     if not table_name:
         return
     folder = lake / table_name

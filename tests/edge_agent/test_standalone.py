@@ -95,7 +95,7 @@ def check(report: dict[str, Any], data_dir: Path, expected: dict[int, float], re
     assert dict(zip(rows["n"].to_pylist(), rows["v"].to_pylist(), strict=True)) == expected
     keys = set(zip(*(rows[name].to_pylist() for name in ("_node", "_run", "_stream", "_seq", "_row")), strict=True))
     assert len(keys) == rows.num_rows  # I2
-    minutes = lake(data_dir, "minutes__log")
+    minutes = lake(data_dir, "minutes")
     assert sum(minutes["rows"].to_pylist()) == len(expected)
     assert len(set(minutes["_window_start"].to_pylist())) == minutes.num_rows
     raised = [r for r in lake(data_dir, "incidents").to_pylist() if r["transition"] == "raised"]
