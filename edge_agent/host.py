@@ -72,7 +72,7 @@ class Services:
             return ""
         pipeline = json.loads(version.canonical)
         try:
-            given = self.secrets.values(interpolate.secrets_of_steps(pipeline))
+            given = self.secrets.values(interpolate.secrets_of_runner(pipeline))
             missing = {r.name for r in interpolate.needs(pipeline) if r.kind == SECRET} - self.secrets.all().keys()
         except TidewireError:
             return "unreadable"  # the start says so
@@ -190,7 +190,7 @@ class PipelineHost:
             wanted = interpolate.needs(pipeline)
             known = secrets.values(found.name for found in wanted if found.kind == SECRET)
             interpolate.check_set(wanted, Values(self.params, self._services.node.labels, known))
-        return secrets.values(interpolate.secrets_of_steps(pipeline))
+        return secrets.values(interpolate.secrets_of_runner(pipeline))
 
     def _start(self, checkpoint: Checkpoint) -> list[tuple[dict[str, Any], list[bytes]]]:
         """The messages of a start: `start` itself, then the state."""
@@ -215,7 +215,7 @@ class PipelineHost:
             "positions": checkpoint.positions,
             "ledger": checkpoint.ledger,
             "state_parts": len(state),
-            "policy": {"files": list(services.policy.files)},
+            "policy": {"files": list(services.policy.files), "listen": services.policy.listen},
             "private": str(services.data_dir),
             "secrets": self._secrets(),
         }

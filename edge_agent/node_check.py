@@ -7,6 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Here:
 
 def problems(spec: PipelineSpec, here: Here) -> list[Problem]:
     """What keeps the pipeline from working here."""
-    found = [*_secrets(spec, here), *_files(spec, here), *_actions(spec, here)]
+    found = [*_secrets(spec, here), *_files(spec, here), *_listens(spec, here), *_actions(spec, here)]
     return [spec.locate(problem) for problem in found]
 
 
@@ -97,6 +98,14 @@ def _file(path: str, place: str, here: Here) -> Iterator[Problem]:
         yield Problem(f"policy.yaml does not list {path} under files", place, "its owner may add it there")
     elif Path(real).exists() and not os.access(real, os.R_OK):
         yield Problem(f"{path} may not be read by this user", place, "check its owner and mode")
+
+
+def _listens(spec: PipelineSpec, here: Here) -> Iterator[Problem]:
+    for name, source in spec.sources.items():
+        if source.http is not None:
+            with suppress(Unset):  # what is not set is told of where it is checked
+                address = interpolate.resolve(source.http.listen, Values(spec.defaults(), here.labels))
+                yield from _refused(here.policy.refuses_listen(address), f"sources.{name}.http.listen")
 
 
 def _actions(spec: PipelineSpec, here: Here) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ class Policy(BaseModel):
     exec: tuple[str, ...] = ()  # programs that `exec` actions may start, as absolute paths
     files: tuple[str, ...] = ("/**",)  # globs of what file sources may read; never the agent's own directory
     webhook_hosts: tuple[str, ...] | None = None  # globs of host names; None: any
+    listen: tuple[str, ...] | None = None  # globs of addresses with ports that http sources may open; None: any
 
     @classmethod
     def load(cls, data_dir: Path) -> Policy:
@@ -34,6 +36,10 @@ class Policy(BaseModel):
         """Why the program may not be started; "" when it may."""
         return "" if program in self.exec else f"policy.yaml does not list {program} under exec"
 
+    def refuses_listen(self, address: str) -> str:
+        """Why the address may not be opened; "" when it may."""
+        return "" if may_listen(self.listen, address) else f"policy.yaml does not list {address} under listen"
+
     def refuses_url(self, url: str) -> str:
         """Why the URL may not be called; "" when it may."""
         parts = urlsplit(url)
@@ -42,3 +48,7 @@ class Policy(BaseModel):
         if self.webhook_hosts is not None and not any(fnmatch.fnmatchcase(parts.hostname, g) for g in self.webhook_hosts):
             return f"policy.yaml does not list {parts.hostname} under webhook_hosts"
         return ""
+
+
+def may_listen(listed: Sequence[str] | None, address: str) -> bool:
+    return listed is None or any(fnmatch.fnmatchcase(address, glob) for glob in listed)

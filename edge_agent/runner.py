@@ -12,9 +12,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.wire import Channel
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows that end; conditions that have held
 POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long without rows, between two looks at the sources)
 COMMIT_S = 1.0
+AWAITED_COMMIT_S = 0.05  # while more rows come; at once when none do
 STATS_S = 1.0
 QUIET_S = 5.0  # without rows, after which memory is given back
 IN_FLIGHT_MAX = 4
@@ -52,7 +55,11 @@ def serve(channel: Channel) -> None:
         started = channel.receive(None)
         assert started is not None, "a wait without a time-out returns a message"
         header, blobs = started
-        _Runner(channel, header, blobs, _stored(channel, header)).run()
+        runner = _Runner(channel, header, blobs, _stored(channel, header))
+        try:
+            runner.run()
+        finally:
+            runner.close()
     except EOFError:
         raise
     except TidewireError as error:
@@ -80,7 +87,6 @@ def _fail(channel: Channel, reason: str, hint: str) -> None:
 class _Runner:
     def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]) -> None:
         from edge_agent.lookups import LookupFiles
-        from edge_agent.sources import open_source
         from edge_agent.uncommitted import Uncommitted
         from pipelines.contract.spec import load_spec
         from pipelines.engine.plan import NodeFacts
@@ -107,11 +113,12 @@ class _Runner:
             self.state = resume(self.state, self.node_time_us())
         positions = start["positions"] or {}
         self.settings = {} if self.mode == "drain" else self._settings(start["params"])
-        self.sources = {n: open_source(s, positions.get(n, {}), self.context) for n, s in self.settings.items()}
+        self.confirmed, self.unconfirmed = dict(positions), deque[dict[str, Any]]()
+        self.sources = {name: self._open(name, positions.get(name, {})) for name in self.settings}
         stored_bytes = sum(len(key) + len(value) for key, value in stored)
         self.uncommitted = Uncommitted(self.spec, dict(positions), self.state, self.lookups.digests, stored_bytes)
         self.in_flight = self.sent = 0
-        self.stopping = False
+        self.stopping = self.is_awaited = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
         self.last_rows_s = self.last_stats_s = self.last_tick_s
         self.may_hold_memory = True  # that malloc keeps for the next rows
@@ -128,7 +135,7 @@ class _Runner:
             had_rows = not must_wait and self._read_sources()
             if not must_wait:  # an unread source is not a silent one
                 self._pass_time()
-            if self._is_commit_due():
+            if self._is_commit_due(had_rows):
                 self._commit()
             if time.monotonic() - self.last_stats_s >= STATS_S:
                 self._send_stats()
@@ -140,8 +147,13 @@ class _Runner:
         self._commit(final=True)
         while self.in_flight:
             self._wait()
+        self.close()
         self._send_stats()
         self.channel.send({"type": "stopped"})
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            source.close()
 
     # -- rows and time
 
@@ -156,6 +168,7 @@ class _Runner:
                 self._note_end(name, source)
                 continue
             had_rows = True
+            self.is_awaited |= block.is_awaited
             self._evaluate(Batch(name, self._arrival_us(), _wall_us(), block.lines, block.file, block.header))
         if had_rows:
             self.last_rows_s, self.may_hold_memory = time.monotonic(), True
@@ -231,12 +244,13 @@ class _Runner:
         may_wait_for_ever = self.mode == "until_eof" or self.spec.buffer.when_full == "block"
         return may_wait_for_ever or time.monotonic() - self.last_answer_s < STALL_S
 
-    def _is_commit_due(self) -> bool:
+    def _is_commit_due(self, had_rows: bool) -> bool:
         if self.in_flight >= IN_FLIGHT_MAX or not self.is_fresh:
             return False
         if self.uncommitted.is_full:
             return True
-        if time.monotonic() - self.last_commit_s < COMMIT_S:
+        rhythm_s = COMMIT_S if not self.is_awaited else AWAITED_COMMIT_S if had_rows else 0.0
+        if time.monotonic() - self.last_commit_s < rhythm_s:
             return False
         self.is_fresh = self.uncommitted.has_changes(self.state)
         return self.is_fresh
@@ -249,13 +263,14 @@ class _Runner:
             return
         positions = {name: source.position for name, source in self.sources.items()} or self.uncommitted.positions
         header, blobs, self.state = self.uncommitted.seal(self.state, positions, self.params_digest, final=final)
-        self.last_commit_s = time.monotonic()
+        self.last_commit_s, self.is_awaited = time.monotonic(), False
         if header is None:
             return
         if not self.in_flight:
             self.last_answer_s = self.last_commit_s
         self.sent += 1
         self.in_flight += 1
+        self.unconfirmed.append(positions)
         self.channel.send({"type": "commit", "n": self.sent, **header}, blobs)
 
     # -- the agent's words
@@ -276,6 +291,9 @@ class _Runner:
         if kind == "committed":
             self.in_flight -= 1
             self.last_answer_s = time.monotonic()
+            self.confirmed = self.unconfirmed.popleft()
+            for name, source in self.sources.items():
+                source.acknowledge(self.confirmed.get(name, {}))
         elif kind == "stop":
             self.stopping = True
         elif kind == "params":
@@ -316,7 +334,6 @@ class _Runner:
     def _set_params(self, params: dict[str, Any], digest: str) -> None:
         """From the next batch on. A source whose settings they change is opened anew where it stands."""
         from edge_agent.lookups import LookupFiles
-        from edge_agent.sources import open_source
 
         if (paths := self._lookup_paths(params)) != self.lookups.paths:
             self.lookups = LookupFiles(paths, self.context.may_read)
@@ -324,8 +341,17 @@ class _Runner:
         self.plan, self.params_digest = self._compile(params), digest
         for name, settings in self._settings(params).items():
             if settings != self.settings[name]:
-                self.sources[name] = open_source(settings, self.sources[name].position, self.context)
-                self.settings[name] = settings
+                self.settings[name], former = settings, self.sources[name]
+                position = former.position
+                former.close()
+                self.sources[name] = self._open(name, position)
+
+    def _open(self, name: str, position: Mapping[str, Any]) -> Any:
+        from edge_agent.sources import open_source
+
+        source = open_source(self.settings[name], position, self.context)
+        source.acknowledge(self.confirmed.get(name, {}))
+        return source
 
     def _settings(self, params: dict[str, Any]) -> dict[str, Source]:
         """The sources' settings as they are on this node. Raises `interpolate.Unset`."""
@@ -343,9 +369,10 @@ class _Runner:
     def _values(self, params: dict[str, Any]) -> Values:
         from pipelines.contract.interpolate import Values
 
-        return Values(params, self.node.labels)
+        return Values(params, self.node.labels, self.secrets)
 
     def _context(self, start: dict[str, Any]) -> SourceContext:
+        from edge_agent.policy import may_listen
         from edge_agent.sources import SourceContext
 
         private, allowed = os.path.realpath(start["private"]), start["policy"]["files"]
@@ -353,7 +380,8 @@ class _Runner:
         def may_read(path: str) -> bool:
             return not path.startswith(private + os.sep) and any(fnmatch.fnmatch(path, pattern) for pattern in allowed)
 
-        return SourceContext(self.mode == "until_eof", may_read, self.node_time_us, _wall_us)
+        listens = partial(may_listen, start["policy"].get("listen"))
+        return SourceContext(self.mode == "until_eof", may_read, self.node_time_us, _wall_us, listens)
 
     def node_time_us(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + self.node_offset_us

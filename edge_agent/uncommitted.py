@@ -268,6 +268,11 @@ def fit(table: pa.Table) -> list[tuple[int, bytes]]:
     return [*fit(table.slice(0, middle)), *fit(table.slice(middle))]
 
 
+def _told(position: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys of an http source, for which a header has no room."""
+    return {word: value for word, value in position.items() if word != "keys"}
+
+
 def _moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """What went in, per source: where reading stood at the last commit and where it stands now; of files, those that moved."""
     moved: dict[str, Any] = {}
@@ -281,5 +286,5 @@ def _moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
             was = {p: before.get("files", {}).get(p, {}).get("offset", 0) for p in told}
             moved[name] = {"from": was, "to": {p: paths[p]["offset"] for p in told}, "files": len(paths)}
         else:
-            moved[name] = {"from": before, "to": now}
+            moved[name] = {"from": _told(before), "to": _told(now)}
     return moved

@@ -12,21 +12,24 @@ from pipelines.engine.batch import Lines
 
 @dataclass(frozen=True)
 class Block:
-    """Whole records that a source had ready. `header` names the columns of CSV lines."""
+    """Whole records that a source had ready. `header` names the columns of CSV lines; `is_awaited`: somebody waits until they are
+    committed."""
 
     lines: Lines
     file: str = ""
     header: tuple[str, ...] = ()
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source may know of its node. `may_read` tells whether local policy allows a path (I13)."""
+    """What a source may know of its node. `may_read`, `may_listen`: whether local policy allows a path, an address (I13)."""
 
     until_eof: bool
     may_read: Callable[[str], bool]
     node_time_us: Callable[[], int]
     wall_us: Callable[[], int]
+    may_listen: Callable[[str], bool] = lambda address: True
 
 
 class Source(Protocol):
@@ -45,11 +48,21 @@ class Source(Protocol):
     def trouble(self) -> str:
         """What keeps this source from giving rows, for an operator; "" when nothing does."""
 
+    def acknowledge(self, position: Mapping[str, Any]) -> None:
+        """What was read up to `position` is on disk (I1)."""
+
+    def close(self) -> None:
+        """It is not read any more."""
+
 
 def open_source(spec: SourceSpec, position: Mapping[str, Any], context: SourceContext) -> Source:
     from edge_agent.sources.file import FileSource
     from edge_agent.sources.simulate import SimulateSource
 
+    if spec.http is not None:
+        from edge_agent.sources.http import HttpSource  # asyncio: 3 MB that few pipelines need
+
+        return HttpSource(spec, position, context)
     if spec.file is not None:
         return FileSource(spec, position, context)
     assert spec.simulate is not None

@@ -21,7 +21,7 @@ from edge_agent.sources import Block, SourceContext
 from edge_agent.sources.stream import MAGIC_BYTES, Stream, compression_of, open_stream
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.sources import Source as SourceSpec
-from pipelines.engine.batch import Lines, parse_header
+from pipelines.engine.batch import parse_header
 from pipelines.engine.records.framing import Framed, open_framer
 
 BLOCK_BYTES = 2 * 1024 * 1024
@@ -148,6 +148,14 @@ class FileSource:
             return "; ".join(damaged[:3])
         return "" if self._files else f"no file matches {', '.join(self._patterns)}"
 
+    def acknowledge(self, position: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        for file in self._files:
+            os.close(file.fd)
+        self._files = []
+
     def read(self) -> Block | None:
         if time.monotonic() >= self._next_scan_s or self._changed_at() != self._folder_times:
             self._scan()
@@ -178,7 +186,7 @@ class FileSource:
             lines = framed.lines
             if lines is not None and len(lines) and self._csv and self._csv.columns is None and not file.at.header:
                 file.at = replace(file.at, header=parse_header(lines.text[0].as_py().encode(), self._csv.delimiter))
-                lines = _without_first(lines)
+                lines = lines.without_first()
             if lines is not None and len(lines):
                 return Block(lines, file.path, self._columns(file))
         return None
@@ -342,10 +350,6 @@ class FileSource:
 
 def _position(entry: Mapping[str, Any]) -> FilePosition:
     return FilePosition(**{**entry, "header": tuple(entry.get("header", ())), "skipping": int(entry.get("skipping", 0))})
-
-
-def _without_first(lines: Lines) -> Lines:
-    return Lines(lines.text[1:], lines.offsets[1:], {i - 1: why for i, why in lines.bad.items() if i})
 
 
 def _is_copy(start: bytes, path: str, other_path: str, other: FilePosition) -> bool:

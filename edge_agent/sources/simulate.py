@@ -44,6 +44,12 @@ class SimulateSource:
     def trouble(self) -> str:
         return ""
 
+    def acknowledge(self, position: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def read(self) -> Block | None:
         end = min(self._due(), self._n + ROWS_PER_BLOCK, self._spec.rows or self._n + ROWS_PER_BLOCK)
         if end <= self._n:

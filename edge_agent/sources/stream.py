@@ -79,7 +79,7 @@ class Unpacked:
         self._start, self._buffer = 0, bytearray()
         self._is_drained = self._is_damaged = False
         self._pieces: _Pieces = _UNPACK.get(self._compression, _Raw)(self._fd)
-        self._recode = _recoder(self._encoding)
+        self._recode = recoder(self._encoding)
 
     @property
     def taken(self) -> int:
@@ -120,7 +120,7 @@ class Unpacked:
             self._start += unneeded
 
 
-def _recoder(encoding: str) -> Callable[[bytes], bytes]:
+def recoder(encoding: str) -> Callable[[bytes], bytes]:
     """To UTF-8. Bytes that mean nothing become bytes that are no UTF-8 either, so that their record says so."""
     if encoding == "utf-8":
         return bytes

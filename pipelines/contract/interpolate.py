@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipelines.contract.errors import Problem, TidewireError
-from pipelines.contract.spec_problems import did_you_mean
+from pydantic import ValidationError
+
+from pipelines.contract.errors import Problem, Refused, TidewireError
+from pipelines.contract.spec_problems import did_you_mean, explain
 from pipelines.contract.yaml_reader import format_path
 
 PARAM, LABEL, SECRET = "param", "label", "secret"
@@ -97,9 +99,9 @@ def needs(pipeline: Mapping[str, Any]) -> list[Reference]:
     return list(dict.fromkeys(found for _, text in settings(pipeline) for found in references(text)))
 
 
-def secrets_of_steps(pipeline: Mapping[str, Any]) -> set[str]:
-    """The secrets that evaluating rows takes: all that a runner is given. Those of actions stay with the agent."""
-    return secrets_in([text for path, text in settings(pipeline) if path[0] == "steps"])
+def secrets_of_runner(pipeline: Mapping[str, Any]) -> set[str]:
+    """The secrets that reading and evaluating rows takes: all that a runner is given. Those of actions stay with the agent."""
+    return secrets_in([text for path, text in settings(pipeline) if path[0] in ("sources", "steps")])
 
 
 def secrets_in(value: Any) -> set[str]:
@@ -125,6 +127,8 @@ def check(pipeline: Mapping[str, Any]) -> Iterator[Problem]:
 def _allowed(path: Path) -> tuple[str, ...]:
     """The kinds of reference that may stand at a place of the file."""
     match path:
+        case ("sources", _, "http", "token"):
+            return _SECRET
         case ("sources", _, kind, *_) if kind != "decode":
             return _PUBLIC
         case ("lookups", _, "file", *_):
@@ -153,11 +157,11 @@ def _malformed(text: str, path: Path) -> Iterator[Problem]:
 
 def _where_instead(found: Reference, path: Path, allowed: tuple[str, ...]) -> str:
     if found.kind == SECRET:
-        return "secrets go into action settings (not into log or program) and into redact keys: everything else can be read"
+        return "secrets go into action settings (not into log or program), redact keys and tokens: everything else can be read"
     if path[-1] == "message":
         return f"a message writes {{{found.name}}}"
     if allowed == _SECRET:
-        return f"a key is a secret: {Reference(SECRET, found.name)}"
+        return f"only a secret can: {Reference(SECRET, found.name)}"
     return f"in an expression write {'$' if found.kind == PARAM else 'node.'}{found.name}"
 
 
@@ -187,9 +191,14 @@ def resolve(value: Any, values: Values) -> Any:
 
 
 def resolved_source(source: Source, values: Values) -> Source:
-    """`source` with its settings resolved; how it is decoded has none."""
+    """`source` with its settings resolved; how it is decoded has none. Raises `Unset`, and `Refused` for what cannot be."""
     data = source.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return type(source).model_validate({key: item if key == "decode" else resolve(item, values) for key, item in data.items()})
+    found = {key: item if key == "decode" else resolve(item, values) for key, item in data.items()}
+    try:
+        return type(source).model_validate(found)
+    except ValidationError as error:
+        [problem, *_] = explain(error, type(source))
+        raise Refused(problem.message, op="open source", place=problem.path, hint=problem.hint) from None
 
 
 def taken(value: Any, values: Values) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -124,12 +125,26 @@ def _block_misfits(spec: PipelineSpec) -> Iterator[Problem]:
     """I15: a pipeline that waits for room reads nothing meanwhile."""
     if spec.buffer.when_full != "block":
         return
-    forgetful = [name for name, source in spec.sources.items() if source.file is None]
+    forgetful = [name for name, source in spec.sources.items() if source.simulate is not None]
     if not forgetful and not spec.triggers:
         return
     why = f'source "{forgetful[0]}" does not' if forgetful else f'trigger "{next(iter(spec.triggers))}" would be mute meanwhile'
-    message = f"block is accepted only for sources that keep their data (file), in pipelines without triggers: {why}"
+    message = f"block is accepted only for file and http sources, which lose nothing by it, in pipelines without triggers: {why}"
     yield Problem(message, "buffer.when_full", "write drop_oldest or drop_newest")
+
+
+def _listening_misfits(spec: PipelineSpec) -> Iterator[Problem]:
+    at: dict[str, str] = {}
+    for name, source in spec.sources.items():
+        if source.http is None:
+            continue
+        if source.http.token is not None and not re.fullmatch(r"\$\{secret:[^}]+\}", source.http.token):
+            message = "the token is a secret of the node, never part of the file"
+            yield Problem(message, f"sources.{name}.http.token", "write ${secret:name}")
+        if source.http.listen in at:
+            message = f'source "{at[source.http.listen]}" listens on {source.http.listen} already'
+            yield Problem(message, f"sources.{name}.http.listen", "give each a port of its own")
+        at[source.http.listen] = name
 
 
 def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
@@ -153,6 +168,7 @@ def _misfits(spec: PipelineSpec) -> Iterator[Problem]:
     if isinstance(unknown, KeepUnknown) and unknown.keep.lower() in seen:
         yield Problem(f'there is a field "{unknown.keep}" already', "unknown_fields.keep", "choose another name for the column")
     yield from _block_misfits(spec)
+    yield from _listening_misfits(spec)
     tables: set[str] = set()
     for name, sink in spec.sinks.items():
         if sink.lake.table in tables:

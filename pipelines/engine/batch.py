@@ -33,6 +33,9 @@ class Lines:
     def __len__(self) -> int:
         return len(self.text)
 
+    def without_first(self) -> Lines:
+        return Lines(self.text[1:], self.offsets[1:], {i - 1: why for i, why in self.bad.items() if i})
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -92,6 +92,7 @@ def _about(spec: PipelineSpec) -> Iterator[tuple[str, str]]:
 
 _PROMISES = {
     "file": "read at least once, stored exactly once: after a restart it goes on right after the last committed record",
+    "http": "answered 200 once it is committed: at least once, exactly once with an Idempotency-Key",
     "simulate": "seeded: the same rows for ever, on from the last committed one",
     "mqtt": "as the broker delivers: at least once with QoS 1",
 }

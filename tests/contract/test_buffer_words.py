@@ -13,7 +13,7 @@ sources: {a: {file: {path: x}}}
 schema:
   v: {type: double}
 """
-BLOCK_ONLY = "block is accepted only for sources that keep their data (file), in pipelines without triggers: "
+BLOCK_ONLY = "block is accepted only for file and http sources, which lose nothing by it, in pipelines without triggers: "
 
 
 def problem_of(text: str) -> Problem:

@@ -17,7 +17,7 @@ from pipelines.contract.interpolate import (
     needs,
     references,
     resolve,
-    secrets_of_steps,
+    secrets_of_runner,
     taken,
 )
 
@@ -70,7 +70,7 @@ def test_a_pipeline_needs_what_its_settings_refer_to() -> None:
     data["steps"] = [{"redact": {"badge": {"hash": {"key": "${secret:badge}"}}}}]
     data["sources"] = {"log": {"file": {"path": ["/${label:line}/*"]}}}
     assert set(map(str, needs(data))) == {"${label:pager}", "${secret:path}", "${secret:badge}", "${label:line}"}
-    assert secrets_of_steps(data) == {"badge"}
+    assert secrets_of_runner(data) == {"badge"}
     assert not problems(data)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -11,6 +13,7 @@ from pipelines.contract.language.base import Model, Texts
 from pipelines.contract.language.decoders import Decode, decode_short_form
 from pipelines.contract.size import Size, format_size
 
+BODY_BYTES_LIMIT = 64 * 1024 * 1024  # of `max_body`
 RECORD_BYTES_LIMIT = 4 * 1024 * 1024  # of `max`: what a runner holds of one source is four times this at most
 
 
@@ -90,6 +93,54 @@ class FileSource(Model):
     compression: Literal["auto", "none"] = "auto"  # auto: gzip, zstd, bzip2 and xz are known by their first bytes
 
 
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8088`, `[::1]:8088` or `localhost:8088`. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise ValueError(port)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an address and a port: write 127.0.0.1:8088 or [::1]:8088") from None
+    return host, int(port)
+
+
+def _listen(text: str) -> str:
+    if "${" not in text:  # what a reference stands for is known on the node
+        listen_address(text)
+    return text
+
+
+def _url_path(text: str) -> str:
+    if "${" not in text and not re.fullmatch(r"/[!\"$->@-~]{0,200}", text):
+        raise ValueError(f"{text!r} is not a path: write one such as /rows")
+    return text
+
+
+def _body_size(size: int) -> int:
+    if not 1024 <= size <= BODY_BYTES_LIMIT:
+        raise ValueError(f"{format_size(size)}: the longest body is from 1KiB to {format_size(BODY_BYTES_LIMIT)}")
+    return size
+
+
+class HttpSource(Model):
+    """Records that clients POST. Each body is answered 200 once its rows are committed; before that a client sends it again."""
+
+    listen: Annotated[str, AfterValidator(_listen)]
+    path: Annotated[str, AfterValidator(_url_path)] = "/"
+    token: str | None = None  # what a client must bring as `Authorization: Bearer`; None: nothing, on loopback only
+    max_body: Annotated[Size, AfterValidator(_body_size)] = 4 * 1024 * 1024  # as sent, and unpacked
+
+    @model_validator(mode="after")
+    def _open_to_none(self) -> Self:
+        if self.token is None and "${" not in self.listen:
+            host, _ = listen_address(self.listen)
+            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+                raise ValueError(f"others can reach {self.listen}: add `token: ${{secret:name}}`, or listen on 127.0.0.1")
+        return self
+
+
 class SimulatedValue(Model):
     base: float = 20.0
     swing: Annotated[float, Field(ge=0)] = 0.0
@@ -125,9 +176,10 @@ class SimulateSource(Model):
 class Source(Model):
     """Where rows come from: exactly one kind; how its bytes are cut into records, and how a record is decoded."""
 
-    NOUN, ONE_OF = "source", ("file", "simulate")
+    NOUN, ONE_OF = "source", ("file", "http", "simulate")
 
     file: FileSource | None = None
+    http: HttpSource | None = None
     simulate: SimulateSource | None = None
     framing: Annotated[Framing, BeforeValidator(_framing_short_form)] | None = None  # None: lines
     encoding: Literal["utf-8", "latin-1", "cp1252", "utf-16"] = "utf-8"
