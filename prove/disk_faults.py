@@ -124,6 +124,7 @@ WAYS = ("flip", "flip many", "zero a page", "truncate", "empty")
 async def damage(made: Plant, size: Size) -> Figures:
     """Bits flip and files are cut short while the agent is down, with a backlog in its store."""
     done: Counter[str] = Counter()
+    await made.retire_posters()
     made.is_damaged = True
     for i in range(size.damages):
         made.cluster.link.cut()

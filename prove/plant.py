@@ -14,10 +14,11 @@ import psutil
 
 from control_plane.demo import processes
 from control_plane.demo.processes import CONTROL, Program
+from control_plane.demo.proxy import free_port
 from prove.cluster import Cluster, cluster, descendants, eventually
 from prove.disks import PoweredDisk, powered_disk
 from prove.truth import Counted, count, settled
-from prove.writer import Writer
+from prove.writer import Poster, Writer
 
 NODE = "node-1"
 DRAINED_WITHIN_S = 90.0
@@ -29,6 +30,8 @@ pipeline: numbers
 sources:
   log:
     file: {path: "log/*.jsonl"}
+  posted:
+    http: {listen: "127.0.0.1:PORT"}
 schema:
   writer: {type: string}
   n: {type: integer}
@@ -77,7 +80,7 @@ class Plant:
     cluster: Cluster
     directory: Path
     chance: random.Random
-    writers: list[Writer]
+    writers: list[Writer | Poster]
     disks: dict[str, PoweredDisk]
     wrong: list[str] = field(default_factory=list)
     is_damaged: bool = False  # whether a file of the agent was spoiled
@@ -108,6 +111,14 @@ class Plant:
         for writer in self.writers:
             await writer.stop()
 
+    async def retire_posters(self) -> None:
+        """Before damage: what was committed and never left the node cannot be read again where no file holds it."""
+        await self.stop_writing()
+        await self.drain()
+        for writer in self.writers:
+            if isinstance(writer, Writer):
+                writer.start()
+
     async def drain(self, within_s: float = DRAINED_WITHIN_S) -> None:
         """Wait until the lake has settled every line, or time is up: the count will tell."""
         lines = self.lines
@@ -124,7 +135,7 @@ class Plant:
             self.wrong.append(str(error))
 
     async def count(self) -> Counted:
-        return await asyncio.to_thread(count, self.directory / "log", self.cluster.lake)
+        return await asyncio.to_thread(count, [self.directory / "log", self.directory / "posted"], self.cluster.lake)
 
     async def finish(self, may_read_again: bool = False) -> Counted:
         """Stop writing, drain, count, and ask Tidewire whether its own accounts agree."""
@@ -187,10 +198,12 @@ async def plant(home: Path, chance: random.Random, *, on_disks: bool) -> AsyncIt
         disks = {n: stack.enter_context(powered_disk(home / f"{n}.img", at, _DISK_BYTES)) for n, at in places.items()}
         async with cluster(home) as parts:
             directory = await parts.add_node(NODE, policy=f"exec: [{ring}]\n")
+            port = free_port()
             writers = [Writer(f"w{i}", directory / "log", RATE, chance) for i in range(WRITERS)]
-            made = Plant(parts, directory, chance, writers, disks)
-            await _deploy(parts)
-            for writer in writers:
+            poster = Poster("p0", f"http://127.0.0.1:{port}/", directory / "posted")
+            made = Plant(parts, directory, chance, [*writers, poster], disks)
+            await _deploy(parts, port)
+            for writer in made.writers:
                 writer.start()
             try:
                 await eventually("the first rows in the lake", lambda: settled(parts.lake))
@@ -203,8 +216,8 @@ async def plant(home: Path, chance: random.Random, *, on_disks: bool) -> AsyncIt
         made.wrong.append(f"{len(left)} processes outlived their parents")
 
 
-async def _deploy(parts: Cluster) -> None:
-    texts = {"numbers": NUMBERS, "alarms": ALARMS.replace("PLACE", str(parts.home))}
+async def _deploy(parts: Cluster, port: int) -> None:
+    texts = {"numbers": NUMBERS.replace("PORT", str(port)), "alarms": ALARMS.replace("PLACE", str(parts.home))}
     for name, text in texts.items():
         (parts.home / f"{name}.yaml").write_text(text)
         await parts.tidewire("apply", f"{name}.yaml")

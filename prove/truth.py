@@ -47,8 +47,8 @@ class Counted:
         return asdict(self)
 
 
-def count(logs: Path, lake: Path) -> Counted:
-    """`logs` are the directory that writers filled, `lake` that of the tables."""
+def count(logs: Sequence[Path], lake: Path) -> Counted:
+    """`logs` are the directories that writers filled, `lake` that of the tables."""
     with duckdb.connect() as db:
         _load_truth(db, logs)
         db.register("numbers", table(lake, "numbers", {"writer": pa.string(), "n": pa.int64(), **_KEYS}))
@@ -115,12 +115,12 @@ def _rows_of(lake: Path, name: str) -> int:
     return sum(actions.column("num_records").to_pylist())
 
 
-def _load_truth(db: duckdb.DuckDBPyConnection, logs: Path) -> None:
+def _load_truth(db: duckdb.DuckDBPyConnection, logs: Sequence[Path]) -> None:
     db.execute(
         "CREATE TABLE lines AS SELECT CASE WHEN text LIKE 'broken %' THEN text "
         "ELSE (text->>'$.writer') || ' ' || (text->>'$.n') END AS key "
         "FROM read_csv(?, header=false, auto_detect=false, delim='\x01', quote='', escape='', columns={'text': 'VARCHAR'})",
-        [str(logs / "*.jsonl")],
+        [[str(log / "*.jsonl") for log in logs]],
     )
 
 

@@ -127,6 +127,8 @@ class Server:
                 pass
         except (OSError, EOFError, TimeoutError):
             pass  # the client is gone, or does not go on
+        except asyncio.CancelledError:
+            pass  # by the end of this thread's loop alone; asyncio would tell of it with a traceback
         finally:
             self._connections -= 1
             self._answering.discard(task)

@@ -22,6 +22,7 @@ import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from test_runner import running
 
 from edge_agent.sources import Block, Source, SourceContext, http, http_server, open_source
 from pipelines.contract.errors import Refused, SpecError, TidewireError
@@ -642,3 +643,38 @@ def test_a_stop_commits_what_was_read_and_a_lone_client_does_not_wait_for_the_rh
     assert {(1, n) for n in client.acknowledged} <= rows.keys()
     assert max(rows.values()) == 1
     assert report["tables"]["quarantine"] == 3 and report["balanced"] is True
+
+
+def test_i1_a_runner_answers_each_body_with_its_own_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(status: int) -> None:  # in a thread, the end of the agent must not end the test
+        raise SystemExit(status)
+
+    monkeypatch.setattr("edge_agent.runner.os._exit", leave)
+    port = free_port()
+    text = AGENT.replace("PORT", str(port)).replace(', token: "${secret:ingest}"', "")
+    url = f"http://127.0.0.1:{port}/"
+
+    def post(n: int) -> httpx.Response:
+        return httpx.post(url, json={"client": 0, "n": n}, timeout=DEADLINE_S)
+
+    with running(tmp_path, text) as agent, ThreadPoolExecutor(3) as pool:
+        agent.start()
+        agent.until("ready")
+        agent.withholds = True
+        answers = []
+        for n in range(3):
+            answers.append(pool.submit(post, n))
+            agent.until("commit")
+        assert [row["n"] for row in agent.rows()] == [0, 1, 2]
+        for n in range(3):
+            time.sleep(0.1)
+            assert [answer.done() for answer in answers] == [i < n for i in range(3)]
+            agent.send("committed", n=n + 1)
+            assert answers[n].result(DEADLINE_S).json() == {"records": 1}
+        agent.answered = 3
+        agent.withholds = False
+        agent.send("stop")
+        agent.until("stopped")
+        assert agent.positions["rows"] == {"count": 3}
+        told = [head["positions"]["rows"] for head, _ in agent.segments if head["stream"] == "rows"]
+        assert told == [{"from": {"count": n} if n else {}, "to": {"count": n + 1}} for n in range(3)]
