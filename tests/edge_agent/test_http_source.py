@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_runner import running
 
+from edge_agent.node_check import Here, problems
+from edge_agent.policy import Policy
 from edge_agent.sources import Block, Source, SourceContext, http, http_server, open_source
 from pipelines.contract.errors import Refused, SpecError, TidewireError
 from pipelines.contract.interpolate import Values, resolved_source
@@ -490,6 +492,21 @@ def test_a_source_that_cannot_be_is_refused_with_its_place(old: str, new: str, m
     problem = error.value.problems[0]
     assert message in problem.message and problem.hint
     assert (problem.line, problem.column) == place
+
+
+def test_i13_validate_on_the_node_knows_its_policy(tmp_path: Path) -> None:
+    def told(policy: Policy) -> list[str]:
+        here = Here(tmp_path, policy, frozenset({"ingest"}), {}, 1 << 20)
+        return [f"{problem.line}: {problem.message}" for problem in problems(load_spec(PIPELINE), here)]
+
+    assert told(Policy()) == told(Policy(listen=("127.0.0.1:*",))) == []
+    assert told(Policy(listen=())) == ["7: policy.yaml does not list 127.0.0.1:8088 under listen"]
+
+
+def test_a_full_buffer_may_make_its_clients_wait() -> None:
+    load_spec(PIPELINE + "buffer: {max_size: 1MiB, when_full: block}\n")
+    with pytest.raises(SpecError, match="block is accepted only"):
+        load_spec(PIPELINE.replace("sources:", "sources:\n  s: {simulate: {}}") + "buffer: {max_size: 1MiB, when_full: block}\n")
 
 
 def test_references_are_checked_again_once_they_are_known() -> None:
