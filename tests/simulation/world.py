@@ -42,6 +42,7 @@ from tests.simulation.process import SimProcess, SimSupervisor
 T = TypeVar("T")
 BASE = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 _real_compile = plan.compile_plan
+PLANS_KEPT = 50
 _plans: dict[str, Any] = {}
 
 
@@ -188,6 +189,8 @@ class World:
         """Compiled plans hold no state; compiling one takes longer than a minute of simulated work."""
         key = f"{sha256(spec.canonical_bytes())} {args!r} {options!r}"
         if key not in _plans:
+            if len(_plans) >= PLANS_KEPT:
+                _plans.clear()
             _plans[key] = _real_compile(spec, *args, **options)
         return _plans[key]
 
