@@ -30,7 +30,7 @@ demo: setup
 
 test: setup lint
 	@echo "== Running the tests"
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 sim: setup
 	@echo "== Simulating faults in virtual time: each seed decides everything"
