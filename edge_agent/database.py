@@ -178,9 +178,7 @@ class Database:
 
     def _note_trouble(self, error: sqlite3.Error) -> None:
         if self.trouble != str(error):
-            _log.error(
-                "the store does not take writes; commits wait, evaluation goes on", reason=str(error), path=str(self.path)
-            )
+            _log.error("the store does not take writes; commits wait, evaluation goes on", reason=str(error), path=str(self.path))
         self.trouble = str(error)
 
     def _reopen(self) -> sqlite3.Error | None:

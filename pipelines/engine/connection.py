@@ -6,7 +6,7 @@ import duckdb
 
 ENGINE = f"duckdb-{duckdb.__version__}"  # recorded in lineage: rows are the same per engine build
 
-_AT_OPENING = {
+_AT_OPENING: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,  # row order, and one core per pipeline
     "async_threads": 0,  # for I/O, of which there is none: eight threads, and half the time that opening takes
 }

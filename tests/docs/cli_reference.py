@@ -21,10 +21,14 @@ HEAD = """# Command line
 | run one pipeline here, alone | `tidewire-agent run FILE` |
 | run a control plane, and let nodes in | `tidewire up`, `join-token create`; on the node `tidewire-agent join`, `run` |
 | put pipelines on nodes | `tidewire apply`, `deploy`, `set`, `unset`; which nodes: `nodes label` |
-| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `audit`, `changes`; on the node `tidewire-agent status` |
+| see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `changes`; on the node `tidewire-agent status` |
+| see whether a node can run it | on the node `tidewire-agent validate FILE` |
+| see where every row went | `tidewire audit`, `refused`; what a node still holds: `tidewire-agent buffer` |
 | see what was rejected | `tidewire query` of the table `quarantine`; on the node `tidewire-agent quarantine` |
 | answer an alarm | `tidewire incidents ack`, `reset`; on the node `tidewire-agent ack`, `reset` |
 | change something on site | `tidewire-agent set`, `unset`, `secret` |
+| go on after a loss | a card: `tidewire nodes replace`; a control plane from a backup: `tidewire recover` |
+| take in more nodes | `tidewire ingest` beside `tidewire up` |
 
 The first two rows need no control plane, and no more than the agent's dependencies. The others find the control plane by its
 directory on the machine where it runs, or by `TIDEWIRE_URL` and `TIDEWIRE_TOKEN`. Below, `[X]` may be left out, and `X...` may be

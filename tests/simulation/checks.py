@@ -252,7 +252,7 @@ def i15_every_alarm_sounded(world: World, lake: Lake) -> Iterator[str]:
         raised = Counter(row["incident"] for row in lake.of("incidents", node.id) if row["transition"] == "raised")
         if len(performed) != expected and not (node.read_again and len(performed) >= expected):
             yield f"I15: {node.name}: {expected} alarms, actions were performed for {len(performed)}"
-        if node.read_again or node.lost_with_lake:
+        if node.read_again or world.faults["lake_restored"]:
             continue
         if twice := [incident for incident, count in raised.items() if count > 1]:
             yield f"I15: {node.name}: incident {twice[0]} was raised {raised[twice[0]]} times"
