@@ -115,7 +115,8 @@ class NodeName:
 
 def table_names(lake_dir: Path) -> list[str]:
     """Those of a window are views over its log, see window_tables.py."""
-    names = {path.parent.name for path in lake_dir.glob("*/_delta_log")}
+    logs = lake_dir.glob("*/_delta_log")
+    names = {path.parent.name for path in logs if any(path.glob("*.json"))}  # before its first commit there is no table
     return sorted(names | {shown(name) for name in names if name.endswith(LOG)})
 
 
