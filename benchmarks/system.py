@@ -24,7 +24,7 @@ PATIENCE_S = 900.0
 @asynccontextmanager
 async def system(home: Path, *, behind_a_link: bool = False) -> AsyncIterator[Cluster]:
     """A control plane whose nodes reach it directly; `behind_a_link`: through a link that can be cut, which costs CPU too."""
-    made = Cluster(home)
+    made = Cluster(home, rhythm="")
     try:
         await (made.open() if behind_a_link else _open_directly(made))
         yield made

@@ -229,7 +229,10 @@ class Agent:
     def _services(self) -> Services:
         labels = dict(self.record.manifest.labels)
         node = NodeInfo(self.identity.node, self.identity.name, labels, facts())
-        return Services(self.store, self._supervisor, self.actions, self.policy, node, self.config.data_dir, self.secrets)
+        config = self.config
+        return Services(
+            self.store, self._supervisor, self.actions, self.policy, node, config.data_dir, self.secrets, config.commit_s
+        )
 
     def _start_fetching(self, pipeline: str, digest: str) -> None:
         if digest in self._fetching:

@@ -26,6 +26,7 @@ class AgentConfig(BaseModel):
     exchange_s: float = Field(30.0, gt=0)  # longest time a change goes unnoticed when every hint is lost (I7)
     request_timeout_s: float = Field(10.0, gt=0)  # two in a row and the connection is rebuilt
     uplink_bytes_per_s: int = Field(0, ge=0)  # of segments, on average; 0: as fast as the link. Incidents do not wait
+    commit_s: float = Field(5.0, gt=0, le=60)  # rows of a slow source wait this long to be durable and sealed; alarms never wait
     buffer_bytes: int = Field(2 * GIB, ge=MIB)  # about 10 days offline at 2.5 kB/s
     quarantine_bytes: int = Field(64 * MIB, ge=MIB)  # raw bytes of rejected records that stay on the node; the oldest go
     runner_memory_bytes: int = Field(2 * GIB, ge=256 * MIB)  # address space of one runner process

@@ -65,6 +65,7 @@ class Services:
     node: NodeInfo
     data_dir: Path
     secrets: SecretStore
+    commit_s: float = 5.0
 
     def secrets_digest(self, version: PipelineVersion) -> str:
         """Changes when a runner of `version` should start anew: another secret for its steps, one that was missing."""
@@ -217,6 +218,7 @@ class PipelineHost:
             "state_parts": len(state),
             "policy": {"files": list(services.policy.files), "listen": services.policy.listen},
             "private": str(services.data_dir),
+            "commit_s": services.commit_s,
             "secrets": self._secrets(),
         }
         successor = self._successor.canonical if self._successor else b""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows that end; conditions that have held
 POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long without rows, between two looks at the sources)
-COMMIT_S = 1.0
+COMMIT_S = 5.0  # unless the agent says otherwise
 AWAITED_COMMIT_S = 0.05  # while more rows come; at once when none do
 STATS_S = 1.0
 QUIET_S = 5.0  # without rows, after which memory is given back
@@ -97,6 +97,7 @@ class _Runner:
         self.node_offset_us = int(start["node_time_offset_us"])
         self.secrets = dict(start.get("secrets", {}))
         self.spec = load_spec(blobs[0].decode())
+        self.commit_s = float(start.get("commit_s", COMMIT_S))
         self.tick_s = TICK_ALARMS_S if self.spec.triggers else TICK_S
         self.successor = load_spec(blobs[1].decode()) if self.mode == "drain" and blobs[1] else None
         node = start["node"]
@@ -249,7 +250,7 @@ class _Runner:
             return False
         if self.uncommitted.is_full:
             return True
-        rhythm_s = COMMIT_S if not self.is_awaited else AWAITED_COMMIT_S if had_rows else 0.0
+        rhythm_s = self.commit_s if not self.is_awaited else AWAITED_COMMIT_S if had_rows else 0.0
         if time.monotonic() - self.last_commit_s < rhythm_s:
             return False
         self.is_fresh = self.uncommitted.has_changes(self.state)

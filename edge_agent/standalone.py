@@ -122,6 +122,7 @@ async def _run(config: AgentConfig, job: _Job) -> int:
             NodeInfo(NODE, os.uname().nodename, job.labels),
             config.data_dir,
             secrets,
+            config.commit_s,
         )
         with store.telling_damage():
             await actions.resume()

@@ -28,10 +28,10 @@ from prove.link import FaultyLink
 
 
 class Cluster:
-    """One control plane and its nodes below `home`. Nodes reach it through `link`, which can be cut."""
+    """One control plane and its nodes, below `home`. They reach it through `link`, which can be cut; `rhythm` is agent.yaml."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.link = home, FaultyLink()
+    def __init__(self, home: Path, rhythm: str = "commit_s: 1\n") -> None:
+        self.home, self.link, self._rhythm = home, FaultyLink(), rhythm
         self.env = processes.environment(TIDEWIRE_HOME=str(home / "control"), TIDEWIRE_USER="tester")
         self.server: Program | None = None
         self.agents: dict[str, Program] = {}
@@ -71,6 +71,7 @@ class Cluster:
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         token = (await self.tidewire("join-token", "create", *words)).strip().splitlines()[-1]
         await self.agent(name, "join", token, "--name", name)
+        (directory / "agent" / "agent.yaml").write_text(self._rhythm)
         if policy:
             (directory / "agent" / "policy.yaml").write_text(policy)
         args = processes.module_command(AGENT, "run", "--data-dir", str(directory / "agent"))

@@ -52,7 +52,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
-        config = AgentConfig(data_dir=self.folder / "node", heartbeat_s=0.3, exchange_s=0.5, request_timeout_s=1.0)
+        config = AgentConfig(data_dir=self.folder / "node", heartbeat_s=0.3, exchange_s=0.5, request_timeout_s=1.0, commit_s=1.0)
         store = Store.open(config.data_dir, NODE, self.key)
         link = NatsLink(Login(self.broker.url, subjects.inbox(NODE)))
         supervisor = Supervisor(entry="fake_runner:main", preload=[])

@@ -37,7 +37,7 @@ steps:
 sinks:
   rows: {lake: {table: numbers}}
 """
-_RHYTHM = "heartbeat_s: 0.5\nexchange_s: 1\n"
+_RHYTHM = "heartbeat_s: 0.5\nexchange_s: 1\ncommit_s: 1\n"
 _KEY = {"_node": pa.string(), "_run": pa.string(), "_stream": pa.string(), "_seq": pa.int64(), "_row": pa.int64()}
 
 
