@@ -66,8 +66,14 @@ async def backlog(made: Cluster) -> dict[str, int]:
 
 
 async def received(made: Cluster, name: str, rows: int) -> None:
-    """Wait until all `rows` of the pipeline are read and nothing waits for a receipt."""
+    """Wait until all `rows` of the pipeline are in its table, which has its name, and nothing waits for a receipt."""
     await eventually(f"{rows} rows to be read", _is_true(lambda: read_rows(made, name), lambda n: n >= rows), PATIENCE_S)
+
+    async def are_stored() -> bool:
+        await asyncio.sleep(POLL_S)
+        return rows_in(made.lake, name) >= rows
+
+    await eventually(f"{rows} rows to be stored", are_stored, PATIENCE_S)
     await eventually("the last receipt", _is_true(lambda: backlog(made), lambda b: not b["segments"]), PATIENCE_S)
 
 

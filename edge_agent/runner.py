@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TICK_S, TICK_ALARMS_S = 1.0, 0.25  # how often time alone is looked at: windows that end; conditions that have held
 POLLS_S = ((1.0, 0.005), (10.0, 0.02), (float("inf"), 0.05))  # (this long without rows, between two looks at the sources)
 COMMIT_S = 5.0  # unless the agent says otherwise
+WORTH_BYTES, PAUSE_COMMIT_S = 64 * 1024, 0.5  # that many are not kept waiting when the rows pause
 AWAITED_COMMIT_S = 0.05  # while more rows come; at once when none do
 STATS_S = 1.0
 QUIET_S = 5.0  # without rows, after which memory is given back
@@ -250,8 +251,10 @@ class _Runner:
             return False
         if self.uncommitted.is_full:
             return True
+        now_s = time.monotonic()
         rhythm_s = self.commit_s if not self.is_awaited else AWAITED_COMMIT_S if had_rows else 0.0
-        if time.monotonic() - self.last_commit_s < rhythm_s:
+        has_paused = self.uncommitted.bytes >= WORTH_BYTES and now_s - self.last_rows_s >= PAUSE_COMMIT_S
+        if now_s - self.last_commit_s < rhythm_s and not has_paused:
             return False
         self.is_fresh = self.uncommitted.has_changes(self.state)
         return self.is_fresh

@@ -526,7 +526,7 @@ def test_i2_i3_killed_at_random_nothing_is_lost_or_doubled(tmp_path: Path) -> No
         node = await FakeNode.join(server.token(), "pi")
         streams = [node.stream(f"s{n}", f"t{n % 2}") for n in range(3)]
         confirmed: Counter[str] = Counter()
-        for _ in range(10):
+        for _ in range(5):
             for stream in streams:
                 for _ in range(8):
                     stream.seal(rows(*range(dice.randint(1, 20))))
