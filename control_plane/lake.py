@@ -160,8 +160,8 @@ class Lake:
         try:
             for table in self._tables.values():
                 table.renew()
-        except Exception:
-            log.exception("lake: not renewed")
+        except Exception as error:  # noqa: BLE001 - a full disk among them
+            log.error("lake: not renewed", reason=f"{type(error).__name__}: {error}".partition("\n")[0])
             self.reload()
 
     def reload(self) -> None:

@@ -27,11 +27,12 @@ class Serving:
         self.held: frozenset[int] = frozenset()
 
     async def run(self) -> None:
-        leases = await self._with_db(Leases, self._name)
+        leases: Leases | None = None
         renewed_s = time.monotonic()
         try:
             while True:
                 try:
+                    leases = leases or await self._with_db(Leases, self._name)
                     held = await self._with_db(leases.step, time.monotonic())
                     renewed_s = time.monotonic()
                 except Exception as error:  # noqa: BLE001 - a full disk, a locked database, somebody who was quicker
@@ -40,7 +41,14 @@ class Serving:
                 await self._take(held)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:
+            if leases is not None:
+                await self._leave(leases)
+
+    async def _leave(self, leases: Leases) -> None:
+        try:
             await self._with_db(leases.leave)
+        except Exception as error:  # noqa: BLE001 - the others find out by themselves
+            log.warning("ingest: the leases could not be given up", reason=str(error).partition("\n")[0])
 
     async def _take(self, held: frozenset[int]) -> None:
         if held != self.held:

@@ -43,8 +43,8 @@ class Upkeep:
                 self._tidy(table)
             except CommitFailedError as error:
                 log.info("lake: another process tidies", table=table.name, cause=str(error).partition("\n")[0])
-            except Exception:
-                log.exception("lake: not tidied", table=table.name)
+            except Exception as error:  # noqa: BLE001 - a full disk among them
+                log.error("lake: not tidied", table=table.name, reason=f"{type(error).__name__}: {error}".partition("\n")[0])
         if self._clock() - self._refreshed_at >= REFRESH_S:
             self._refreshed_at = self._clock()
             self.refresh()
@@ -55,8 +55,9 @@ class Upkeep:
             if table.name.endswith(LOG):
                 try:
                     window_tables.refresh(self._lake, table.name)
-                except Exception:
-                    log.exception("lake: not made anew", table=window_tables.shown(table.name))
+                except Exception as error:  # noqa: BLE001 - a full disk among them
+                    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                    log.error("lake: not made anew", table=window_tables.shown(table.name), reason=reason)
 
     def _tidy(self, table: Path) -> None:
         version = heal.latest_version(table)
