@@ -17,18 +17,10 @@ from control_plane.store import now_us
 from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
+from pipelines.contract.folds import Effective, differences, effective_params
 from pipelines.contract.frames import sha256
 from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
-from pipelines.contract.node_state import (
-    CONTROL,
-    Effective,
-    Manifest,
-    Note,
-    SignedManifest,
-    differences,
-    effective_params,
-    params_digest,
-)
+from pipelines.contract.node_state import CONTROL, Manifest, Note, SignedManifest, params_digest
 
 _TERM = "term"  # in `meta`: what `recover` raises
 IN_CONTACT_S = 90  # three heartbeats
@@ -166,7 +158,8 @@ def add_note(db: Connection, node: Node, kind: str, subject: str, by: str, reaso
     """Write a note of the control plane into the node's document."""
     document = node.document
     after = node.manifest.generation if node.manifest else 0
-    note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, by=by, reason=reason, after=after, at=at)
+    seen = document.seen_by(CONTROL)
+    note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, by=by, reason=reason, after=after, seen=seen, at=at)
     document.add_note(note)
     _save_document(db, node.id, document)
     store.record(db, by, kind, subject, node.name, reason)

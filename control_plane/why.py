@@ -13,7 +13,8 @@ from control_plane import fleet, registry
 from control_plane.effects import Contact
 from control_plane.fleet import Node
 from pipelines.contract.errors import Refused
-from pipelines.contract.node_state import Assignment, Effective, Reported
+from pipelines.contract.folds import Effective
+from pipelines.contract.node_state import Assignment, Reported
 
 # Every cause there is. Each has a test.
 AS_WANTED = "as_wanted"

@@ -33,7 +33,8 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.uplink import Uplink
 from pipelines.contract import subjects
 from pipelines.contract.errors import Refused, SpecError
-from pipelines.contract.node_state import Assignment, Effective, Note, Reported, effective_params, params_digest
+from pipelines.contract.folds import Effective, effective_params
+from pipelines.contract.node_state import Assignment, Note, Reported, params_digest
 from pipelines.contract.version import LANGUAGES, PipelineVersion
 
 _FETCH_PAUSE_S = 5.0  # after a fetch that did not succeed

@@ -121,6 +121,7 @@ class NodeRecord:
                 by,
                 reason,
                 self.manifest.generation,
+                self.document.seen_by(author),
                 clock.wall_text(),
             )
             await self._save(lambda document: document.add_note(note))

@@ -89,6 +89,10 @@ class NodeDocument:
     def next_seq(self, author: str) -> int:
         return 1 + max((note.seq for note in self.notes() if note.author == author), default=0)
 
+    def seen_by(self, author: str) -> int:
+        """The newest note of the other side, as `author` knows it now: what `Note.seen` says."""
+        return max((note.seq for note in self.notes() if note.author != author), default=0)
+
     def merged(self, foreign: bytes, *, author: str, owner: str = "") -> NodeDocument:
         """A new replica that also holds what `foreign` does, or `Refused` with this one untouched.
 

@@ -1,9 +1,9 @@
-"""NodeState: what should run on a node, what does, and what people changed; and the pure folds over it (I5, I6)."""
+"""NodeState: what should run on a node, what does, and what people changed, as typed values. `folds` says what they amount to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from pipelines.contract.keys import Key, is_signed_by
 Scalar = str | int | float | bool | None
 
 CONTROL = "control"  # the author of the control plane's notes
-PHASES = ("pending", "running", "failed", "stopped")
+PHASES = ("pending", "running", "paused", "failed", "stopped")
+GATES = ("", "soaking", "held", "passed", "failed")  # "": no gate is asked for, or nothing has run yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,18 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What a new version must hold to on a node until it ran there for `soak_s` seconds of node time; else the node takes the
+    last version that passed (I12). It judges only what a version controls, and a share above that of its predecessor."""
+
+    soak_s: float = 60.0
+    crashes: int = 2  # the runner may end by itself this often
+    memory_bytes: int = 0  # of the runner, resident; 0: only the agent's own limit holds
+    slower: float = 10.0  # times the predecessor's time per row
+    rejected: float = 0.05  # rejected rows per row read, above the predecessor's share
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """A version that should run, and why: who asked for it, with which words, at what time (a label)."""
 
@@ -41,6 +54,24 @@ class Assignment:
     by: str = ""
     reason: str = ""
     at: str = ""
+    gate: Gate = Gate()
+    lift: int = 0  # bans of this version that a node pronounced with a lower one are over (`rollout unban`)
+    artifacts: Mapping[str, str] = field(default_factory=dict)  # name of a lookup table -> digest of its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question to the node, answered once with segments of `requests`. It is cancelled by absence: lateness is the centre's
+    to decide. The limits are those of one node; `max_s` is node time, from when the node takes it up."""
+
+    kind: str  # query | tap | logs
+    body: Mapping[str, Any] = field(default_factory=dict)
+    by: str = ""
+    reason: str = ""
+    at: str = ""
+    max_s: float = 30.0
+    max_rows: int = 1000
+    max_bytes: int = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +85,7 @@ class Manifest:
     assignments: Mapping[str, Assignment] = field(default_factory=dict)  # pipeline -> assignment
     labels: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    requests: Mapping[str, Request] = field(default_factory=dict)  # id -> request
     format: int = 1
 
     @property
@@ -69,13 +101,16 @@ class Manifest:
             raw = json.loads(data)
             if raw["format"] != 1:
                 raise Refused(f"manifest format {raw['format']} is not known here", op="read manifest", hint="upgrade the agent")
-            assignments = {
-                name: Assignment(**{**a, "params": {p: Setting(**s) for p, s in a["params"].items()}})
-                for name, a in raw["assignments"].items()
-            }
-            return cls(**{**raw, "assignments": assignments})
+            assignments = {name: _assignment(a) for name, a in raw["assignments"].items()}
+            requests = {name: Request(**r) for name, r in raw["requests"].items()}
+            return cls(**{**raw, "assignments": assignments, "requests": requests})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Refused(f"not a manifest: {error}", op="read manifest") from None
+
+
+def _assignment(raw: Mapping[str, Any]) -> Assignment:
+    params = {name: Setting(**setting) for name, setting in raw["params"].items()}
+    return Assignment(**{**raw, "params": params, "gate": Gate(**raw["gate"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +136,20 @@ class SignedManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Ban:
+    """A version with these parameters failed its gate here. Over with other parameters, or once the assignment's `lift` is
+    higher than it was."""
+
+    # written by: the node
+    digest: str
+    number: int
+    params_digest: str
+    reason: str = ""
+    lift: int = 0
+    at: str = ""  # the node's wall clock; a label
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """What one pipeline does on the node: transitions only, never moving figures."""
 
@@ -111,6 +160,10 @@ class Reported:
     params: Mapping[str, Scalar] = field(default_factory=dict)  # in effect
     params_digest: str = ""
     reason: str = ""
+    code: str = ""  # one of `causes.CODES`: why it is not as wanted; "" for as wanted, or when only `reason` says
+    gate: str = ""  # one of GATES, of the version that runs
+    bans: tuple[Ban, ...] = ()
+    artifacts: Mapping[str, str] = field(default_factory=dict)  # in use: name -> digest
     since: str = ""  # the node's wall clock when this phase began; a label
     generation: int = 0  # of the manifest it answers
 
@@ -121,27 +174,49 @@ class Reported:
     def from_json(cls, text: str) -> Reported:
         """Raises `Refused` on anything that a node of this format does not write."""
         try:
-            reported = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
+            raw = json.loads(text)
+            reported = cls(**{**raw, "bans": tuple(Ban(**ban) for ban in raw["bans"])})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Refused(f"not a report: {error}", op="read report") from None
-        texts = (reported.digest, reported.phase, reported.params_digest, reported.reason, reported.since)
-        numbers = (reported.number, reported.generation)
-        well_formed = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
-        if not well_formed or not isinstance(reported.params, dict) or reported.phase not in PHASES:
+        if not reported._is_well_formed() or reported.phase not in PHASES or reported.gate not in GATES:
             raise Refused("a report whose fields have other types", op="read report")
         _check_written(reported, text)
         return reported
 
+    def _is_well_formed(self) -> bool:
+        texts = [self.digest, self.phase, self.params_digest, self.reason, self.code, self.gate, self.since]
+        numbers = [self.number, self.generation]
+        for ban in self.bans:
+            texts += [ban.digest, ban.params_digest, ban.reason, ban.at]
+            numbers += [ban.number, ban.lift]
+        maps = isinstance(self.params, dict) and isinstance(self.artifacts, dict)
+        return maps and all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
 
-NOTE_KINDS = frozenset({"param", "unset", "acknowledge", "reset", "comment"})
+
+NOTE_KINDS = frozenset(
+    {"param", "unset", "pin", "unpin", "pause", "resume", "label", "unlabel"}
+    | {"acknowledge", "reset", "shelve", "unshelve", "comment", "ended"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a person did, on either side. Add-only; `(author, seq)` names it; `after` is the generation its author had seen.
+    """What a person did, on either side. Add-only; `(author, seq)` names it.
 
-    `subject` is a pipeline (`param`, `unset`, `comment`) or an incident id (`acknowledge`, `reset`); `body` depends on the kind:
-    `{"name":.., "value":..}` for `param`, `{"name":..}` for `unset`.
+    Two things say what its author knew, so that order is causal and never a clock's (I5): `after`, the generation of the
+    manifest, and `seen`, the newest note of the other side (0: none).
+
+    `subject` is a pipeline (`param`, `unset`, `pin`, `unpin`, `pause`, `resume`, `comment`), "" for the node itself (`label`,
+    `unlabel`, `comment`), an incident id (`acknowledge`, `reset`, `shelve`, `unshelve`, `comment`) or `pipeline/trigger`
+    (`shelve`, `unshelve`). `body` depends on the kind; a key that does not apply is left out:
+
+    * `param` `{"name", "value"}`, `unset` `{"name"}`
+    * `label` `{"name", "value"}`, `unlabel` `{"name"}`, of the site only: the name starts with `local.`
+    * `pin` `{"digest", "number"}`: this version runs, whatever the manifest says, until `unpin`
+    * `param`, `pin`, `pause`, `shelve` may have `for_s`, seconds of node time from when the node first holds the note; the
+      node then writes `ended` with `{"note": "author/seq"}`
+    * `ended` without `note`: the incident `subject` is closed, and with it all that was noted about it
+    * those of the control plane may have `"force": true`: it also beats what the site said without having seen it
     """
 
     # written by: its author
@@ -153,7 +228,12 @@ class Note:
     by: str = ""
     reason: str = ""
     after: int = 0
+    seen: int = 0
     at: str = ""  # the author's wall clock; a label
+
+    @property
+    def name(self) -> str:
+        return f"{self.author}/{self.seq}"
 
     def to_json(self) -> str:
         return canonical_json(asdict(self)).decode()
@@ -167,7 +247,8 @@ class Note:
         texts = (note.author, note.subject, note.by, note.reason, note.at)
         if not all(type(text) is str for text in texts) or not isinstance(note.body, dict):
             raise Refused("a note whose fields have other types", op="read note")
-        if note.kind not in NOTE_KINDS or type(note.seq) is not int or note.seq < 1 or type(note.after) is not int:
+        numbers = (note.seq, note.after, note.seen)
+        if note.kind not in NOTE_KINDS or not all(type(number) is int for number in numbers) or note.seq < 1:
             raise Refused(f"not a note of a known kind: {note.kind!r}", op="read note")
         _check_written(note, text)
         return note
@@ -183,59 +264,5 @@ def _check_written(entry: Reported | Note, text: str) -> None:
         raise Refused("an entry that is not in canonical form", op=f"read {type(entry).__name__.lower()}")
 
 
-@dataclass(frozen=True, slots=True)
-class Effective:
-    """A parameter's value in effect and where it comes from; `losing` are the entries it beat, strongest first."""
-
-    value: Scalar
-    origin: str  # default | deployment | rule:<id> | on-site
-    by: str = ""
-    reason: str = ""
-    losing: tuple[tuple[str, Scalar], ...] = ()  # (origin, value)
-
-
-def effective_params(
-    defaults: Mapping[str, Scalar], assignment: Assignment, notes: Iterable[Note], *, node: str, pipeline: str
-) -> dict[str, Effective]:
-    """Fold the entries of every parameter into the value in effect (design, section 8).
-
-    Default < central setting < on-site note; a central force beats notes that had not seen it; a locked setting beats all.
-    Order among the notes is their author's own (`seq`), never a clock's.
-    """
-    on_site: dict[str, Note] = {}
-    for note in sorted(notes, key=lambda n: n.seq):
-        if note.author == node and note.subject == pipeline and note.kind in ("param", "unset"):
-            on_site[str(note.body.get("name"))] = note
-    return {name: _fold_param(default, assignment.params.get(name), on_site.get(name)) for name, default in defaults.items()}
-
-
-def _fold_param(default: Scalar, central: Setting | None, note: Note | None) -> Effective:
-    ladder = [Effective(default, "default")]
-    if central is not None:
-        ladder.append(Effective(central.value, central.origin, central.by, central.reason))
-    if note is not None and note.kind == "param":
-        entry = Effective(note.body.get("value"), "on-site", note.by, note.reason)
-        beaten = central is not None and (central.locked or (central.force and note.after < central.generation))
-        ladder.insert(len(ladder) - 1 if beaten else len(ladder), entry)
-    winner, *losers = reversed(ladder)
-    return Effective(winner.value, winner.origin, winner.by, winner.reason, tuple((e.origin, e.value) for e in losers))
-
-
 def params_digest(values: Mapping[str, Scalar]) -> str:
     return sha256(canonical_json(dict(values)))
-
-
-def differences(manifest: Manifest, reported: Mapping[str, Reported]) -> dict[str, str]:
-    """Per pipeline, how what runs differs from what should: empty when the node has converged (I6)."""
-    wrong: dict[str, str] = {}
-    for name, assignment in manifest.assignments.items():
-        now = reported.get(name)
-        if now is None or now.digest != assignment.digest:
-            running = f"version {now.number}" if now else "nothing"
-            wrong[name] = f"wanted version {assignment.number}, {running} reported"
-        elif now.phase != "running":
-            wrong[name] = f"{now.phase}: {now.reason}" if now.reason else now.phase
-    for name, now in reported.items():
-        if name not in manifest.assignments and now.phase != "stopped":
-            wrong[name] = f"version {now.number} is {now.phase} though nothing wants it"
-    return wrong

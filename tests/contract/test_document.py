@@ -54,9 +54,16 @@ def test_i6_any_order_loss_and_duplication_of_exchanges_converges(steps: list[tu
 def test_what_was_written_is_read_back() -> None:
     document = NodeDocument()
     reported = Reported(
-        "sha256:x", 3, "failed", {"limit": 1.5, "on": True, "name": "ü", "none": None}, "sha256:p", "why", "10:00", 7
+        "sha256:x",
+        3,
+        "failed",
+        {"limit": 1.5, "on": True, "name": "ü", "none": None},
+        "sha256:p",
+        "why",
+        since="10:00",
+        generation=7,
     )
-    note = Note(NODE, document.next_seq(NODE), "param", "press", {"name": "limit", "value": 2}, "ana", "hot", 7, "10:01")
+    note = Note(NODE, document.next_seq(NODE), "param", "press", {"name": "limit", "value": 2}, "ana", "hot", 7, at="10:01")
     assert document.report("press", reported) and document.add_note(note) and document.report_facts('{"arch":"arm64"}')
     again = NodeDocument(document.save())
     assert again.reported() == {"press": reported} and again.notes() == [note] and again.facts() == '{"arch":"arm64"}'

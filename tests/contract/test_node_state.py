@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import Refused
+from pipelines.contract.folds import differences, effective_params
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import (
     Assignment,
@@ -18,8 +19,6 @@ from pipelines.contract.node_state import (
     Reported,
     Setting,
     SignedManifest,
-    differences,
-    effective_params,
 )
 
 KEY = Key.from_entropy(bytes([1]) * 32)

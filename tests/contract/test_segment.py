@@ -15,7 +15,7 @@ from pipelines.contract.errors import Refused
 from pipelines.contract.frames import sha256
 from pipelines.contract.keys import Key, seal
 from pipelines.contract.messages import Exchange, Heartbeat, Join, Receipts, Upload
-from pipelines.contract.node_state import Assignment, Manifest, Note, Reported, Setting, SignedManifest
+from pipelines.contract.node_state import Assignment, Ban, Manifest, Note, Reported, Request, Setting, SignedManifest
 from pipelines.contract.segment import SEGMENT_BYTES_MAX, Segment, SegmentHeader, decode, encode
 
 KEY = Key.from_entropy(bytes([7]) * 32)
@@ -101,13 +101,18 @@ def test_a_lone_surrogate_is_refused() -> None:
 def a_manifest() -> SignedManifest:
     setting = Setting(90.0, "rule:1", "ana", "hot", 4, force=True)
     assignment = Assignment("sha256:v", 3, {"limit_c": setting}, "ana", "first", "2026-01-01T00:00:00Z")
-    return SignedManifest.sign(Manifest("nabc", 1, 5, {"press": assignment}, {"site": "lyon"}), KEY)
+    requests = {"q1": Request("query", {"sql": "select 1"}, "ana", "look", "2026-01-01T00:00:00Z")}
+    return SignedManifest.sign(Manifest("nabc", 1, 5, {"press": assignment}, {"site": "lyon"}, requests=requests), KEY)
 
 
 def a_document() -> NodeDocument:
     document = NodeDocument()
-    document.report("press", Reported("sha256:v", 3, "running", {"limit_c": 90.0}, "sha256:p", since="10:00", generation=5))
-    document.add_note(Note("nabc", 1, "param", "press", {"name": "limit_c", "value": 60.0}, "m.durand", "hot", 5, "10:01"))
+    bans = (Ban("sha256:w", 4, "sha256:p", "31 % rejected", 0, "09:58"),)
+    reported = Reported(
+        "sha256:v", 3, "running", {"limit_c": 90.0}, "sha256:p", gate="passed", bans=bans, since="10:00", generation=5
+    )
+    document.report("press", reported)
+    document.add_note(Note("nabc", 1, "param", "press", {"name": "limit_c", "value": 60.0}, "m.durand", "hot", 5, 2, "10:01"))
     return document
 
 

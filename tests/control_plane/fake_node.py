@@ -15,9 +15,10 @@ from server_process import PRESS
 from pipelines.contract import messages, subjects
 from pipelines.contract.artifact import Artifact
 from pipelines.contract.document import NodeDocument
+from pipelines.contract.folds import effective_params
 from pipelines.contract.frames import sha256
 from pipelines.contract.keys import Key
-from pipelines.contract.node_state import CONTROL, Manifest, Reported, effective_params, params_digest
+from pipelines.contract.node_state import CONTROL, Manifest, Reported, params_digest
 from pipelines.contract.segment import INCIDENTS, ROWS, Segment, SegmentHeader, encode
 from pipelines.contract.spec import load_spec
 from pipelines.contract.token import JoinToken, prove
@@ -193,7 +194,7 @@ class FakeNode:
             spec = load_spec((await self.fetch(assignment.digest)).decode())
             effective = effective_params(spec.defaults(), assignment, self.document.notes(), node=self.id, pipeline=name)
             values = {key: entry.value for key, entry in effective.items()}
-            reported = Reported(assignment.digest, assignment.number, phase, values, params_digest(values), reason, "10:00")
+            reported = Reported(assignment.digest, assignment.number, phase, values, params_digest(values), reason, since="10:00")
             self.document.report(name, reported)
         for name, now in self.document.reported().items():
             if name not in self.manifest.assignments:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from control_plane.assign import Deployment, Member, Rule, Target, assign, changed_pipelines
 from control_plane.selector import Selector, parse_selector
-from pipelines.contract.node_state import Manifest, Note, effective_params
+from pipelines.contract.folds import effective_params
+from pipelines.contract.node_state import Manifest, Note
 
 NODE = Member("n1", "pi1", {"site": "lyon"})
 EVERYWHERE = Deployment("press", (Target(Selector(), 1, "sha256:1", {"limit": 80}),))
