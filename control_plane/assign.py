@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from control_plane.selector import Selector
@@ -49,6 +49,14 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Plans:
+    """Everything that people want of the fleet: what the manifests are folded from."""
+
+    deployments: tuple[Deployment, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """What assignment needs to know of a node."""
 
@@ -56,16 +64,22 @@ class Member:
     name: str
     labels: Mapping[str, str]
     manifest: Manifest | None = None  # the newest issued one
+    local: Mapping[str, str] = field(default_factory=dict)  # labels that people put on the node itself: `local.`
+
+    @property
+    def selectable(self) -> Mapping[str, str]:
+        """What selectors see."""
+        return {**self.labels, **self.local}
 
 
-def assign(member: Member, deployments: Iterable[Deployment], rules: Iterable[Rule], *, term: int) -> Manifest:
+def assign(member: Member, plans: Plans, *, term: int) -> Manifest:
     """The manifest that `member` should hold: its present one, unless the content differs; then the next generation."""
     present = member.manifest or Manifest(member.id, term, 0)
-    ordered = sorted(rules, key=lambda rule: rule.id)
+    ordered = sorted(plans.rules, key=lambda rule: rule.id)
     assignments = {
         deployment.pipeline: _assignment(deployment.pipeline, target, member, ordered, present)
-        for deployment in deployments
-        if (target := deployment.target_for(member.name, member.labels)) is not None
+        for deployment in plans.deployments
+        if (target := deployment.target_for(member.name, member.selectable)) is not None
     }
     wanted = replace(present, term=term, assignments=assignments, labels=dict(member.labels))
     return present if wanted == present else replace(wanted, generation=present.generation + 1)
@@ -74,7 +88,7 @@ def assign(member: Member, deployments: Iterable[Deployment], rules: Iterable[Ru
 def _assignment(pipeline: str, target: Target, member: Member, rules: list[Rule], present: Manifest) -> Assignment:
     settings = {name: Setting(value, "deployment", target.by, target.reason) for name, value in target.params.items()}
     for rule in rules:
-        if rule.pipeline == pipeline and rule.selector.matches(member.name, member.labels):
+        if rule.pipeline == pipeline and rule.selector.matches(member.name, member.selectable):
             settings[rule.name] = Setting(
                 rule.value, f"rule:{rule.id}", rule.by, rule.reason, force=rule.force, locked=rule.locked
             )

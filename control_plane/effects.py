@@ -61,7 +61,7 @@ def recovery(ahead: Sequence[str], issued: Sequence[tuple[Node, Manifest]], cont
     ]
     named += [f"  and {len(ahead) - _NAMES_SHOWN} more"] if len(ahead) > _NAMES_SHOWN else []
     for node, manifest in issued:
-        running = {name: now.number for name, now in node.document.reported().items() if now.phase != "stopped"}
+        running = {name: now.number for name, now in node.reported.items() if now.phase != "stopped"}
         wanted = {name: assignment.number for name, assignment in manifest.assignments.items()}
         words = [
             f"{name} {_version(running.get(name))} -> {_version(wanted.get(name))}"
@@ -79,7 +79,7 @@ def _version(number: int | None) -> str:
 def _row(db: Connection, change: Change, node: Node, contact: Contact) -> dict[str, Any]:
     words = changed_pipelines(change.before, change.after)
     keeps, missing = list[str](), list[str]()
-    notes = node.document.notes()
+    notes = node.notes
     for pipeline in words.keys() & change.after.assignments.keys():
         for name, entry in fleet.effective_for(db, node, notes, pipeline).items():
             if entry.origin == "on-site":

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from control_plane import registry, store
-from control_plane.assign import Member, assign
+from control_plane.assign import Member, Plans, assign
 from control_plane.keys import KeyRing
 from control_plane.store import now_us
 from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
-from pipelines.contract.folds import Effective, differences, effective_params
+from pipelines.contract.folds import Effective, differences, effective_params, local_labels
 from pipelines.contract.frames import sha256
 from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
-from pipelines.contract.node_state import CONTROL, Manifest, Note, SignedManifest, params_digest
+from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest, params_digest
 
 _TERM = "term"  # in `meta`: what `recover` raises
 IN_CONTACT_S = 90  # three heartbeats
@@ -50,6 +52,20 @@ class Node:
     @property
     def document(self) -> NodeDocument:
         return NodeDocument(self.document_bytes)
+
+    @cached_property
+    def reported(self) -> Mapping[str, Reported]:
+        """Pipeline -> what the node said last of it."""
+        return self.document.reported()
+
+    @cached_property
+    def notes(self) -> Sequence[Note]:
+        """Of both sides."""
+        return self.document.notes()
+
+    @cached_property
+    def local_labels(self) -> Mapping[str, str]:
+        return local_labels(self.notes, node=self.id)
 
     @property
     def has_newest_manifest(self) -> bool:
@@ -109,14 +125,14 @@ def issue(db: Connection, keys: KeyRing) -> list[Change]:
 
     A node that is ahead gets none: its numbers would be given twice. It waits for `recover`.
     """
-    deployments, rules, now = registry.deployments(db), registry.rules(db), term(db)
+    plans, now = registry.plans(db), term(db)
     changes = []
     for node in all_nodes(db):
         if node.is_ahead and node.seen_term >= now:
             continue
         present = node.manifest or Manifest(node.id, node.seen_term or now, 0)
-        member = Member(node.id, node.name, node.labels, present)
-        wanted = assign(member, () if node.replaced_by else deployments, rules, term=now)
+        member = Member(node.id, node.name, node.labels, present, node.local_labels)
+        wanted = assign(member, Plans() if node.replaced_by else plans, term=now)
         if wanted == present:
             continue
         signed = SignedManifest.sign(wanted, keys.control)
@@ -154,12 +170,21 @@ def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by:
     store.record(db, by, "nodes label", node.name, words, reason)
 
 
-def add_note(db: Connection, node: Node, kind: str, subject: str, by: str, reason: str, at: str) -> Note:
+def add_note(
+    db: Connection,
+    node: Node,
+    kind: str,
+    subject: str,
+    by: str,
+    reason: str,
+    at: str,
+    body: Mapping[str, Any] = MappingProxyType({}),
+) -> Note:
     """Write a note of the control plane into the node's document."""
     document = node.document
     after = node.manifest.generation if node.manifest else 0
     seen = document.seen_by(CONTROL)
-    note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, by=by, reason=reason, after=after, seen=seen, at=at)
+    note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, dict(body), by, reason, after, seen, at)
     document.add_note(note)
     _save_document(db, node.id, document)
     store.record(db, by, kind, subject, node.name, reason)
@@ -229,11 +254,10 @@ def convergence(db: Connection, node: Node) -> dict[str, str]:
     """Per pipeline, how what the node reported differs from its manifest; empty when it has converged (I6)."""
     if node.manifest is None:
         return {}
-    document = node.document
-    reported = document.reported()
+    reported = node.reported
     wrong = differences(node.manifest, reported)
     for pipeline in node.manifest.assignments.keys() - wrong.keys():
-        effective = effective_for(db, node, document.notes(), pipeline)
+        effective = effective_for(db, node, node.notes, pipeline)
         if reported[pipeline].params_digest != params_digest({name: entry.value for name, entry in effective.items()}):
             wrong[pipeline] = "running, but not yet with the wanted parameters"
     return wrong

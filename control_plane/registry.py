@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from control_plane import store
-from control_plane.assign import Deployment, Rule, Target
+from control_plane.assign import Deployment, Plans, Rule, Target
 from control_plane.lineage import WindowKey
 from control_plane.selector import Selector, parse_selector
 from control_plane.store import now_us
@@ -133,6 +133,10 @@ def deployments(db: Connection) -> list[Deployment]:
         )
         found.setdefault(row.pipeline, []).append(target)
     return [Deployment(pipeline, tuple(targets)) for pipeline, targets in found.items()]
+
+
+def plans(db: Connection) -> Plans:
+    return Plans(tuple(deployments(db)), tuple(rules(db)))
 
 
 def set_rule(db: Connection, rule: Rule) -> None:

@@ -25,7 +25,7 @@ def pipelines(db: Connection) -> list[dict[str, Any]]:
     deployed = {deployment.pipeline: deployment for deployment in registry.deployments(db)}
     running: Counter[tuple[str, str]] = Counter()
     for node in fleet.all_nodes(db):
-        for name, now in node.document.reported().items():
+        for name, now in node.reported.items():
             running[name, now.phase] += 1
     rows = []
     for version in registry.newest_versions(db):
@@ -74,15 +74,14 @@ def node_id(db: Connection, name: str) -> str:
 
 def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
     found = fleet.find_node(db, name)
-    document = found.document
     audit = sa.select(store.audit).where(store.audit.c.subject == found.name).order_by(store.audit.c.id.desc()).limit(10)
     return {
         **_node_row(db, found, contact),
         "joined_at": iso(found.joined_at),
         "facts": dict(found.facts),
         "manifest": asdict(found.manifest) if found.manifest else None,
-        "reported": {name: asdict(now) for name, now in document.reported().items()},
-        "notes": [asdict(note) for note in document.notes()],
+        "reported": {name: asdict(now) for name, now in found.reported.items()},
+        "notes": [asdict(note) for note in found.notes],
         "audit": [{**row._asdict(), "at": iso(row.at)} for row in db.execute(audit)],
     }
 
@@ -103,7 +102,7 @@ def incident_rows(lake_dir: Path) -> list[dict[str, Any]]:
 def all_incidents(db: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Folded from the transitions in the lake and from the notes of both sides, newest first."""
     known = {found.id: found for found in fleet.all_nodes(db)}
-    notes = {found.id: found.document.notes() for found in known.values()}
+    notes = {found.id: found.notes for found in known.values()}
     synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
     return [
         {
@@ -132,7 +131,7 @@ def incident(db: Connection, rows: Sequence[Mapping[str, Any]], name: str) -> di
 
 
 def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:
-    wrong, reported = fleet.convergence(db, found), found.document.reported()
+    wrong, reported = fleet.convergence(db, found), found.reported
     assignments = found.manifest.assignments if found.manifest else {}
     running = [
         {

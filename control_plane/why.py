@@ -53,7 +53,7 @@ def why(db: Connection, subject: str, pipeline: str | None, contact: Contact) ->
 def cause_of(db: Connection, node: Node, pipeline: str, contact: Contact) -> tuple[str, str]:
     """A code of the list above, and the cause in words."""
     assignment = node.manifest.assignments.get(pipeline) if node.manifest else None
-    now = node.document.reported().get(pipeline)
+    now = node.reported.get(pipeline)
     code, text = _cause(db, node, pipeline, assignment, now)
     if code not in (AS_WANTED, NOT_SELECTED, NOT_DEPLOYED, FAILED) and not contact.is_in_contact(node):
         return OUT_OF_CONTACT, f"{node.name} is {contact.words(node)}; when it was last heard: {text}"
@@ -68,7 +68,7 @@ def _cause(db: Connection, node: Node, pipeline: str, wanted: Assignment | None,
         )
     if wanted is None:
         return _cause_unwanted(db, node, pipeline, now)
-    missing = [name for name, e in fleet.effective_for(db, node, node.document.notes(), pipeline).items() if e.value is None]
+    missing = [name for name, e in fleet.effective_for(db, node, node.notes, pipeline).items() if e.value is None]
     if missing:
         return PARAM_MISSING, f"no value for the parameter {', '.join(missing)}"
     if now is not None and now.digest == wanted.digest and now.phase == "failed":
@@ -98,7 +98,7 @@ def _cause_unwanted(db: Connection, node: Node, pipeline: str, now: Reported | N
 
 def _why_on_node(db: Connection, node: Node, pipeline: str, contact: Contact) -> dict[str, Any]:
     code, text = cause_of(db, node, pipeline, contact)
-    now = node.document.reported().get(pipeline)
+    now = node.reported.get(pipeline)
     wanted = node.manifest.assignments.get(pipeline) if node.manifest else None
     lines = [
         ["because", text],
@@ -107,13 +107,13 @@ def _why_on_node(db: Connection, node: Node, pipeline: str, contact: Contact) ->
         ["contact", _contact(node, contact)],
     ]
     if wanted is not None:
-        effective = fleet.effective_for(db, node, node.document.notes(), pipeline)
+        effective = fleet.effective_for(db, node, node.notes, pipeline)
         lines += [["param", _param(name, entry, now)] for name, entry in effective.items()]
     return {"title": f"{pipeline} on {node.name}", "cause": code, "lines": lines, "next": _next(code, node, pipeline)}
 
 
 def _why_node(db: Connection, node: Node, contact: Contact) -> dict[str, Any]:
-    names = sorted({*(node.manifest.assignments if node.manifest else ()), *node.document.reported()})
+    names = sorted({*(node.manifest.assignments if node.manifest else ()), *node.reported})
     causes = {name: cause_of(db, node, name, contact) for name in names}
     wrong = [name for name in names if causes[name][0] not in (AS_WANTED, NOT_SELECTED, NOT_DEPLOYED)]
     first = causes[wrong[0]] if wrong else (AS_WANTED, "everything runs as wanted" if names else "nothing is deployed to it")
@@ -125,7 +125,7 @@ def _why_node(db: Connection, node: Node, contact: Contact) -> dict[str, Any]:
     ]
     lines += [["replaced", f"another card has its name now ({node.replaced_by})"]] if node.replaced_by else []
     lines += [["history", history]] if (history := _history(node)) else []
-    lines += [[name, f"{_running(node.document.reported().get(name))}; {causes[name][1]}"] for name in names]
+    lines += [[name, f"{_running(node.reported.get(name))}; {causes[name][1]}"] for name in names]
     next_ = f"tidewire why {node.name} {wrong[0]}" if wrong else f"tidewire nodes show {node.name}"
     return {"title": node.name, "cause": first[0], "lines": lines, "next": next_}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.assign import Deployment, Member, Rule, Target, assign, changed_pipelines
+from control_plane.assign import Deployment, Member, Plans, Rule, Target, assign, changed_pipelines
 from control_plane.selector import Selector, parse_selector
 from pipelines.contract.folds import effective_params
 from pipelines.contract.node_state import Manifest, Note
@@ -19,7 +19,7 @@ def rule(number: int, value: float, select: str = "all", **more: bool) -> Rule:
 
 
 def issued(member: Member, *rules: Rule, deployment: Deployment = EVERYWHERE) -> Member:
-    return replace(member, manifest=assign(member, [deployment], rules, term=1))
+    return replace(member, manifest=assign(member, Plans((deployment,), rules), term=1))
 
 
 def limit(member: Member) -> float:
@@ -37,9 +37,9 @@ def test_generation_rises_only_when_the_content_changed() -> None:
 
 def test_the_first_target_that_matches_wins_and_absence_means_remove() -> None:
     one, two = (Target(parse_selector(s), n, f"sha256:{n}") for s, n in (("site=lyon", 2), ("all", 1)))
-    assert assign(NODE, [Deployment("press", (one, two))], [], term=1).assignments["press"].number == 2
-    assert assign(NODE, [Deployment("press", (two, one))], [], term=1).assignments["press"].number == 1
-    gone = assign(issued(NODE), [], [], term=1)
+    assert assign(NODE, Plans((Deployment("press", (one, two)),)), term=1).assignments["press"].number == 2
+    assert assign(NODE, Plans((Deployment("press", (two, one)),)), term=1).assignments["press"].number == 1
+    gone = assign(issued(NODE), Plans(), term=1)
     assert gone.assignments == {} and gone.generation == 2
 
 

@@ -50,7 +50,7 @@ def test_the_state_follows_what_the_node_says(rows: list[dict[str, Any]], state:
 
 
 def note(seq: int, kind: str, at: str, author: str = CONTROL) -> Note:
-    return Note(author, seq, kind, "i1", {}, "bob", "seen", 0, at)
+    return Note(author, seq, kind, "i1", {}, "bob", "seen", at=at)
 
 
 def test_a_note_counts_before_the_node_knows_it_and_once() -> None:
