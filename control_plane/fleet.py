@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from control_plane import registry, store
+from control_plane import copies, registry, store
 from control_plane.assign import Member, Plans, assign
+from control_plane.copies import Told, Transition, history, notes, reports
 from control_plane.keys import KeyRing
 from control_plane.store import now_us
 from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
-from pipelines.contract.folds import Effective, differences, effective_params, local_labels
+from pipelines.contract.folds import Effective, differences, effective_params
 from pipelines.contract.frames import sha256
 from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
 from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest, params_digest
 
+__all__ = ["Change", "Node", "Told", "Transition", "history", "notes", "reports"]
 _TERM = "term"  # in `meta`: what `recover` raises
 IN_CONTACT_S = 90  # three heartbeats
 
@@ -36,7 +37,7 @@ class Node:
     name: str
     public: str
     labels: Mapping[str, str]
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # as of the join, then as reported
     joined_at: int
     last_seen: int
     manifest: Manifest | None
@@ -48,24 +49,23 @@ class Node:
     seen_term: int  # of that manifest
     settled_term: int  # both sides have agreed on the document in this term
     replaced_by: str  # id of the node that has its name now; "" for none
+    local_labels: Mapping[str, str]  # those that people put on the node itself
+    told: Told  # what its document says
 
     @property
     def document(self) -> NodeDocument:
+        """Loaded anew each time, which is slow: what it says is in `told`."""
         return NodeDocument(self.document_bytes)
 
-    @cached_property
+    @property
     def reported(self) -> Mapping[str, Reported]:
         """Pipeline -> what the node said last of it."""
-        return self.document.reported()
+        return self.told.reported
 
-    @cached_property
+    @property
     def notes(self) -> Sequence[Note]:
-        """Of both sides."""
-        return self.document.notes()
-
-    @cached_property
-    def local_labels(self) -> Mapping[str, str]:
-        return local_labels(self.notes, node=self.id)
+        """Of both sides, as far as they may still matter: those in the document."""
+        return self.told.notes
 
     @property
     def has_newest_manifest(self) -> bool:
@@ -87,7 +87,8 @@ class Change:
 
 
 def all_nodes(db: Connection) -> list[Node]:
-    return [_node(row) for row in db.execute(sa.select(store.nodes).order_by(store.nodes.c.name))]
+    told = copies.told(db)
+    return [_node(row, told) for row in db.execute(sa.select(store.nodes).order_by(store.nodes.c.name))]
 
 
 def find_node(db: Connection, name: str) -> Node:
@@ -95,7 +96,7 @@ def find_node(db: Connection, name: str) -> Node:
     table = store.nodes
     row = db.execute(sa.select(table).where(sa.or_(table.c.name == name, table.c.id == name))).first()
     if row is not None:
-        return _node(row)
+        return _node(row, copies.told(db, [row.id]))
     known = list(db.scalars(sa.select(table.c.name).order_by(table.c.name).limit(20)))
     hint = f"known nodes: {', '.join(known)}" if known else "let one in: tidewire join-token create"
     raise Refused(f"there is no node {name!r}", op="find node", hint=hint)
@@ -120,14 +121,15 @@ def record_security(db: Connection, node: str, event: str) -> None:
     store.record_security(db, name or node, event)
 
 
-def issue(db: Connection, keys: KeyRing) -> list[Change]:
-    """Bring every manifest in line with deployments and rules; the ones that changed. One transaction with the write (I5).
+def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) -> list[Change]:
+    """Bring every manifest, or those of the nodes `only`, in line with deployments and rules; the ones that changed. One
+    transaction with the write (I5).
 
     A node that is ahead gets none: its numbers would be given twice. It waits for `recover`.
     """
     plans, now = registry.plans(db), term(db)
     changes = []
-    for node in all_nodes(db):
+    for node in all_nodes(db) if only is None else [find_node(db, name) for name in only]:
         if node.is_ahead and node.seen_term >= now:
             continue
         present = node.manifest or Manifest(node.id, node.seen_term or now, 0)
@@ -185,8 +187,9 @@ def add_note(
     after = node.manifest.generation if node.manifest else 0
     seen = document.seen_by(CONTROL)
     note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, dict(body), by, reason, after, seen, at)
+    before = document.values()
     document.add_note(note)
-    _save_document(db, node.id, document)
+    _save_document(db, node.id, document, before)
     store.record(db, by, kind, subject, node.name, reason)
     return note
 
@@ -196,20 +199,20 @@ def flush_last_seen(db: Connection, seen: Mapping[str, int]) -> None:
         db.execute(store.nodes.update().where(store.nodes.c.id == node, store.nodes.c.last_seen < at).values(last_seen=at))
 
 
-def exchange(db: Connection, node_id: str, data: bytes) -> ExchangeReply:
+def exchange(db: Connection, keys: KeyRing, node_id: str, data: bytes) -> ExchangeReply:
     """Answer a node's `Exchange`. Raises `Refused` when it is not the node's own; a bad document is answered with the error."""
-    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id)).first()
-    if row is None:
+    node = _stored(db, node_id)
+    if node is None:
         raise Refused("this node is not enrolled here", op="exchange", place=node_id)
-    node = _node(row)
     request, blobs = Exchange.unseal(node.public, data)
     if request.node != node_id:
         raise Refused(f"signed for {request.node}", op="exchange", place=node_id)
     try:
-        digest = _merge(db, node, blobs[0]) if request.has_document and blobs else node.document_digest
+        digest = _merge(db, keys, node, blobs[0]) if request.has_document and blobs else node.document_digest
     except Refused as error:
         store.record_security(db, node.name, f"document refused: {error}")
         return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error), node=node_id)
+    node = _stored(db, node_id) or node
     saw(db, node_id, request.document, (request.term, request.generation))
     if digest == request.document and node.settled_term < term(db):
         _update(db, node_id, settled_term=term(db))
@@ -272,14 +275,23 @@ def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: s
     return effective_params(version.spec.defaults(), assignment, notes, node=node.id, pipeline=pipeline)
 
 
-def _merge(db: Connection, node: Node, foreign: bytes) -> str:
-    before = node.document
-    merged = before.merged(foreign, author=node.id, owner=CONTROL if node.settled_term < term(db) else "")
+def _stored(db: Connection, node_id: str) -> Node | None:
+    """Without what its document says."""
+    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id)).first()
+    return _node(row, {}) if row is not None else None
+
+
+def _merge(db: Connection, keys: KeyRing, node: Node, foreign: bytes) -> str:
+    document = node.document
+    merged = document.merged(foreign, author=node.id, owner=CONTROL if node.settled_term < term(db) else "")
     digest = merged.digest()
-    if digest != node.document_digest:
-        _save_document(db, node.id, merged)
-    if merged.history() != before.history():
+    if digest == node.document_digest:
+        return digest
+    _save_document(db, node.id, merged, document.values())
+    if merged.history() != document.history():
         _record_history(db, node, merged.history())
+    if _local_labels(db, node.id) != node.local_labels:
+        issue(db, keys, [node.id])
     return digest
 
 
@@ -296,22 +308,30 @@ def _record_history(db: Connection, node: Node, history: str) -> None:
         store.record(db, "", "restored", node.name, words)
 
 
-def _save_document(db: Connection, node: str, document: NodeDocument) -> None:
+def _save_document(db: Connection, node: str, document: NodeDocument, before: Mapping[str, str]) -> None:
+    """`before` are the entries that it had until now."""
     _update(db, node, document=document.save(), document_digest=document.digest())
+    copies.record(db, node, before, document.values())
+
+
+def _local_labels(db: Connection, node: str) -> Mapping[str, str]:
+    found: Mapping[str, str] = json.loads(db.scalar(sa.select(store.nodes.c.local).where(store.nodes.c.id == node)) or "{}")
+    return found
 
 
 def _update(db: Connection, node: str, **values: Any) -> None:
     db.execute(store.nodes.update().where(store.nodes.c.id == node).values(**values))
 
 
-def _node(row: Row[Any]) -> Node:
+def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
     signed = SignedManifest(row.manifest, row.signature) if row.manifest is not None else None
+    says = told.get(row.id, Told())
     return Node(
         row.id,
         row.name,
         row.public,
         json.loads(row.labels),
-        json.loads(row.facts),
+        {**json.loads(row.facts), **says.facts},
         row.joined_at,
         row.last_seen,
         Manifest.from_bytes(signed.body) if signed else None,
@@ -323,4 +343,6 @@ def _node(row: Row[Any]) -> Node:
         row.seen_term,
         row.settled_term,
         row.replaced_by,
+        json.loads(row.local),
+        says,
     )

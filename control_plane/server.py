@@ -143,7 +143,7 @@ class ControlPlane:
 
     async def _on_exchange(self, node: str, message: Msg) -> None:
         def answer(db: Any) -> bytes:
-            reply = fleet.exchange(db, node, message.data)
+            reply = fleet.exchange(db, self.keys, node, message.data)
             return reply.seal(self.keys.control, fleet.exchange_blobs(db, node, reply))
 
         await self._bus.answer(message, node, await self._checked("exchange", node, answer))

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 2
+SCHEMA_FORMAT = 3
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
 
@@ -86,6 +86,53 @@ nodes = sa.Table(
     sa.Column("seen_term", sa.Integer, nullable=False),  # of that manifest
     sa.Column("settled_term", sa.Integer, nullable=False),  # both sides have agreed on the document in this term
     sa.Column("replaced_by", sa.Text, nullable=False),  # id of the node that has its name now; "" for none
+    sa.Column("local", sa.Text, nullable=False, default="{}"),  # JSON: the labels that people put on the node itself
+)
+
+reports = sa.Table(
+    "reports",  # a copy of what is under `reported/` in each node's document
+    _metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),  # pipeline/<name>, facts, history
+    sa.Column("body", sa.Text, nullable=False),  # JSON as the node wrote it
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+)
+
+history = sa.Table(
+    "history",  # how reports changed; append-only
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("pipeline", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("gate", sa.Text, nullable=False),
+    sa.Column("code", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),  # the node's clock: a label
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Index("history_node", "node", "pipeline"),
+    sa.Index("history_pipeline", "pipeline"),
+)
+
+notes = sa.Table(
+    "notes",  # of both sides, for ever: a document forgets what is over
+    _metadata,
+    sa.Column("node", sa.Text, primary_key=True),  # whose document it is in
+    sa.Column("author", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),  # JSON
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("after", sa.Integer, nullable=False),
+    sa.Column("seen", sa.Integer, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),  # the author's clock: a label
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Column("collected", sa.Integer, nullable=False),  # the epoch without it; 0: it is in the document
 )
 
 tokens = sa.Table(

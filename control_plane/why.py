@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -155,10 +154,10 @@ def _why_pipeline(db: Connection, nodes: list[Node], pipeline: str, contact: Con
 
 
 def _history(node: Node) -> str:
+    told = node.told.broke
     try:
-        told = json.loads(node.document.history() or "{}")
         return f"broke off {told['breaks']} times, the last time at {told['at']}: {told['reason']}" if told else ""
-    except (ValueError, TypeError, KeyError):
+    except KeyError:
         return ""
 
 
