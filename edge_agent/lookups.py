@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow import csv
 
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import sha256
-from pipelines.contract.language.lookups import LOOKUP_ROWS_MAX
+from pipelines.contract.language.lookups import LOOKUP_BYTES_MAX
+from pipelines.engine.lookup_csv import read_table
 
-BYTES_MAX = 64 * 1024 * 1024
 _Stamp = tuple[int, int, int]
 
 
@@ -69,11 +68,11 @@ class LookupFiles:
     def _read(self, name: str, file: _File) -> _File:
         try:
             data, file.stamp = self._bytes(file.path)
-            file.table = _parsed(data)
+            file.table = read_table(data)
         except Refused:
             raise
-        except (OSError, pa.ArrowException, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0][:200]
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             raise Refused(f"{why}", op=f"read lookup {name}", place=file.path, hint="a CSV file with a header line") from None
         file.seen, file.digest = file.stamp, sha256(data)
         return file
@@ -85,9 +84,9 @@ class LookupFiles:
                 raise Refused("policy.yaml does not allow to read it", place=path, hint="list it under files:")
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is no regular file")
-            data = opened.read(BYTES_MAX + 1)
-        if len(data) > BYTES_MAX:
-            raise ValueError(f"it has more than {BYTES_MAX >> 20} MiB")
+            data = opened.read(LOOKUP_BYTES_MAX + 1)
+        if len(data) > LOOKUP_BYTES_MAX:
+            raise ValueError(f"it has more than {LOOKUP_BYTES_MAX >> 20} MiB")
         return data, (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
@@ -97,20 +96,3 @@ def _stamp(path: str) -> _Stamp | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _parsed(data: bytes) -> pa.Table:
-    """Every column as text."""
-    parse = csv.ParseOptions(newlines_in_values=True)
-    buffer = pa.BufferReader(data)
-    with csv.open_csv(buffer, parse_options=parse) as first:
-        names = first.schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two columns are called {twice[0]}")
-    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    read = csv.ReadOptions(use_threads=False)
-    table = csv.read_csv(pa.BufferReader(data), read_options=read, parse_options=parse, convert_options=convert)
-    if table.num_rows > LOOKUP_ROWS_MAX:
-        raise ValueError(f"it has {table.num_rows} rows, {LOOKUP_ROWS_MAX} are the most")
-    return table

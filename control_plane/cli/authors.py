@@ -6,7 +6,7 @@ Nothing of a control plane is imported here, and nothing heavy before it is need
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from control_plane import output
 from control_plane.cli.common import (
     CASES,
     Json,
+    pairs,
     print_diff,
     print_part,
     problem_json,
@@ -24,7 +25,7 @@ from control_plane.cli.common import (
     write_whole,
     yaml_files,
 )
-from pipelines.contract.errors import Problem, SpecError, WrongUsage
+from pipelines.contract.errors import Problem, SpecError, TidewireError, WrongUsage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,6 +143,9 @@ def explain(
     ] = None,
     source: Annotated[str, typer.Option("--source", help="Whose records they are, when there are several sources.")] = "",
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=10_000, help="How many records of the input to follow.")] = 20,
+    artifacts: Annotated[
+        list[str] | None, typer.Option("--artifact", metavar="NAME=FILE", help="The CSV of a lookup table that is an artifact.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a pipeline does; with --input, show the rows after every step and why the others fell out."""
@@ -155,7 +159,9 @@ def explain(
         name = source or (next(iter(spec.sources)) if len(spec.sources) == 1 else "")
         if not name:
             raise WrongUsage("whose records are these?", op="explain", hint=f"add --source, one of {', '.join(spec.sources)}")
-        parts = explaining.walk(spec, explaining.open_input(spec, name, read_bytes(given), rows), _lookup_files(spec))
+        parts = explaining.walk(
+            spec, explaining.open_input(spec, name, read_bytes(given), rows), _lookup_tables(spec, pairs(artifacts or []))
+        )
     if as_json:
         output.print_json({"pipeline": spec.pipeline, "parts": [part.as_json() for part in parts]})
         return
@@ -163,22 +169,27 @@ def explain(
         print_part(part.title, part.facts, part.columns, part.rows, part.note)
 
 
-def _lookup_files(spec: PipelineSpec) -> dict[str, pa.Table] | None:
-    """The lookup tables whose files are here, as texts; None when one is not: then those tables are empty."""
-    import csv
+def _lookup_tables(spec: PipelineSpec, artifacts: Mapping[str, str]) -> dict[str, pa.Table | None]:
+    """The lookup tables whose CSV is here, as texts; None for one that is not: then nothing is found in it."""
+    from pipelines.engine.lookup_csv import read_table
 
-    import pyarrow as pa
-
-    tables: dict[str, pa.Table] = {}
+    named = {lookup.artifact for lookup in spec.lookups.values()}
+    if unknown := sorted(artifacts.keys() - named):
+        raise WrongUsage(
+            f"no lookup table of the pipeline names the artifact {unknown[0]}", op="explain", hint="see its lookups:"
+        )
+    tables: dict[str, pa.Table | None] = {}
     for name, lookup in spec.lookups.items():
-        if lookup.file is None:
+        path = artifacts.get(lookup.artifact or "", lookup.file)
+        if lookup.rows is not None:
             continue
-        if not Path(lookup.file).is_file():
-            print(f"lookup table {name}: {lookup.file} is not here, so nothing is found in it", file=sys.stderr)
-            return None
-        with Path(lookup.file).open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.DictReader(text)
-            rows = list(reader)
-        names = reader.fieldnames or []
-        tables[name] = pa.table({column: pa.array([row[column] for row in rows], pa.string()) for column in names})
+        if path is None or not Path(path).is_file():
+            give = f"give --artifact {lookup.artifact}=FILE" if path is None else f"{path} is not here"
+            print(f"lookup table {name}: {give}, so nothing is found in it", file=sys.stderr)
+            tables[name] = None
+            continue
+        try:
+            tables[name] = read_table(read_bytes(Path(path)))
+        except ValueError as error:
+            raise TidewireError(str(error), op="read", place=path, hint="a CSV file in UTF-8 with a header line") from None
     return tables

@@ -1,7 +1,8 @@
-"""Immutable bytes that come down, pulled by digest: pipeline versions today; tables, models and releases the same way."""
+"""Immutable bytes that come down, pulled by digest: pipeline versions and lookup tables; models and releases the same way."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pipelines.contract.errors import Refused
@@ -9,7 +10,12 @@ from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.keys import Key, is_signed_by
 
 PIPELINE_VERSION = "pipeline-version"
+LOOKUP_TABLE = "lookup-table"  # CSV in UTF-8 with a header line
+ARTIFACT_BYTES_MAX = 64 * 1024 * 1024
 CHUNK_BYTES_MAX = 512 * 1024  # stays below NATS's default payload limit of 1 MiB
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_REFERENCE = re.compile(r"([A-Za-z][A-Za-z0-9_-]{0,62})(?:@([1-9][0-9]{0,8}))?\Z")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,25 @@ class Artifact:
         """Raise `Refused` unless these are the bytes named `digest`, released by the holder of the nkey `author`."""
         if self.digest != digest:
             raise Refused(f"the bytes have digest {self.digest}", op="verify artifact", place=digest)
-        if not is_signed_by(author, _claim(self.kind, digest), self.signature):
-            raise Refused("the author's signature does not match", op="verify artifact", place=digest)
+        check_released(self.kind, digest, self.signature, author)
+
+
+def check_released(kind: str, digest: str, signature: bytes, author: str) -> None:
+    """Raise `Refused` unless the holder of the nkey `author` released the bytes named `digest` as a `kind` (I13)."""
+    if not is_signed_by(author, _claim(kind, digest), signature):
+        raise Refused("the author's signature does not match", op="verify artifact", place=digest)
+
+
+def is_digest(text: str) -> bool:
+    return _DIGEST.match(text) is not None
+
+
+def parse_reference(text: str) -> tuple[str, int | None]:
+    """`NAME` (the newest) or `NAME@N` of an artifact. Raises `ValueError`."""
+    found = _REFERENCE.match(text)
+    if found is None:
+        raise ValueError("an artifact is NAME, or NAME@N for one that stays: letters, digits, _ and -, at most 63 of them")
+    return found[1], int(found[2]) if found[2] else None
 
 
 def _claim(kind: str, digest: str) -> bytes:

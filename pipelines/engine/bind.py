@@ -81,7 +81,7 @@ class Binder:
         params: Mapping[str, Scalar],
         node: NodeFacts,
         secrets: Mapping[str, str] | None = None,
-        lookups: Mapping[str, pa.Table] | None = None,
+        lookups: Mapping[str, pa.Table | None] | None = None,
     ) -> None:
         self.spec, self.params, self.node = spec, params, node
         self.secrets, self.lookups = secrets, lookups  # None: not on a node, only checked

@@ -82,10 +82,10 @@ def compile_plan(
     node: NodeFacts | None = None,
     *,
     secrets: Mapping[str, str] | None = None,
-    lookups: Mapping[str, pa.Table] | None = None,
+    lookups: Mapping[str, pa.Table | None] | None = None,
 ) -> Plan:
-    """Bind a pipeline. `params` default to the declared defaults; `secrets` and `lookups` (tables from files) are those of the
-    node: without them the plan checks, but must not run. Raises `SpecError`."""
+    """Bind a pipeline. `params` default to the declared defaults; `secrets` and `lookups` (tables from CSV, as texts) are those
+    of the node: without them, or with None for a table, the plan checks, but must not run. Raises `SpecError`."""
     values = dict(params) if params is not None else spec.defaults()
     unset = [name for name in spec.params if values.get(name) is None]
     if unset:

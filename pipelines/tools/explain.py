@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipelines.contract.duration import US_PER, format_duration
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.language.base import Model
+from pipelines.contract.language.lookups import LookupTable
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.batch import Batch, Lines, parse_header
@@ -59,6 +60,8 @@ def explain(spec: PipelineSpec) -> Iterator[Part]:
     yield Part(f"pipeline {spec.pipeline}", list(_about(spec)))
     for name, source in spec.sources.items():
         yield Part(f"source {name}", list(_source(source)))
+    for name, table in spec.lookups.items():
+        yield Part(f"lookup {name}", list(_lookup(table)))
     plans = [_until(spec, n) for n in range(len(spec.steps) + 1)]
     yield Part("schema", list(_contract(spec)), ("COLUMN", "TYPE"), _column_rows(plans[0].columns))
     for n in range(len(spec.steps)):
@@ -72,6 +75,17 @@ def explain(spec: PipelineSpec) -> Iterator[Part]:
         chosen = getattr(sink, "select", None)
         rows = [row for row in _schema_rows(schema) if not chosen or row[0] in chosen]
         yield Part(f"sink {name}", list(_sink(sink)), ("COLUMN", "TYPE"), rows)
+
+
+def _lookup(table: LookupTable) -> Iterator[tuple[str, str]]:
+    if table.artifact:
+        stays = "that one, until a version names another" if "@" in table.artifact else "the newest, without a restart"
+        yield "rows", f"artifact {table.artifact} of the control plane: {stays}; a node keeps what it has while it is cut off"
+    elif table.file:
+        yield "rows", f"CSV file {table.file} on the node, read again when it changes"
+    else:
+        yield "rows", f"{len(table.rows or ())} in the pipeline itself"
+    yield "key", ", ".join(table.key)
 
 
 def _about(spec: PipelineSpec) -> Iterator[tuple[str, str]]:
@@ -259,11 +273,11 @@ def _sliced(lines: Lines, start: int, stop: int) -> Lines:
     return Lines(lines.text[start:stop], lines.offsets[start:stop], bad)
 
 
-Lookups = Mapping[str, pa.Table]
+Lookups = Mapping[str, pa.Table | None]
 
 
 def walk(spec: PipelineSpec, given: Walk, lookups: Lookups | None = None) -> Iterator[Part]:
-    """The rows after every step, and everything that comes of them. `lookups`: tables from files, as texts; without one its table
+    """The rows after every step, and everything that comes of them. `lookups`: tables from CSV, as texts; without one its table
     is empty. Raises `SpecError` when the pipeline does not compile."""
     shown = f"the first {len(given.lines)} of {given.read} records" if given.read > len(given.lines) else ""
     yield Part(

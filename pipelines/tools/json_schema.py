@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from pipelines.contract import artifact
 from pipelines.contract.duration import format_duration, parse_duration
-from pipelines.contract.language import base
+from pipelines.contract.language import base, lookups
 from pipelines.contract.size import format_size, parse_size
 from pipelines.contract.spec import PipelineSpec
 from pipelines.tools.cases import INSTANTS, CasesFile
@@ -112,6 +113,7 @@ _PATTERNS: dict[Any, str] = {
     base._word: "^" + base._WORD.pattern.replace(r"\Z", "$"),
     base._column: "^" + base._WORD.pattern.replace(r"\Z", "$"),
     base._table: "^" + base._WORD.pattern.replace(r"\Z", "$"),
+    lookups._reference: "^" + artifact._REFERENCE.pattern.replace(r"\Z", "$"),
 }
 _NULL: Schema = {"type": "null"}
 

@@ -75,7 +75,7 @@ class Player:
         files = [name for name, table in self.spec.lookups.items() if table.rows is None]
         for name in lookups:
             if name not in files:
-                text = f'there is no lookup table "{name}" from a file{did_you_mean(name, files)}'
+                text = f'there is no lookup table "{name}" from a CSV{did_you_mean(name, files)}'
                 hint = "rows that stand in the pipeline are those of the case" if name in self.spec.lookups else "remove it"
                 raise impossible(self.cases, (*path, "lookups", name), text, hint)
         for name in files:

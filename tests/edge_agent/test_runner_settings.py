@@ -169,10 +169,10 @@ def test_policy_and_limits_hold_for_lookup_files(tmp_path: Path, monkeypatch: py
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="no regular file"):
         LookupFiles({"t": str(tmp_path / "pipe")}, lambda _: True)
-    monkeypatch.setattr("edge_agent.lookups.LOOKUP_ROWS_MAX", 99)
+    monkeypatch.setattr("pipelines.engine.lookup_csv.LOOKUP_ROWS_MAX", 99)
     with pytest.raises(Refused, match="100 rows, 99 are the most"):
         LookupFiles({"t": str(path)}, lambda _: True)
-    monkeypatch.setattr("edge_agent.lookups.BYTES_MAX", 50)
+    monkeypatch.setattr("edge_agent.lookups.LOOKUP_BYTES_MAX", 50)
     with pytest.raises(Refused, match="more than"):
         LookupFiles({"t": str(path)}, lambda _: True)
 

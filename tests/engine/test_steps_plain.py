@@ -377,8 +377,25 @@ def test_a_lookup_that_cannot_work_is_refused(steps: str, head: str, says: str) 
     assert problem(f"steps:\n  - lookup: {steps}\n", head=head)[0].startswith(says)
 
 
-def test_tables_from_artifacts_are_announced() -> None:
-    assert "come with fleet artifacts" in problem("", head="lookups:\n  t: {artifact: assets, key: [a]}")[0]
+ARTIFACT = "lookups:\n  t: {artifact: asset_register, key: [a], columns: {limit: double}}\n"
+
+
+def test_a_table_from_an_artifact_is_like_one_from_a_file() -> None:
+    steps = "steps:\n  - lookup: {table: t, by: [k], take: [limit]}\n"
+    table = pa.table({"a": ["x"], "limit": ["2.5"]})
+    assert run(steps, row(0, "x"), head=ARTIFACT, lookups={"t": table}).rows()[0]["limit"] == 2.5
+    assert "there is no table from asset_register on this node" in str(missing_table(steps))
+
+
+def missing_table(steps: str) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        run(steps, row(0, "x"), head=ARTIFACT, lookups={})
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["", "9lives", "a b", "../../etc/passwd", "a@0", "a@x", "a@-1", "x" * 64])
+def test_an_artifact_has_a_name_and_perhaps_a_number(name: str) -> None:
+    assert "an artifact is NAME, or NAME@N" in problem("", head=f"lookups:\n  t: {{artifact: '{name}', key: [a]}}")[0]
 
 
 # -- parse

@@ -277,7 +277,7 @@ def test_lookup_tables() -> None:
     passes(rows, LOOKUP, head="lookups: {assets: [{sensor: a, line: 7}]}")
     assert 'the rows of lookup table "assets" are not given' in refused(rows, LOOKUP).message
     wrong = refused(rows + "lookups: {assets: [{sensor: a, line: 7}], asets: []}", LOOKUP)
-    assert 'no lookup table "asets" from a file; did you mean "assets"' in wrong.message
+    assert 'no lookup table "asets" from a CSV; did you mean "assets"' in wrong.message
 
 
 def test_nobody_to_acknowledge_is_a_failure() -> None:

@@ -37,7 +37,7 @@ class Table:
 
 
 def load_tables(binder: Binder) -> dict[str, Table]:
-    """The tables of the pipeline. One from a file is empty as long as the pipeline is only checked."""
+    """The tables of the pipeline. One from a CSV is empty as long as it is not given: then the pipeline is only checked."""
     loaded = {}
     for name, spec in binder.spec.lookups.items():
         if table := _load(binder, name, spec, f"lookups.{name}"):
@@ -46,7 +46,7 @@ def load_tables(binder: Binder) -> dict[str, Table]:
 
 
 def _load(binder: Binder, name: str, spec: LookupTable, path: str) -> Table | None:
-    raw = _inline(spec) if spec.rows else _from_file(binder, name, spec)
+    raw = _inline(spec) if spec.rows else _from_csv(binder, name, spec)
     columns: dict[str, pa.Array] = {}
     for column, type_ in spec.columns.items():
         if column not in raw.column_names:
@@ -75,18 +75,18 @@ def _column(values: list[object]) -> pa.Array:
     return pa.array(values, {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}.get(next(iter(kinds), str), pa.string()))
 
 
-def _from_file(binder: Binder, name: str, spec: LookupTable) -> pa.Table:
-    """The file as texts, an empty text as NULL; where the pipeline is only checked, no rows of the columns it names."""
-    if binder.lookups is None or name not in binder.lookups:
-        if binder.lookups is not None:
-            binder.complain(
-                f"lookups.{name}.file", f"there is no table from {spec.file} on this node", "see that the file exists"
-            )
+def _from_csv(binder: Binder, name: str, spec: LookupTable) -> pa.Table:
+    """The CSV as texts, an empty text as NULL; where the table is only checked, no rows of the columns it names."""
+    given = (binder.lookups or {}).get(name)
+    if given is None:
+        if binder.lookups is not None and name not in binder.lookups:
+            kind, hint = ("artifact", "fetch it first") if spec.artifact else ("file", "see that the file exists")
+            there_is_none = f"there is no table from {spec.artifact or spec.file} on this node"
+            binder.complain(f"lookups.{name}.{kind}", there_is_none, hint)
         uses = [step.lookup for step in binder.spec.steps if step.lookup and step.lookup.table == name]
         named = dict.fromkeys([*spec.key, *spec.columns, *(column for use in uses for column in use.take.values())])
         return pa.table({column: pa.array([], pa.string()) for column in named})
-    rows = binder.lookups[name]
-    return pa.table({column: _without_empty(rows[column].combine_chunks()) for column in rows.column_names})
+    return pa.table({column: _without_empty(given[column].combine_chunks()) for column in given.column_names})
 
 
 def _without_empty(values: pa.Array) -> pa.Array:
