@@ -14,13 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import store, views
+from control_plane import artifacts, store, tables, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import Commands, Done, Writer
 from control_plane.effects import Contact
 from control_plane.query import ROWS_MAX, as_json, run_query
 from control_plane.why import why
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
+from pipelines.contract.language.lookups import LOOKUP_BYTES_MAX
 
 T = TypeVar("T")
 BODY_BYTES_MAX = 16 * 1024 * 1024
@@ -111,6 +112,12 @@ class Retry(_Write):
     digests: list[str] = []  # beginnings will do; none: all
 
 
+class PutArtifact(_Write):
+    """In the query: the body is the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
 class Query(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     sql: str
@@ -139,6 +146,9 @@ class Api:
             ("GET", "/v1/health", self.health),
             ("GET", "/v1/pipelines", self.pipelines),
             ("POST", "/v1/versions", self.apply),
+            ("GET", "/v1/artifacts", self.artifacts),
+            ("GET", "/v1/artifacts/{reference:path}", self.artifact),
+            ("POST", "/v1/artifacts/{name:path}", self.put_artifact),
             ("POST", "/v1/deployments", self.deploy),
             ("POST", "/v1/params", self.set_params),
             ("POST", "/v1/params/unset", self.unset_params),
@@ -179,6 +189,28 @@ class Api:
         body = Apply.model_validate_json(await _body(request))
         files = [(file.name, file.text) for file in body.files]
         return await self._done(self._backend.commands.apply, files, body.who)
+
+    async def artifacts(self, request: Request) -> Any:
+        found = await self._backend.with_db(artifacts.listed, request.query_params.get("name", ""))
+        return {"artifacts": [row.as_json() for row in found]}
+
+    async def artifact(self, request: Request) -> Any:
+        def read(db: Any) -> tuple[artifacts.Registered, artifacts.Whole | None, dict[str, Any]]:
+            found = artifacts.find(db, request.path_params["reference"])
+            users = [str(user) for user in tables.users(db, found.name)]
+            return found, artifacts.whole(db, found.digest), {"pipelines": users, "nodes": tables.use(db, found.digest)}
+
+        found, whole, use = await self._backend.with_db(read)
+        assert whole is not None, "artifacts are append-only"
+        return {**found.as_json(), **use, **await self._backend.in_background(tables.shown, whole.data)}
+
+    async def put_artifact(self, request: Request) -> Any:
+        name, who = request.path_params["name"], PutArtifact.model_validate(dict(request.query_params)).who
+        data = await _body(request, LOOKUP_BYTES_MAX)
+        table = await self._backend.in_background(tables.read_csv, data, tables.checked_name(name))
+        users = await self._backend.with_db(tables.users, name)
+        warnings = await self._backend.in_background(tables.check_users, users, table)
+        return await self._done(self._backend.commands.put_artifact, name, data, warnings, who, self._backend.contact())
 
     async def deploy(self, request: Request) -> Any:
         body, commands = Deploy.model_validate_json(await _body(request)), self._backend.commands
@@ -301,12 +333,12 @@ def _begins(digest: str, word: str) -> bool:
     return bool(word) and (digest.startswith(word) or digest.removeprefix("sha256:").startswith(word))
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise Refused(f"more than {BODY_BYTES_MAX} bytes in one request", op="api")
+        if size > bytes_max:
+            raise Refused(f"more than {bytes_max >> 20} MiB in one request", op="api")
         parts.append(part)
     return b"".join(parts)
 

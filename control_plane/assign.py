@@ -54,6 +54,7 @@ class Plans:
 
     deployments: tuple[Deployment, ...] = ()
     rules: tuple[Rule, ...] = ()
+    artifacts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # version -> name of a table -> digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def assign(member: Member, plans: Plans, *, term: int) -> Manifest:
         for deployment in plans.deployments
         if (target := deployment.target_for(member.name, member.selectable)) is not None
     }
+    assignments = {name: replace(a, artifacts=plans.artifacts.get(a.digest, {})) for name, a in assignments.items()}
     wanted = replace(present, term=term, assignments=assignments, labels=dict(member.labels))
     return present if wanted == present else replace(wanted, generation=present.generation + 1)
 
@@ -130,4 +132,6 @@ def _changed_params(was: Assignment, now: Assignment) -> str:
     for name in names:
         old, new = was.params.get(name), now.params.get(name)
         moves.append(f"{name}: {'default' if old is None else old.value} -> {'default' if new is None else new.value}")
+    tables = sorted(now.artifacts.items() - was.artifacts.items())
+    moves += [f"another table {name}" if name in was.artifacts else f"table {name}" for name, _ in tables]
     return ", ".join(moves) or "same content, newly asked for"

@@ -40,6 +40,10 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._call("POST", path, json=body)
 
+    def send(self, path: str, data: bytes, **query: str) -> Any:
+        """A file as it is."""
+        return self._call("POST", path, content=data, params=query)
+
     def _call(self, method: str, path: str, **options: Any) -> Any:
         headers = {"Authorization": f"Bearer {self._address.token}"}
         timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S)

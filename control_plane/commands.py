@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import effects, enrol, fleet, registry, store, views
+from control_plane import artifacts, effects, enrol, fleet, registry, store, tables, views
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.keys import KeyRing
@@ -68,11 +68,28 @@ class Commands:
 
         def write(db: Connection) -> dict[str, Any]:
             version = registry.find_version(db, name, number)
+            tables.check_deployable(db, version)
             registry.put_target(db, version, selector, registry.parse_params(version, params), who.by, who.reason)
             _check_rules(db, version)
             return {"pipeline": name, "version": version.number, "select": str(selector)}
 
         return self._and_issue(write, who, contact)
+
+    def put_artifact(self, name: str, data: bytes, warnings: Sequence[str], who: Writer, contact: Contact) -> Done:
+        """Register a table that was checked: nodes that use it get it without a new version of their pipelines."""
+
+        def write(db: Connection) -> dict[str, Any]:
+            row, is_new = artifacts.put(db, name, data, self._keys.author, who.by, who.reason)
+            return {**row.as_json(), "new": is_new, "warnings": list(warnings)}
+
+        done = self._and_issue(write, who, contact)
+        number, summary = done.result["number"], done.result["summary"]
+        if not done.result["new"]:
+            summary[:] = [f"unchanged: {name}@{number} has these bytes"]
+        else:
+            summary[:] = [f"{name}@{number}: {len(data):,} bytes", *summary]
+        summary += [f"warning: {text}" for text in warnings]
+        return done
 
     def remove(self, pipeline: str, select: str, who: Writer, contact: Contact) -> Done:
         selector = parse_selector(select)

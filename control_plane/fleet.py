@@ -16,12 +16,11 @@ from control_plane.assign import Member, Plans, assign
 from control_plane.copies import Told, Transition, history, notes, reports
 from control_plane.keys import KeyRing
 from control_plane.store import now_us
-from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
 from pipelines.contract.folds import Effective, differences, effective_params
 from pipelines.contract.frames import sha256
-from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply
+from pipelines.contract.messages import Exchange, ExchangeReply
 from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest, params_digest
 
 __all__ = ["Change", "Node", "Told", "Transition", "history", "notes", "reports"]
@@ -239,18 +238,6 @@ def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[b
     c = store.nodes.c
     row = db.execute(sa.select(c.manifest, c.signature, c.document).where(c.id == node_id)).one()
     return [*((row.manifest, row.signature) if reply.has_manifest else ()), *((row.document,) if reply.has_document else ())]
-
-
-def artifact(db: Connection, node: str, data: bytes) -> tuple[ArtifactReply, list[bytes]]:
-    """One chunk of an artifact. They hold no secrets: every enrolled node may read every one."""
-    request, _ = ArtifactRequest.unpack(data)
-    version = registry.find_digest(db, request.digest)
-    if version is None or not 0 <= request.offset <= len(version.canonical):
-        error = f"there is no artifact {request.digest} from {request.offset} on"
-        return ArtifactReply(request.nonce, error=error, node=node), []
-    whole = version.artifact
-    chunk = whole.data[request.offset : request.offset + CHUNK_BYTES_MAX]
-    return ArtifactReply(request.nonce, whole.kind, len(whole.data), version.number, node=node), [chunk, whole.signature]
 
 
 def convergence(db: Connection, node: Node) -> dict[str, str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from control_plane import store
+from control_plane import artifacts, store
 from control_plane.assign import Deployment, Plans, Rule, Target
 from control_plane.lineage import WindowKey
 from control_plane.selector import Selector, parse_selector
@@ -54,6 +54,7 @@ def register(db: Connection, spec: PipelineSpec, author: Key, by: str, reason: s
     newest = db.scalar(sa.select(sa.func.max(store.versions.c.number)).where(store.versions.c.pipeline == spec.pipeline))
     version = Version(spec.pipeline, (newest or 0) + 1, artifact.digest, artifact.data, artifact.signature, by, reason, now_us())
     db.execute(store.versions.insert().values({name: getattr(version, name) for name in Version.__slots__}))
+    artifacts.note_references(db, version.digest, spec)
     store.record(db, by, "apply", f"{version.pipeline}@{version.number}", version.digest, reason)
     return version, True
 
@@ -136,7 +137,7 @@ def deployments(db: Connection) -> list[Deployment]:
 
 
 def plans(db: Connection) -> Plans:
-    return Plans(tuple(deployments(db)), tuple(rules(db)))
+    return Plans(tuple(deployments(db)), tuple(rules(db)), artifacts.named(db))
 
 
 def set_rule(db: Connection, rule: Rule) -> None:

@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 from nats.aio.msg import Msg
 
-from control_plane import enrol, fleet
+from control_plane import artifacts, enrol, fleet
 from control_plane.api import Api
 from control_plane.bus import Bus
 from control_plane.commands import Commands
@@ -71,6 +71,7 @@ class ControlPlane:
         upkeep = Upkeep(config.lake_dir)
         self._ingest = Ingest(settler, self._bus, self.keys.control, self._db.public_key, self._db.report_security, upkeep)
         self._serving = Serving(MAIN, self._bus, self.with_db, self._on_data)
+        self._chunks = artifacts.Chunks(lambda digest: self.with_db(artifacts.whole, digest))
         self._seen: dict[str, int] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
 
@@ -150,11 +151,8 @@ class ControlPlane:
         self._seen[node] = now_us()
 
     async def _on_artifact(self, node: str, message: Msg) -> None:
-        def answer(db: Any) -> bytes:
-            reply, blobs = fleet.artifact(db, node, message.data)
-            return reply.seal(self.keys.control, blobs)
-
-        await self._bus.answer(message, node, await self._checked("artifact", node, answer))
+        reply, blobs = await self._chunks.answer(node, message.data)
+        await self._bus.answer(message, node, await self.in_background(reply.seal, self.keys.control, blobs))
 
     async def _on_join(self, token: str, message: Msg) -> None:
         def answer(db: Any) -> JoinReply:

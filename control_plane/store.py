@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 3
+SCHEMA_FORMAT = 4
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
 
@@ -34,6 +34,28 @@ versions = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.UniqueConstraint("pipeline", "digest"),
+)
+
+artifacts = sa.Table(
+    "artifacts",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, index=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+version_artifacts = sa.Table(  # which artifacts a version names, as it names them: NAME or NAME@N
+    "version_artifacts",
+    _metadata,
+    sa.Column("version", sa.Text, primary_key=True),  # digest
+    sa.Column("reference", sa.Text, primary_key=True),
 )
 
 targets = sa.Table(

@@ -151,6 +151,9 @@ def differences(manifest: Manifest, reported: Mapping[str, Reported]) -> dict[st
             wrong[name] = f"wanted version {assignment.number}, {running} reported"
         elif now.phase != "running":
             wrong[name] = f"{now.phase}: {now.reason}" if now.reason else now.phase
+        elif other := sorted(assignment.artifacts.items() - now.artifacts.items()):
+            names = ", ".join(table for table, _ in other)
+            wrong[name] = f"running, but not yet with the wanted table {names}" + (f": {now.reason}" if now.reason else "")
     for name, now in reported.items():
         if name not in manifest.assignments and now.phase != "stopped":
             wrong[name] = f"version {now.number} is {now.phase} though nothing wants it"

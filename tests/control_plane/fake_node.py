@@ -194,7 +194,9 @@ class FakeNode:
             spec = load_spec((await self.fetch(assignment.digest)).decode())
             effective = effective_params(spec.defaults(), assignment, self.document.notes(), node=self.id, pipeline=name)
             values = {key: entry.value for key, entry in effective.items()}
-            reported = Reported(assignment.digest, assignment.number, phase, values, params_digest(values), reason, since="10:00")
+            reported = Reported(
+                assignment.digest, assignment.number, phase, values, params_digest(values), reason, artifacts=assignment.artifacts
+            )
             self.document.report(name, reported)
         for name, now in self.document.reported().items():
             if name not in self.manifest.assignments:
