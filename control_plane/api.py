@@ -18,10 +18,11 @@ from control_plane import artifacts, store, tables, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import Commands, Done, Writer
 from control_plane.effects import Contact
-from control_plane.query import ROWS_MAX, as_json, run_query
+from control_plane.query import ROWS_MAX, run_query
 from control_plane.why import why
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
 from pipelines.contract.language.lookups import LOOKUP_BYTES_MAX
+from pipelines.engine.sql import as_json
 
 T = TypeVar("T")
 BODY_BYTES_MAX = 16 * 1024 * 1024

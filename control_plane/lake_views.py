@@ -146,8 +146,8 @@ def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str
 
 
 def _is_stamp(schema: pa.Schema, column: str, table: str) -> bool:
-    """`at` is a stamp of ours among the incidents only."""
-    return column in schema.names and (column != "at" or table == "incidents")
+    """`at` is a stamp of ours in our own tables only."""
+    return column in schema.names and (column != "at" or table in ("incidents", "requests"))
 
 
 def dataset(lake_dir: Path, name: str) -> pa.dataset.Dataset:

@@ -27,7 +27,8 @@ from control_plane.sequence import Mark, continue_from
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import pack
 from pipelines.contract.language.base import LOG, RESERVED_TABLES
-from pipelines.contract.segment import INCIDENTS, QUARANTINE, Segment, StreamKey, decode
+from pipelines.contract.segment import INCIDENTS, QUARANTINE, REQUESTS, Segment, StreamKey, decode
+from pipelines.engine.answers import ANSWER_SCHEMA
 from pipelines.engine.ipc import decode_rows
 from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA
 
@@ -40,8 +41,12 @@ _ATTEMPTS = 10  # against other processes; on average 0.7 s
 _TAKEN = (
     "the table has other rows under this number: the card was put back after a commit here was interrupted; it can be retaken"
 )
-_SYSTEM_TABLES = {QUARANTINE: "quarantine", INCIDENTS: "incidents"}
-_SYSTEM_SCHEMAS = {"quarantine": lake_schema(QUARANTINE_SCHEMA), "incidents": lake_schema(INCIDENT_SCHEMA)}
+_SYSTEM_TABLES = {QUARANTINE: "quarantine", INCIDENTS: "incidents", REQUESTS: "requests"}
+_SYSTEM_SCHEMAS = {
+    "quarantine": lake_schema(QUARANTINE_SCHEMA),
+    "incidents": lake_schema(INCIDENT_SCHEMA),
+    "requests": lake_schema(ANSWER_SCHEMA),
+}
 
 Tables = Collection[str] | Mapping[str, WindowKey | None]
 

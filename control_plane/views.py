@@ -16,9 +16,10 @@ from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.fleet import Node
 from control_plane.lake_views import NodeName, table_names
-from control_plane.query import as_json, run_query
+from control_plane.query import run_query
 from control_plane.times import iso
 from pipelines.contract.errors import Refused
+from pipelines.engine.sql import as_json
 
 
 def pipelines(db: Connection) -> list[dict[str, Any]]:

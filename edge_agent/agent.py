@@ -26,6 +26,7 @@ from edge_agent.link import Link, LinkDown, Login, NatsLink
 from edge_agent.node_record import NodeRecord
 from edge_agent.policy import Policy
 from edge_agent.reconcile import Action, FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
+from edge_agent.requests import Requests
 from edge_agent.secret_store import SecretStore
 from edge_agent.state_sync import AGENT, StateSync
 from edge_agent.store import Store
@@ -64,6 +65,7 @@ class Agent:
         self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s, config.uplink_bytes_per_s)
         self.keepers: dict[str, Keeper] = {}
         self._supervisor = supervisor or Supervisor(config.runner_memory_bytes)
+        self.requests = Requests(self, self._supervisor)
         self._versions: dict[str, PipelineVersion] = {}
         self._obstacles: dict[str, Status] = {}  # pipelines that cannot be started, and why
         self._fetching: set[str] = set()
@@ -99,6 +101,7 @@ class Agent:
                         self.sync.run(),
                         self.sync.run_heartbeats(),
                         self.uplink.run(),
+                        self.requests.run(),
                         serve(self),
                     )
                 ]

@@ -382,7 +382,7 @@ def _stub(
 
 def in_order(db: sqlite3.Connection, sent: Mapping[tuple[str, str], int]) -> list[tuple[str, str, int]]:
     """The order of whoever has no better one: by kind, then age of the run."""
-    kinds = (segment.INCIDENTS, segment.LEDGER, segment.QUARANTINE, segment.ROWS)
+    kinds = (segment.INCIDENTS, segment.LEDGER, segment.REQUESTS, segment.QUARANTINE, segment.ROWS)
     waiting = [run for run in runs(db) if run.after(sent) + 1 < run.next_seq]
     return [(run.run, run.stream, run.after(sent)) for run in sorted(waiting, key=lambda run: kinds.index(run.kind))]
 

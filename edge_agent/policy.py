@@ -5,11 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from edge_agent.config import read_yaml
+from pipelines.contract.node_state import REQUEST_KINDS
+
+RequestKind = Literal["query", "tap", "logs"]
 
 
 class Policy(BaseModel):
@@ -19,6 +23,7 @@ class Policy(BaseModel):
     files: tuple[str, ...] = ("/**",)  # globs of what file sources may read; never the agent's own directory
     webhook_hosts: tuple[str, ...] | None = None  # globs of host names; None: any
     listen: tuple[str, ...] | None = None  # globs of addresses with ports that http sources may open; None: any
+    requests: tuple[RequestKind, ...] = REQUEST_KINDS  # what the control plane may ask of what the node holds
 
     @classmethod
     def load(cls, data_dir: Path) -> Policy:
@@ -39,6 +44,12 @@ class Policy(BaseModel):
     def refuses_listen(self, address: str) -> str:
         """Why the address may not be opened; "" when it may."""
         return "" if may_listen(self.listen, address) else f"policy.yaml does not list {address} under listen"
+
+    def refuses_request(self, kind: str) -> str:
+        """Why it is not answered; "" when it is."""
+        if kind not in REQUEST_KINDS:
+            return f"this agent knows no requests of kind {kind}: is it as new as the control plane?"
+        return "" if kind in self.requests else f"policy.yaml does not list {kind} under requests"
 
     def refuses_url(self, url: str) -> str:
         """Why the URL may not be called; "" when it may."""

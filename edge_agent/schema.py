@@ -81,10 +81,14 @@ CREATE TABLE artifacts (
 
 
 # Raw bytes of rejected records that stay here: zlib of JSON, some rows a chunk.
+# requests: what was taken up of the manifest's: how many rows of the answer are sealed, whether its end is.
 _ADDED = """
 CREATE TABLE IF NOT EXISTS quarantine (
     id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS requests (
+    id TEXT PRIMARY KEY, begun_us INTEGER NOT NULL, rows INTEGER NOT NULL DEFAULT 0, is_over INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 """
 
 

@@ -50,6 +50,11 @@ class Run:
     def is_urgent(self) -> bool:
         return self.kind in URGENT
 
+    @property
+    def has_lane(self) -> bool:
+        """Whether it takes turns with others: data and quarantine."""
+        return not self.is_urgent and self.kind != segment.REQUESTS
+
     def after(self, sent: Mapping[Position, int]) -> int:
         """The segment after which it goes on."""
         return max(self.mark_seq, sent.get(self.position, 0))
@@ -87,7 +92,7 @@ class Shares:
 
     def served(self, sizes: Mapping[Run, int]) -> Shares:
         """After a request that held so many bytes of each run."""
-        data = {run: size for run, size in sizes.items() if not run.is_urgent}
+        data = {run: size for run, size in sizes.items() if run.has_lane}
         by_lane = {
             is_live: {(run.pipeline, run.stream): size for run, size in data.items() if run.is_active is is_live}
             for is_live in (True, False)
@@ -100,19 +105,22 @@ class Shares:
 def order(runs: Sequence[Run], sent: Mapping[Position, int], shares: Shares, *, urgent_only: bool = False) -> list[Run]:
     """The runs from which the next request takes segments, first things first; `runs` come oldest first.
 
-    Incidents and ledgers alone, while there are any. Else the lane whose turn it is, then the other one; within a lane by
-    priority (data before quarantine), then whose turn it is. Of a stream only the oldest run and the active one.
+    Incidents and ledgers alone, while there are any. Else answers, which are few and somebody waits for; then the lane whose turn
+    it is, then the other one; within a lane by priority (data before quarantine), then whose turn it is. Of a stream only the
+    oldest run and the active one.
     """
     waiting = [run for run in runs if run.after(sent) + 1 < run.next_seq]
     if urgent := sorted((run for run in waiting if run.is_urgent), key=lambda run: URGENT.index(run.kind)):
         return urgent
     if urgent_only:
         return []
-    live = [run for run in waiting if run.is_active]
-    backlog = list({(run.pipeline, run.stream): run for run in reversed(waiting) if not run.is_active}.values())
+    answers = [run for run in waiting if run.kind == segment.REQUESTS]
+    live = [run for run in waiting if run.is_active and run not in answers]
+    older = (run for run in reversed(waiting) if not run.is_active and run not in answers)
+    backlog = list({(run.pipeline, run.stream): run for run in older}.values())
     first = shares.lanes.tag(True) <= shares.lanes.tag(False)
     lanes = _by_turn(live, shares.live), _by_turn(backlog, shares.backlog)
-    return [*lanes[0], *lanes[1]] if first else [*lanes[1], *lanes[0]]
+    return [*answers, *lanes[0], *lanes[1]] if first else [*answers, *lanes[1], *lanes[0]]
 
 
 def _by_turn(runs: Iterable[Run], turns: Turns) -> list[Run]:
@@ -124,7 +132,7 @@ def new_lanes(runs: Sequence[Run], rate: float, now_us: int, last_us: Mapping[st
 
     `last_us`: when a stream ("pipeline/stream") last started a lane, in node time like `now_us`.
     """
-    data = [run for run in runs if not run.is_urgent]
+    data = [run for run in runs if run.has_lane]
     share = rate / max(len({(run.pipeline, run.stream) for run in data}), 1)
     return [
         run

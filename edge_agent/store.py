@@ -9,7 +9,7 @@ import os
 import secrets
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -19,8 +19,9 @@ from typing import Any, Self
 
 import structlog
 
-from edge_agent import checksums, forks, outbox, quarantine, rate, reserve, salvage, schema, shares
+from edge_agent import answers, checksums, forks, outbox, quarantine, rate, reserve, salvage, schema, shares
 from edge_agent import clock as clocks
+from edge_agent.answers import Progress
 from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
 from edge_agent.database import Damaged, Database, T, Work, connect, free_bytes
@@ -35,6 +36,7 @@ from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar, SignedManifest
 from pipelines.contract.segment import DAMAGED
 
+Tap = Callable[[str, Sequence[Sealed]], None]  # pipeline, what one of its commits sealed
 _FINISHED_ACTIONS_KEPT = 1000
 _RAISES = ("raised", "raised_again")
 _CLOSES = ("cleared", "reset", "retired")  # of transitions that do not say which state they lead to
@@ -126,6 +128,7 @@ class Store:
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
         self._on_transition: list[Callable[[], None]] = []
+        self.taps: set[Tap] = set()  # what they are called with is on disk; they must not wait
         self._on_damage: list[Callable[[], None]] = []
         self.damage = ""  # what is wrong with the file; then nothing goes on but a new opening
         self.clock = clock
@@ -215,11 +218,16 @@ class Store:
                 await self._wait_for_room(pipeline, commit)
                 await self._write(lambda db: self._commit(db, pipeline, version, number, commit), pipeline)
         if commit.sealed:
-            for callback in self._callbacks:
-                callback()
+            self._sealed()
+            for tap in self.taps:
+                tap(pipeline, commit.sealed)
         if commit.transitions:
             for callback in self._on_transition:
                 callback()
+
+    def _sealed(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     async def set_buffer(self, pipeline: str, buffer: Buffer) -> None:
         """What the pipeline's version says of its buffer; holds from the next commit on."""
@@ -443,6 +451,32 @@ class Store:
         """How long the free part of the buffer lasts at the measured rate; None while that is not known."""
         free = self._budget - (await self.backlog()).bytes
         return rate.lasts_s((await self.rates()).values(), free, self.clock.now_us())
+
+    # Requests
+
+    async def forget_requests(self, keep: Collection[str]) -> set[str]:
+        """Forget what is known of others; those of `keep` that are answered."""
+        await self._write(lambda db: answers.forget(db, keep), answers.OWNER)
+        return await self._read(answers.over)
+
+    async def take_up(self, request: str) -> Progress:
+        """How far the request is; it begins now if it had not."""
+        return await self._write(lambda db: answers.take_up(db, request, self.clock.now_us()), answers.OWNER)
+
+    async def answer(self, request: str, rows: int, payloads: Sequence[tuple[int, bytes]], *, is_over: bool) -> None:
+        """Seal `payloads` (rows, Arrow IPC), with which `rows` rows of the answer are sealed, in one transaction (I1)."""
+
+        def work(db: sqlite3.Connection) -> None:
+            before = answers.ledger(db)
+            self._seal(db, self._origin(db, answers.OWNER, "", 0, before.lineage), answers.to_seal(db, before, payloads))
+            answers.note(db, request, rows, is_over=is_over)
+
+        await self._write(work, answers.OWNER)
+        self._sealed()
+
+    async def look(self, work: Work[T]) -> T:
+        """One short read for whoever answers a request."""
+        return await self._read(work)
 
     # Incidents and actions
 

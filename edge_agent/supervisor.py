@@ -75,17 +75,17 @@ class Supervisor:
         self._context.set_forkserver_preload(list(preload))
         self._starting = asyncio.Lock()
 
-    async def start(self, pipeline: str) -> RunnerProcess:
+    async def start(self, name: str, entry: str = "", memory_bytes: int = 0) -> RunnerProcess:
+        """A runner of the pipeline `name`; or with another `entry` and limit, whoever answers the request of that name."""
         async with self._starting:  # multiprocessing's forkserver takes one at a time
             ours, theirs = socket.socketpair()
             with theirs:
-                process = await asyncio.to_thread(self._fork, pipeline, theirs)
+                process = await asyncio.to_thread(self._fork, name, theirs, entry or self._entry, memory_bytes)
         return RunnerProcess(process, await AsyncChannel.open(ours))
 
-    def _fork(self, pipeline: str, theirs: socket.socket) -> ForkServerProcess:
-        process = self._context.Process(
-            target=_child, args=(theirs, self._entry, self._memory_bytes, os.getpid()), name=f"runner {pipeline}", daemon=True
-        )
+    def _fork(self, name: str, theirs: socket.socket, entry: str, memory_bytes: int) -> ForkServerProcess:
+        args = (theirs, entry, memory_bytes or self._memory_bytes, os.getpid())
+        process = self._context.Process(target=_child, args=args, name=f"runner {name}", daemon=True)
         with _anonymous_main():
             process.start()
         return process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, sha256
@@ -15,6 +15,8 @@ Scalar = str | int | float | bool | None
 
 CONTROL = "control"  # the author of the control plane's notes
 PHASES = ("pending", "running", "paused", "failed", "stopped")
+REQUEST_KINDS: tuple[Literal["query", "tap", "logs"], ...] = ("query", "tap", "logs")
+REQUESTS_MAX = 16  # open on one node
 GATES = ("", "soaking", "held", "passed", "failed")  # "": no gate is asked for, or nothing has run yet
 
 
@@ -62,9 +64,12 @@ class Assignment:
 @dataclass(frozen=True, slots=True)
 class Request:
     """A question to the node, answered once with segments of `requests`. It is cancelled by absence: lateness is the centre's
-    to decide. The limits are those of one node; `max_s` is node time, from when the node takes it up."""
+    to decide. The limits are those of one node; `max_s` is node time, from when the node takes it up.
 
-    kind: str  # query | tap | logs
+    `body` depends on the kind: `query` `{"sql"}`; `tap` `{"pipeline", "where"}` ("": every row); `logs` `{"pipeline"}` ("": all).
+    """
+
+    kind: str  # one of REQUEST_KINDS
     body: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
     reason: str = ""

@@ -23,8 +23,8 @@ PAYLOAD_BYTES_TARGET = 256 * 1024  # seal here
 SEGMENT_BYTES_MAX = 512 * 1024  # refuse above: header, signature and payload must fit a NATS message of 1 MiB
 NO_SEGMENT = ""  # the `previous` digest of the first segment of a run
 
-ROWS, QUARANTINE, INCIDENTS, LEDGER = "rows", "quarantine", "incidents", "ledger"
-KINDS = frozenset({ROWS, QUARANTINE, INCIDENTS, LEDGER})
+ROWS, QUARANTINE, INCIDENTS, LEDGER, REQUESTS = "rows", "quarantine", "incidents", "ledger", "requests"
+KINDS = frozenset({ROWS, QUARANTINE, INCIDENTS, LEDGER, REQUESTS})
 EVICTED, DAMAGED = "evicted", "damaged"  # by the full buffer, by the disk
 VOIDS = frozenset({EVICTED, DAMAGED})
 OWN, NODE_TIME, WALL = "", "node", "wall"  # see `SegmentHeader.stamps`

@@ -23,8 +23,8 @@ _SETTINGS = {
 }
 
 
-def open_engine() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(":memory:", config=_AT_OPENING)
+def open_engine(memory_limit: str = "") -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:", config={**_AT_OPENING, **({"memory_limit": memory_limit} if memory_limit else {})})
     for name, value in _SETTINGS.items():
         text = f"'{value}'" if isinstance(value, str) else str(value).lower()
         connection.execute(f"SET GLOBAL {name} = {text}").fetchall()  # a cursor of it has them too

@@ -17,7 +17,8 @@ from test_settle import Rig, stream
 
 from control_plane import output
 from control_plane.columns import Misfit, conform, merged_schema
-from control_plane.query import as_json, run_query
+from control_plane.query import run_query
+from pipelines.engine.sql import as_json
 
 STRUCT = pa.struct([("a", pa.int64()), ("inner", pa.struct([("text", pa.string()), ("raw", pa.binary())]))])
 PARTS = pa.list_(pa.struct([("x", pa.decimal128(5, 1)), ("at", STAMP)]))

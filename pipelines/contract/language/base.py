@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-RESERVED_TABLES = frozenset({"segments", "quarantine", "incidents", "ledgers", "nodes"})
+RESERVED_TABLES = frozenset({"segments", "quarantine", "incidents", "ledgers", "nodes", "requests"})
 LOG = "__log"  # ends the names of tables that take every revision of a window's rows
 RESERVED_COLUMNS = frozenset({"node", "meta"})
 
