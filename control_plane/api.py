@@ -46,6 +46,9 @@ class Backend(Protocol):
 
     async def poke(self, nodes: list[str]) -> None: ...
 
+    async def remove_node(self, name: str, who: Writer) -> Done:
+        """See `removal.remove`; the broker knows when it returns."""
+
     async def refused(self) -> list[dict[str, Any]]:
         """See `Settler.refused`."""
 
@@ -157,6 +160,7 @@ class Api:
             ("GET", "/v1/nodes/{name:path}", self.node),
             ("POST", "/v1/nodes/{name:path}/labels", self.label),
             ("POST", "/v1/nodes/{name:path}/replace", self.replace),
+            ("POST", "/v1/nodes/{name:path}/remove", self.remove_node),
             ("POST", "/v1/recover", self.recover),
             ("GET", "/v1/why/{subject:path}", self.why),
             ("GET", "/v1/incidents", self.incidents),
@@ -229,7 +233,10 @@ class Api:
         return await self._done(commands.unset_param, body.pipeline, body.names, body.select, body.who, self._backend.contact())
 
     async def nodes(self, request: Request) -> Any:
-        return {"nodes": await self._backend.with_db(views.nodes, self._backend.contact())}
+        found = {"nodes": await self._backend.with_db(views.nodes, self._backend.contact())}
+        if request.query_params.get("all"):
+            found["removed"] = await self._backend.with_db(views.removed_nodes)
+        return found
 
     async def node(self, request: Request) -> Any:
         return await self._backend.with_db(views.node, request.path_params["name"], self._backend.contact())
@@ -242,6 +249,10 @@ class Api:
         body, commands = Replace.model_validate_json(await _body(request)), self._backend.commands
         args = (request.path_params["name"], self._url, self._ca, body.ttl_s, body.who, self._backend.contact())
         return await self._done(commands.replace, *args)
+
+    async def remove_node(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        return (await self._backend.remove_node(request.path_params["name"], body.who)).result
 
     async def recover(self, request: Request) -> Any:
         body = _Write.model_validate_json(await _body(request))
@@ -312,7 +323,7 @@ class Api:
         return await self._done(commands.create_token, self._url, self._ca, body.labels, body.uses, body.ttl_s, body.who)
 
     async def audit(self, request: Request) -> Any:
-        return {"audit": await self._backend.with_db(views.audit, 200)}
+        return {"audit": await self._backend.with_db(views.audit, 200, bool(request.query_params.get("security")))}
 
     async def _done(self, command: Callable[..., Done], *args: Any, **options: Any) -> dict[str, Any]:
         done = await self._backend.on_store(command, *args, **options)

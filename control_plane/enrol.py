@@ -68,20 +68,24 @@ def join(db: Connection, keys: KeyRing, token_id: str, data: bytes) -> JoinReply
     node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).first()
     if node is None:
         try:
+            _check_key(db, request.public)
             labels = _use_token(db, token)
         except Refused as error:
             return JoinReply(request.nonce, error=str(error), hint=error.hint)
         _insert_node(db, request, token, labels)
         node = db.execute(sa.select(store.nodes).where(store.nodes.c.public == request.public)).one()
-    jwt = keys.node_jwt(node.id, request.public, now_us() // 1_000_000)
-    return JoinReply(request.nonce, node.id, node.name, jwt, keys.author.public, json.loads(node.labels))
+    now = now_us() // 1_000_000
+    jwt = keys.node_jwt(node.id, request.public, now)
+    standing = keys.standing_jwt(node.id, request.standing, now) if request.standing else ""
+    return JoinReply(request.nonce, node.id, node.name, jwt, keys.author.public, json.loads(node.labels), standing_jwt=standing)
 
 
 def _open_request(data: bytes) -> tuple[Join, bytes]:
     """The request, signed by the very key that it names, and what should prove that the sender holds the token."""
     claimed, _ = Join.unpack(data[SIGNATURE_BYTES:])
     request, blobs = Join.unseal(claimed.public, data)
-    if not request.public.startswith("U") or len(json.dumps(request.facts)) > _FACTS_BYTES_MAX:
+    keys = [request.public, *([request.standing] if request.standing else [])]
+    if not all(key.startswith("U") for key in keys) or len(json.dumps(request.facts)) > _FACTS_BYTES_MAX:
         raise Refused("the key is no user key, or the facts are too long", op="join", place=request.name)
     return request, blobs[0] if blobs else b""
 
@@ -93,12 +97,22 @@ def _find_token(db: Connection, token_id: str) -> Row[Any]:
     return row
 
 
+def _check_key(db: Connection, public: str) -> None:
+    """A node that was removed comes back as a new one, with a new key: never as a ghost of itself."""
+    gone = db.execute(sa.select(store.removed_nodes).where(store.removed_nodes.c.public == public)).first()
+    if gone is not None:
+        what = f"this key is that of {gone.name} ({gone.id}), which was removed at {iso(gone.at)}"
+        raise Refused(what, op="join", hint="tidewire-agent join --again TOKEN makes a new key")
+
+
 def _use_token(db: Connection, token: Row[Any]) -> dict[str, str]:
     """Take one use of the token; its labels."""
     if token.expires_at <= now_us():
         raise Refused(f"join token {token.id} expired at {iso(token.expires_at)}", op="join", hint=_HINT)
     if token.uses_left < 1:
         raise Refused(f"join token {token.id} is used up", op="join", hint=_HINT)
+    if token.replaces and db.scalar(sa.select(store.nodes.c.id).where(store.nodes.c.id == token.replaces)) is None:
+        raise Refused(f"the node whose place join token {token.id} is for was removed", op="join", hint=_HINT)
     table = store.tokens
     db.execute(table.update().where(table.c.id == token.id).values(uses_left=table.c.uses_left - 1))
     return dict(json.loads(token.labels))

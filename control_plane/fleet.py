@@ -98,6 +98,11 @@ def find_node(db: Connection, name: str) -> Node:
         return _node(row, copies.told(db, [row.id]))
     known = list(db.scalars(sa.select(table.c.name).order_by(table.c.name).limit(20)))
     hint = f"known nodes: {', '.join(known)}" if known else "let one in: tidewire join-token create"
+    gone = store.removed_nodes
+    removed = db.execute(sa.select(gone).where(sa.or_(gone.c.name == name, gone.c.id == name)).order_by(gone.c.at.desc())).first()
+    if removed is not None:
+        who = " ".join(part for part in (f"by {removed.by}" if removed.by else "", removed.reason) if part)
+        raise Refused(f"{removed.name} ({removed.id}) was removed {who}".rstrip(), op="find node", hint="tidewire nodes --all")
     raise Refused(f"there is no node {name!r}", op="find node", hint=hint)
 
 
@@ -191,6 +196,13 @@ def add_note(
     _save_document(db, node.id, document, before)
     store.record(db, by, kind, subject, node.name, reason)
     return note
+
+
+def delete(db: Connection, node: str) -> None:
+    """Have no such node any more. Its history stays, as rows of a document that nobody holds."""
+    db.execute(store.nodes.delete().where(store.nodes.c.id == node))
+    db.execute(store.reports.delete().where(store.reports.c.node == node))
+    db.execute(store.notes.update().where(store.notes.c.node == node).values(collected=1))
 
 
 def flush_last_seen(db: Connection, seen: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _KINDS = {
     "author": nkeys.PREFIX_BYTE_USER,
 }
 _UNLIMITED = -1
+_FOR_EVER = 253_402_300_799  # the end of the year 9999: no clock that was wrong saves a login
 _ANSWER_WITHIN_NS = 120 * 10**9  # an upload is answered after its lake commit; later than this the node asks again anyway
 
 
@@ -57,10 +59,13 @@ class KeyRing:
         claims = {"type": "operator", "version": 2, "system_account": self.system.public}
         return mint(self.operator, self.operator.public, "tidewire", claims, now)
 
-    def account_jwt(self, account: Key, name: str, now: int) -> str:
+    def account_jwt(self, account: Key, name: str, now: int, revoked: Collection[str] = ()) -> str:
+        """`revoked` are public keys of users that are no longer let in, whenever their login was made (I10)."""
         limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED)
         claims = {"type": "account", "version": 2, "limits": {**limits, "wildcards": True}}
         claims["default_permissions"] = {"pub": {}, "sub": {}}
+        if revoked:
+            claims["revocations"] = dict.fromkeys(sorted(revoked), _FOR_EVER)
         return mint(self.operator, account.public, name, claims, now)
 
     def server_creds(self, now: int) -> str:
@@ -74,6 +79,11 @@ class KeyRing:
         """A node's login. It has no expiry (I10): trust ends by revocation."""
         publish, subscribe = subjects.node_permissions(node)
         return self._user_jwt(public, node, publish, subscribe, now)
+
+    def standing_jwt(self, node: str, public: str, now: int) -> str:
+        """A login that outlives the node's own, to ask why that is refused."""
+        publish, subscribe = subjects.standing_permissions(node)
+        return self._user_jwt(public, f"standing-{node}", publish, subscribe, now)
 
     def join_jwt(self, token_id: str, public: str, now: int, expires: int) -> str:
         publish, subscribe = subjects.join_permissions(token_id)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -36,10 +36,12 @@ _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded 
 class NatsServer:
     """One supervised child. `run` keeps it alive until cancelled, then stops it."""
 
-    def __init__(self, config: ControlConfig, keys: KeyRing, tls: TlsFiles | None) -> None:
+    def __init__(self, config: ControlConfig, keys: KeyRing, tls: TlsFiles | None, revoked: Collection[str] = ()) -> None:
+        """`revoked` are public keys of users that are not let in."""
         self._directory = config.nats_dir
         self._listen = config.listen
-        self._keys, self._tls = keys, tls
+        self._keys, self._tls, self._revoked = keys, tls, frozenset(revoked)
+        self._made = int(time.time())
         self._child: Process | None = None
         self._was_up = False
         self.port = config.nats_port
@@ -57,6 +59,15 @@ class NatsServer:
         stop_orphan(self._directory / "nats.pid", str(self._directory))
         self.port = claim_port(self._listen, self.port, "nats-server", "--nats-port")
         write_private(self._config_file, self._config_text().encode())
+
+    def revoke(self, revoked: Collection[str]) -> None:
+        """Let exactly these in no more; live connections of theirs are cut at once, the others do not notice."""
+        if self._revoked == frozenset(revoked):
+            return
+        self._revoked = frozenset(revoked)
+        write_private(self._config_file, self._config_text().encode())
+        if self._child is not None and self._child.returncode is None:
+            self._child.send_signal(signal.SIGHUP)
 
     async def run(self) -> None:
         failures = 0
@@ -122,9 +133,9 @@ class NatsServer:
         return self._directory / "nats.conf"
 
     def _config_text(self) -> str:
-        now, keys = int(time.time()), self._keys
+        now, keys = self._made, self._keys  # nats-server reloads no file with another operator in it
         accounts = {
-            keys.account.public: keys.account_jwt(keys.account, "tidewire", now),
+            keys.account.public: keys.account_jwt(keys.account, "tidewire", now, self._revoked),
             keys.system.public: keys.account_jwt(keys.system, "SYS", now),
         }
         settings = {

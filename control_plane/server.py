@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import structlog
 import uvicorn
 from nats.aio.msg import Msg
+from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane import artifacts, enrol, fleet
+from control_plane import artifacts, enrol, fleet, removal
 from control_plane.api import Api
 from control_plane.bus import Bus
-from control_plane.commands import Commands
+from control_plane.commands import Commands, Done, Writer
 from control_plane.config import LOOPBACK, ApiAddress, ControlConfig, make_private_dir
 from control_plane.effects import Contact
 from control_plane.ingest import Ingest
@@ -62,7 +63,9 @@ class ControlPlane:
         self._readers = ThreadPoolExecutor(4, "reader")
         self.commands = Commands(self._store, self.keys)
         self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
-        self.nats = NatsServer(config, self.keys, self._tls)
+        with self._store.write() as db:
+            revoked = removal.revoked_keys(db)
+        self.nats = NatsServer(config, self.keys, self._tls, revoked)
         self.nats.prepare()
         self._api_socket = bind(LOOPBACK, config.api_port, "HTTP API", "--api-port")
         context = self._tls.client_context() if self._tls else None
@@ -126,6 +129,20 @@ class ControlPlane:
     async def retake(self, digests: Collection[str]) -> dict[str, str]:
         return await self._ingest.retake(digests)
 
+    async def revoke(self) -> None:
+        """Have the broker let in no removed node: what the store says, so doing it late or again is no harm (I7)."""
+        self.nats.revoke(await self.with_db(removal.revoked_keys))
+
+    async def remove_node(self, name: str, who: Writer) -> Done:
+        def remove() -> dict[str, Any]:
+            with self._store.rehearse() if who.dry_run else self._store.write() as db:
+                return removal.remove(db, name, who.by, who.reason, self.contact())
+
+        removed = await self.on_store(remove)
+        self._db.forget(removed["id"])
+        await self.revoke()
+        return Done({**removed, "dry_run": who.dry_run})
+
     async def poke(self, nodes: list[str]) -> None:
         for node in nodes:
             await self._bus.poke(node)
@@ -136,6 +153,7 @@ class ControlPlane:
             "tw.artifact.*": self._on_artifact,
             "tw.heartbeat.*": self._on_heartbeat,
             "tw.join.*": self._on_join,
+            "tw.standing.*": self._on_standing,
         }
 
     async def _on_data(self, node: str, message: Msg) -> None:
@@ -168,6 +186,12 @@ class ControlPlane:
         log.info("join", token=token, node=reply.node, name=reply.name, error=reply.error)
         await self._bus.answer(message, token, reply.seal(self.keys.control))
 
+    async def _on_standing(self, node: str, message: Msg) -> None:
+        def answer(db: Any) -> bytes:
+            return removal.standing(db, node, message.data).seal(self.keys.control)
+
+        await self._bus.answer(message, node, await self._checked("standing", node, answer))
+
     async def _on_heartbeat(self, node: str, message: Msg) -> None:
         heartbeat, _ = Heartbeat.unpack(message.data)
         self._seen[node], self._heartbeats[node] = now_us(), heartbeat
@@ -186,6 +210,8 @@ class ControlPlane:
         while True:
             await asyncio.sleep(FLUSH_SEEN_S)
             await self._db.try_note(fleet.flush_last_seen, dict(self._seen))
+            with contextlib.suppress(SQLAlchemyError):
+                await self.revoke()  # what another process removed
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()

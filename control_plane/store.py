@@ -157,6 +157,20 @@ notes = sa.Table(
     sa.Column("collected", sa.Integer, nullable=False),  # the epoch without it; 0: it is in the document
 )
 
+removed_nodes = sa.Table(
+    "removed_nodes",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),  # as it was: another node may have it now
+    sa.Column("public", sa.Text, nullable=False, index=True),  # its login is revoked for ever
+    sa.Column("labels", sa.Text, nullable=False),  # JSON
+    sa.Column("last_seen", sa.BigInteger, nullable=False),
+    sa.Column("document", sa.LargeBinary, nullable=False),  # what it reported last, and the notes of both sides
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
 tokens = sa.Table(
     "tokens",
     _metadata,

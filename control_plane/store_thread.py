@@ -53,6 +53,10 @@ class StoreThread:
             self._publics[node] = public
         return self._publics[node]
 
+    def forget(self, node: str) -> None:
+        """It was removed."""
+        self._publics.pop(node, None)
+
     def tables_of(self, pipeline: str, digest: str) -> Mapping[str, WindowKey | None]:
         """For another thread. Versions are append-only: what was found once stays."""
         key = (pipeline, digest)

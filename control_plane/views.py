@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, incidents, registry, store
+from control_plane import fleet, incidents, registry, removal, store
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.fleet import Node
@@ -53,9 +53,14 @@ def nodes(db: Connection, contact: Contact) -> list[dict[str, Any]]:
     return [_node_row(db, node, contact) for node in fleet.all_nodes(db)]
 
 
+def removed_nodes(db: Connection) -> list[dict[str, Any]]:
+    return [removal.as_json(found) for found in removal.removed_nodes(db)]
+
+
 def node_names(db: Connection, contact: Contact) -> list[NodeName]:
-    """What a query and an audit know of the nodes."""
-    return [
+    """What a query and an audit know of the nodes, also of those that were removed."""
+    gone = [NodeName(found.id, f"{found.name} (removed)", found.labels, found.last_seen) for found in removal.removed_nodes(db)]
+    return gone + [
         NodeName(
             found.id,
             found.name,
@@ -69,7 +74,9 @@ def node_names(db: Connection, contact: Contact) -> list[NodeName]:
 
 
 def node_id(db: Connection, name: str) -> str:
-    """Of the node with this name or id. Raises `Refused`."""
+    """Of the node with this name or id; of a removed one by its id. Raises `Refused`."""
+    if name in {found.id for found in removal.removed_nodes(db)}:
+        return name
     return fleet.find_node(db, name).id
 
 
@@ -87,8 +94,10 @@ def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
     }
 
 
-def audit(db: Connection, limit: int) -> list[dict[str, Any]]:
-    rows = db.execute(sa.select(store.audit).order_by(store.audit.c.id.desc()).limit(limit))
+def audit(db: Connection, limit: int, only_security: bool = False) -> list[dict[str, Any]]:
+    """Newest first."""
+    wanted = [store.audit.c.action == store.SECURITY] if only_security else []
+    rows = db.execute(sa.select(store.audit).where(*wanted).order_by(store.audit.c.id.desc()).limit(limit))
     return [{**row._asdict(), "at": iso(row.at)} for row in rows]
 
 
@@ -103,12 +112,13 @@ def incident_rows(lake_dir: Path) -> list[dict[str, Any]]:
 def all_incidents(db: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Folded from the transitions in the lake and from the notes of both sides, newest first."""
     known = {found.id: found for found in fleet.all_nodes(db)}
+    gone = {found.id: f"{found.name} (removed)" for found in removal.removed_nodes(db)}
     notes = {found.id: found.notes for found in known.values()}
     synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
     return [
         {
             **asdict(incident),
-            "node": known[incident.node].name if incident.node in known else incident.node,
+            "node": known[incident.node].name if incident.node in known else gone.get(incident.node, incident.node),
             "node_id": incident.node,
             "state": incident.state,
             "raised_at": incident.raised_at,

@@ -28,6 +28,7 @@ from edge_agent.policy import Policy
 from edge_agent.reconcile import Action, FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
 from edge_agent.requests import Requests
 from edge_agent.secret_store import SecretStore
+from edge_agent.standing import StandingWatch
 from edge_agent.state_sync import AGENT, StateSync
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
@@ -63,6 +64,7 @@ class Agent:
         self.record = NodeRecord(store, identity)
         self.sync = StateSync(config, identity, store, self.record, link)
         self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s, config.uplink_bytes_per_s)
+        self.standing = StandingWatch(identity, store, link) if isinstance(link, NatsLink) and identity.standing_jwt else None
         self.keepers: dict[str, Keeper] = {}
         self._supervisor = supervisor or Supervisor(config.runner_memory_bytes)
         self.requests = Requests(self, self._supervisor)
@@ -103,6 +105,7 @@ class Agent:
                         self.uplink.run(),
                         self.requests.run(),
                         serve(self),
+                        *([self.standing.run()] if self.standing else []),
                     )
                 ]
                 await self._stopped.wait()

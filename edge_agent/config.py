@@ -52,6 +52,7 @@ class Identity(BaseModel):
     url: str
     ca: str = ""  # PEM; "" on loopback, where there is no TLS
     labels: dict[str, str] = {}
+    standing_jwt: str = Field(default="", repr=False)  # of `key.derived("standing")`: only for asking why `user_jwt` is refused
 
     @property
     def key(self) -> Key:

@@ -9,8 +9,8 @@ import socket
 import ssl
 import struct
 import termios
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,12 +23,14 @@ from edge_agent import clock
 from pipelines.contract.errors import OutOfReach, Refused
 
 CONNECT_TIMEOUT_S = 10.0
+BACKOFF_REFUSED_S = 30.0  # a login that is refused is tried this often
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 5.0  # 0.5, 1, 2, 4, 5, 5 s, each with jitter: a link that is back is used within seconds
 TIMEOUTS_MAX = 2  # in a row: then the connection is taken for dead, long before TCP notices
 PAYLOAD_BYTES_MAX = 1 << 20  # of one message, until a broker says what it takes
 _PING_S, _PINGS_MAX = 10, 12  # over 5 kB/s a ping waits 100 s behind a segment: a dead line is found by the next one, sooner
 _UNACKED_MS_MAX = 30_000  # that bytes are on the line and none is acknowledged
 _CLOSE_S = 1.0
+_REFUSED = "the broker refused this node's credentials"
 _X509_NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME; Python has no name for it
 _log = structlog.get_logger("link")
 
@@ -89,6 +91,11 @@ class NatsLink:
         return self._closed is not None
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the broker is there and does not take this login."""
+        return self.trouble == _REFUSED
+
+    @property
     def payload_bytes_max(self) -> int:
         return self._client.max_payload if self._client is not None else PAYLOAD_BYTES_MAX
 
@@ -108,6 +115,7 @@ class NatsLink:
                     pause_s = BACKOFF_FIRST_S
                     await closed
                     await self._drop("the connection was lost")
+                pause_s = BACKOFF_REFUSED_S if self.is_refused else min(pause_s, BACKOFF_MAX_S)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - spreads a fleet; no secret
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         finally:
@@ -242,6 +250,23 @@ class NatsLink:
             callback()
 
 
+@asynccontextmanager
+async def connected(login: Login, within_s: float = CONNECT_TIMEOUT_S + 5) -> AsyncIterator[NatsLink]:
+    """A connection for one question. Raises `LinkDown` with the cause when the first try does not succeed."""
+    link, tried = NatsLink(login), asyncio.Event()
+    link.on_change(tried.set)
+    running = asyncio.create_task(link.run())
+    try:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(tried.wait(), within_s)
+        if not link.is_up:
+            raise LinkDown(link.trouble or "no connection", op="connect", place=login.url)
+        yield link
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
     """`work` in a task of its own: nats-py awaits with `wait_for`, which in Python 3.11 may swallow our cancellation."""
     task = asyncio.create_task(work)
@@ -318,5 +343,5 @@ def _in_words(error: BaseException) -> str:
         return "no connection in time"
     text = str(error) or type(error).__name__
     if "authorization" in text.lower():
-        return "the broker refused this node's credentials"
+        return _REFUSED
     return text

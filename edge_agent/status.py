@@ -48,9 +48,11 @@ async def _store(agent: Agent) -> dict[str, Any]:
 
 def _link(agent: Agent) -> dict[str, Any]:
     link = agent.link
-    told = {"since": link.since, "reason": link.trouble} if isinstance(link, NatsLink) else {}
+    told: dict[str, Any] = {"since": link.since, "reason": link.trouble} if isinstance(link, NatsLink) else {}
     up = {"up": link.is_up, "url": agent.identity.url, "last_exchange": agent.sync.last_exchange}
-    return {**up, **told, "exchange": agent.sync.trouble, "upload": agent.uplink.trouble, "pace": agent.uplink.stats}
+    removed = agent.standing.removed if agent.standing else None
+    told |= {"removed": removed, "upload": agent.uplink.trouble, "pace": agent.uplink.stats}
+    return {**up, **told, "exchange": agent.sync.trouble}
 
 
 def _pipeline(agent: Agent, name: str) -> dict[str, Any]:

@@ -48,6 +48,10 @@ def show_quarantine(rows: list[dict[str, Any]]) -> None:
 def _link(link: dict[str, Any]) -> Text:
     if link["up"]:
         text = f"link: up since {link.get('since', '?')} to {link['url']}, last exchange {link['last_exchange'] or 'none yet'}"
+    elif gone := link["removed"]:
+        who = " ".join(filter(None, (f"by {gone['by']}" if gone["by"] else "", f'"{gone["reason"]}"' if gone["reason"] else "")))
+        text = f"removed from the control plane at {gone['at']} {who}".rstrip() + "; pipelines and alarms go on, nothing is sent"
+        return Text(f"{text}\n  to come back as a new node: tidewire-agent join --again TOKEN", "bold red")
     else:
         text = f"link: down since {link.get('since', '?')} ({link.get('reason', '')}); pipelines and alarms go on"
     trouble = "; ".join(filter(None, (link["exchange"], link["upload"]))) if link["up"] else ""

@@ -141,7 +141,7 @@ class Store:
     ) -> Self:
         """Raises `TidewireError` when another agent has it open or a newer one wrote it."""
         make_private_dir(data_dir)
-        lock = _lock(data_dir)
+        lock = lock_directory(data_dir)
         path = data_dir / "agent.db"
         try:
             clock = salvage.opened(path, key.public, lambda: _prepare(path))
@@ -547,7 +547,8 @@ class Store:
         await self._write(lambda db: schema.put_meta(db, key, value))
 
 
-def _lock(data_dir: Path) -> int:
+def lock_directory(data_dir: Path) -> int:
+    """Have this directory alone until the descriptor is closed. Raises `TidewireError` when another agent has it."""
     lock = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -129,9 +129,12 @@ def _when(at_us: int | None) -> str:
 
 
 @app.command()
-def changes(as_json: Json = False) -> None:
+def changes(
+    security: Annotated[bool, typer.Option("--security", help="Only what somebody should look at.")] = False,
+    as_json: Json = False,
+) -> None:
     """Who did what, newest first; and security events."""
-    found = client().get("/v1/audit")
+    found = client().get("/v1/audit", security="1" if security else None)
     if as_json:
         output.print_json(found)
         return

@@ -43,16 +43,24 @@ def token_create(
 
 
 @nodes.callback()
-def nodes_list(context: typer.Context, as_json: Json = False) -> None:
+def nodes_list(
+    context: typer.Context,
+    all_: Annotated[bool, typer.Option("--all", help="Also those that were removed.")] = False,
+    as_json: Json = False,
+) -> None:
     if context.invoked_subcommand is not None:
         return
-    found = client().get("/v1/nodes")
+    found = client().get("/v1/nodes", all="1" if all_ else None)
     if as_json:
         output.print_json(found)
         return
     rows = [
         (row["name"], _labels(row["labels"]), row["contact"], _running(row["pipelines"]), row["converged"] or row["why"])
         for row in found["nodes"]
+    ]
+    rows += [
+        (f"{row['name']} ({row['id']})", _labels(row["labels"]), f"removed {row['at']}", "unknown", _by(row))
+        for row in found.get("removed", ())
     ]
     output.print_table(("NODE", "LABELS", "CONTACT", "RUNNING", "CONVERGED"), rows)
 
@@ -111,6 +119,12 @@ def nodes_replace(
         print(made["token"])
 
 
+@nodes.command("remove")
+def nodes_remove(name: str, reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Let a node in no more: its login is revoked, its name is free, what it sent stays."""
+    write(f"/v1/nodes/{quoted(name)}/remove", {}, reason, dry_run, as_json)
+
+
 @app.command()
 def recover(reason: Reason = "", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Go on after this control plane was restored from a backup: what it issues now beats what nodes hold."""
@@ -136,6 +150,10 @@ def _seconds(text: str) -> int:
         return max(1, parse_duration(text) // 1_000_000)
     except ValueError as error:
         raise WrongUsage(str(error)) from None
+
+
+def _by(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (f"by {row['by']}" if row["by"] else "", row["reason"])))
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -64,9 +64,13 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def join(
     token: Annotated[str, typer.Argument(help="What `tidewire join-token create` printed.")],
     name: Annotated[str, typer.Option("--name", help="What to call this node; default: its host name.")] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="As a new node: the identity that is here, and what it has not sent, is set aside.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Become a node of the control plane that made the token."""
+    from edge_agent import former
     from edge_agent.join import join as do_join  # the link is not worth loading for --help
     from pipelines.contract.token import JoinToken
 
@@ -74,14 +78,25 @@ def join(
     config = AgentConfig.load(data_dir)
     parsed = JoinToken.decode(token)
     print(f"Joining the control plane at {parsed.url}; the identity goes to {config.data_dir}")
-    identity, is_new = asyncio.run(do_join(parsed, config.data_dir, name))
+    before = Identity.load(config.data_dir)
+    identity, is_new = asyncio.run(do_join(parsed, config.data_dir, name, again=again))
     labels = ", ".join(f"{key}={value}" for key, value in identity.labels.items())
     if name and identity.name != name:
         print(f"  the name {name!r} is taken or has other characters than letters, digits and dashes")
     print(f"{'This node is now' if is_new else 'Nothing to do: this node already is'} {identity.name} ({identity.node})")
     print(f"  labels: {labels or 'none'}")
+    if before is not None and is_new:
+        _tell_former(before, former.unsent(config.data_dir, before), former.directory_of(config.data_dir, before))
     if is_new:
         print(f"  next: tidewire-agent run{at(data_dir)}")
+
+
+def _tell_former(identity: Identity, unsent: list[tuple[str, int]], place: Path) -> None:
+    print(f"  it was {identity.name} ({identity.node}): that is in {place}; its files are read again from the start")
+    for stream, rows in unsent:
+        print(f"  never sent: {rows:,} rows of {stream}")
+    if unsent:
+        print(f"  to have them as files: tidewire-agent buffer export DIR --data-dir {place}")
 
 
 @app.command()

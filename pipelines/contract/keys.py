@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,10 @@ class Key:
     def from_entropy(cls, entropy: bytes, kind: int = nkeys.PREFIX_BYTE_USER) -> Key:
         """A key from 32 random bytes that the caller drew; `kind` is an nkeys prefix byte."""
         return cls(nkeys.encode_seed(entropy, kind).decode())
+
+    def derived(self, purpose: str) -> Key:
+        """Another key that whoever has this one can make again: for a login of its own."""
+        return Key.from_entropy(hashlib.sha256(f"{purpose} {self.seed}".encode()).digest())
 
     @cached_property
     def public(self) -> str:

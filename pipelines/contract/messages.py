@@ -171,6 +171,7 @@ class Join(_Message):
     nonce: str
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
+    standing: str = ""  # the public key of `Key.derived("standing")`: for asking why it is kept out, should it ever be
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,24 @@ class JoinReply(_Message):
     labels: dict[str, str] = field(default_factory=dict)
     error: str = ""
     hint: str = ""
+    standing_jwt: str = ""
+
+
+@dataclass(frozen=True)
+class Standing(_Message):
+    """Node -> control, signed by the node: the broker no longer lets me in. Am I removed?"""
+
+    node: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class StandingReply(_Message):
+    """Control -> node. `state` is `member`, `removed` or `unknown` (a control plane restored from a backup)."""
+
+    nonce: str
+    node: str
+    state: str
+    by: str = ""
+    reason: str = ""
+    at: str = ""

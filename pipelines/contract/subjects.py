@@ -41,6 +41,10 @@ def join(token_id: str) -> str:
     return f"tw.join.{token_id}"
 
 
+def standing(node: str) -> str:
+    return f"tw.standing.{node}"
+
+
 def inbox(owner: str) -> str:
     """The reply prefix of one connection: without its own, a node could read the replies of others."""
     return f"_INBOX_{owner}"
@@ -56,6 +60,11 @@ def join_permissions(token_id: str) -> tuple[list[str], list[str]]:
     return [join(token_id)], [f"{inbox(token_id)}.>"]
 
 
+def standing_permissions(node: str) -> tuple[list[str], list[str]]:
+    """What a node may still do once its own login is revoked: ask why, and read the answer."""
+    return [standing(node)], [f"{inbox(node)}.>"]
+
+
 def server_permissions() -> tuple[list[str], list[str]]:
     """What the control plane may do besides answering the requests it received."""
-    return ["tw.poke.*"], ["tw.data.>", "tw.state.*", "tw.artifact.*", "tw.heartbeat.*", "tw.join.*"]
+    return ["tw.poke.*"], ["tw.data.>", "tw.state.*", "tw.artifact.*", "tw.heartbeat.*", "tw.join.*", "tw.standing.*"]

@@ -25,6 +25,8 @@ from pipelines.contract.messages import (
     Join,
     JoinReply,
     Receipts,
+    Standing,
+    StandingReply,
     Upload,
 )
 from pipelines.contract.token import JoinToken, is_proven, prove
@@ -100,8 +102,10 @@ EXAMPLES = [
     ArtifactRequest("n1", "x", "sha256:d", 7),
     ArtifactReply("x", "pipeline-version", 9, 4, "e", "n1"),
     Heartbeat("n1", "sha256:d", 1, 2, 3, 4, "synced", "0.1"),
-    Join("UABC", "x", "pi", {"arch": "arm64"}),
-    JoinReply("x", "n1", "pi", "jwt", "UABC", {"site": "lyon"}, "e", "h"),
+    Join("UABC", "x", "pi", {"arch": "arm64"}, "UXYZ"),
+    JoinReply("x", "n1", "pi", "jwt", "UABC", {"site": "lyon"}, "e", "h", "jwt"),
+    Standing("n1", "x"),
+    StandingReply("x", "n1", "removed", "ana", "stolen", "2026-11-21T14:00:00Z"),
 ]
 
 
