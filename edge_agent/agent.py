@@ -10,7 +10,7 @@ import asyncio
 import platform
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from edge_agent import clock
 from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig, Identity
 from edge_agent.flapping import Flapping
-from edge_agent.host import NodeInfo, Services
+from edge_agent.host import NodeInfo, Services, Shelves
 from edge_agent.keeper import Keeper, Params, Status
 from edge_agent.link import Link, LinkDown, Login, NatsLink
 from edge_agent.node_record import NodeRecord
@@ -35,7 +35,7 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.uplink import Uplink
 from pipelines.contract import subjects
 from pipelines.contract.errors import Refused, SpecError
-from pipelines.contract.folds import Effective, effective_params
+from pipelines.contract.folds import Effective, decide, effective_params
 from pipelines.contract.node_state import Assignment, Note, Reported, params_digest
 from pipelines.contract.version import LANGUAGES, PipelineVersion
 
@@ -213,6 +213,7 @@ class Agent:
             case Start(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
                 keeper = self.keepers[pipeline] = Keeper(self._services(), self._versions[digest], params, self.wake)
+                keeper.shelves = shelves_of(self.record.document.notes(), self.identity.node, pipeline)
                 self._track(self._keeping, self._keep(keeper))
             case Replace(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
@@ -274,9 +275,13 @@ class Agent:
             self._obstacles[pipeline] = Status(phase, reason, clock.wall_text())
 
     async def _hand_over_notes(self) -> None:
-        """Give each runner, once, what people decided about its open incidents; only its commit makes it count (I7)."""
+        """Give each runner what people shelved, and once what they decided about its open incidents; only its commit makes that
+        count (I7)."""
         notes: dict[str, list[Note]] = {}
-        for note in self.record.document.notes():
+        written = self.record.document.notes()
+        for pipeline, keeper in self.keepers.items():
+            await keeper.set_shelves(shelves_of(written, self.identity.node, pipeline))
+        for note in written:
             if note.kind in ("acknowledge", "reset"):
                 notes.setdefault(note.subject, []).append(note)
         for incident in await self.store.incidents() if notes else ():
@@ -342,6 +347,18 @@ class Agent:
         now = replace(now, phase=status.phase, reason=status.reason, since=status.since, generation=generation)
         is_same = before is not None and replace(before, generation=generation) == now
         return before if is_same else now
+
+
+def shelves_of(notes: Sequence[Note], node: str, pipeline: str) -> Shelves:
+    """What people decided about shelving triggers of this pipeline, and incidents: whose they are its runner knows."""
+    found: dict[str, tuple[bool, str, str]] = {}
+    for register, decision in decide(notes, node=node).items():
+        of, _, trigger = register.subject.partition("/")
+        if register.kind == "shelve" and (not trigger or of == pipeline):
+            note, is_over = decision.note, decision.note.kind == "shelve" and not decision.is_set
+            words = ("", "its time was over") if is_over else (note.by or note.author, note.reason)
+            found[trigger or register.subject] = (decision.is_set, *words)
+    return found
 
 
 def _is_moot(note: Note, incident: Mapping[str, Any]) -> bool:

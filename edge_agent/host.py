@@ -43,6 +43,8 @@ HUNG_LOOKS = 12  # a runner says something each second; one that was silent at s
 LOOK_S = 5.0
 _NOTES_KEPT = 20
 
+Shelves = Mapping[str, tuple[bool, str, str]]  # incident id or name of a trigger -> (is it shelved, by, reason)
+
 
 @dataclass(frozen=True)
 class NodeInfo:
@@ -103,11 +105,13 @@ class PipelineHost:
         successor: PipelineVersion | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_trouble: Callable[[str], None] = lambda trouble: None,
+        shelves: Shelves | None = None,
     ) -> None:
-        """`on_trouble` hears what keeps its sources from giving rows, "" when nothing does any more."""
+        """`on_trouble` hears what keeps its sources from giving rows, "" when nothing does any more. `shelves`: see
+        `set_shelves`; None: what the state says holds."""
         self._services, self.version, self.params = services, version, dict(params)
         self._given = {params_digest(params): self.params}  # every set of parameters the runner got, by digest
-        self._mode, self._successor = mode, successor
+        self._mode, self._successor, self._shelves = mode, successor, shelves
         self._on_ready, self._on_trouble = on_ready, on_trouble
         self._troubles: dict[str, str] = {}  # `source x` or `lookup y` -> what keeps it from giving rows
         self._runner: RunnerProcess | None = None
@@ -184,6 +188,12 @@ class PipelineHost:
         """What somebody decided about an open incident: `acknowledge` or `reset`."""
         await self._send({"type": what, "incident": incident, "by": by, "reason": reason, "at": at})
 
+    async def set_shelves(self, shelves: Shelves) -> None:
+        """All that people decided about shelving here: what is not in it is not shelved (I7). Call it again once it is ready."""
+        if self.is_ready and shelves != self._shelves:
+            self._shelves = shelves
+            await self._send({"type": "shelves", "shelves": shelves})
+
     def _secrets(self) -> dict[str, str]:
         """Those that the runner takes, once everything that the pipeline refers to is set. Raises `interpolate.Unset`."""
         pipeline, secrets = json.loads(self.version.canonical), self._services.secrets
@@ -219,6 +229,7 @@ class PipelineHost:
             "policy": {"files": list(services.policy.files), "listen": services.policy.listen},
             "private": str(services.data_dir),
             "commit_s": services.commit_s,
+            "shelves": self._shelves,
             "secrets": self._secrets(),
         }
         successor = self._successor.canonical if self._successor else b""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from edge_agent import clock
-from edge_agent.host import Outcome, PipelineHost, Services
+from edge_agent.host import Outcome, PipelineHost, Services, Shelves
 from edge_agent.store import Checkpoint
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.version import PipelineVersion
@@ -45,6 +45,7 @@ class Keeper:
         self.status = Status("pending", since=clock.wall_text())
         self.deaths = 0  # quick ones in a row
         self.restarts = 0
+        self.shelves: Shelves = {}
         self._wanted: PipelineVersion | None = version
         self._is_suspended = False
         self._lost = ""  # what the change of version cost, for the operator
@@ -92,6 +93,12 @@ class Keeper:
             await self.host.set_params(params)
         self._on_change()
 
+    async def set_shelves(self, shelves: Shelves) -> None:
+        """See `PipelineHost.set_shelves`; a runner that starts later knows them before its first row."""
+        self.shelves = shelves
+        if self.host is not None:
+            await self.host.set_shelves(shelves)
+
     async def tell(self, what: str, incident: str, *, by: str, reason: str, at: str) -> None:
         """See `PipelineHost.tell`."""
         if self.host is not None:
@@ -106,7 +113,14 @@ class Keeper:
             await self.drain_other_version()
             if self._changed.is_set():
                 continue
-            host = PipelineHost(self._services, self.version, self.params, on_ready=self._on_ready, on_trouble=self._on_trouble)
+            host = PipelineHost(
+                self._services,
+                self.version,
+                self.params,
+                on_ready=self._on_ready,
+                on_trouble=self._on_trouble,
+                shelves=self.shelves,
+            )
             outcome = await self._run_once(host)
             if not self._changed.is_set():
                 await self._back_off(outcome)

@@ -99,6 +99,7 @@ class _Runner:
         self.secrets = dict(start.get("secrets", {}))
         self.spec = load_spec(blobs[0].decode())
         self.commit_s = float(start.get("commit_s", COMMIT_S))
+        self.shelves = start.get("shelves")
         self.tick_s = TICK_ALARMS_S if self.spec.triggers else TICK_S
         self.successor = load_spec(blobs[1].decode()) if self.mode == "drain" and blobs[1] else None
         node = start["node"]
@@ -130,6 +131,8 @@ class _Runner:
 
     def run(self) -> None:
         self.channel.send({"type": "ready"})
+        if self.shelves is not None and self.mode == "follow":
+            self._shelve(self.shelves)  # before the first row: what is shelved must not sound once more
         if self.mode == "drain":
             self._drain()
         while not self.stopping:
@@ -307,6 +310,15 @@ class _Runner:
 
             words = (header["incident"], header.get("by", ""), header.get("reason", ""))
             self._take(*getattr(run, kind)(self.plan, self.state, *words, _wall_us(), self.node_time_us()))
+        elif kind == "shelves":
+            self._shelve(header["shelves"])
+
+    def _shelve(self, shelves: Mapping[str, Sequence[Any]]) -> None:
+        from pipelines.engine import run
+        from pipelines.engine.triggers.incident import Shelf
+
+        found = {subject: Shelf(*words) for subject, words in shelves.items()}
+        self._take(*run.shelve(self.plan, self.state, found, _wall_us(), self.node_time_us()))
 
     # -- small things
 

@@ -22,7 +22,7 @@ from pipelines.engine.stage import keep_column, owners
 from pipelines.engine.state import State, Watermark
 from pipelines.engine.triggers import watch as triggers
 from pipelines.engine.triggers.arrived import Arrived
-from pipelines.engine.triggers.incident import Transition, wanted_actions
+from pipelines.engine.triggers.incident import Shelves, Transition, wanted_actions
 from pipelines.engine.watermark import NEVER_US, Stretch, advance, reached_us
 from pipelines.engine.windows import feed as windows
 
@@ -204,6 +204,12 @@ def acknowledge(
 def reset(plan: Plan, state: State, incident: str, by: str, reason: str, at_us: int, arrival_us: int) -> tuple[State, Output]:
     """Let go of an incident that a latch holds. Without effect while its cause is there."""
     return _by_hand(plan, state, "reset", incident, by, reason, at_us, arrival_us)
+
+
+def shelve(plan: Plan, state: State, shelves: Shelves, at_us: int, arrival_us: int) -> tuple[State, Output]:
+    """Follow what people shelved, which is all of `shelves` and nothing else. The same again changes nothing (I7)."""
+    state, transitions = triggers.shelve(plan.triggers, state, shelves, at_us, arrival_us)
+    return state, Output(transitions=transitions).with_actions(plan, arrival_us)
 
 
 def _by_hand(

@@ -49,7 +49,7 @@ def _reason(value: Any) -> Any:
 
 _TRANSITIONS = (
     *("raised", "cleared", "latched", "acknowledged", "reset", "retired", "reminded", "escalated"),
-    *("suppressed", "unsuppressed", "unreliable", "reliable"),
+    *("suppressed", "unsuppressed", "shelved", "unshelved", "unreliable", "reliable"),
 )
 
 
@@ -224,6 +224,8 @@ class Act(Model):
     file: str = "cases"
     ack: Acted = None
     reset: Acted = None
+    shelve: Acted = None
+    unshelve: Acted = None
     expect: Expect | None = None
 
 
@@ -357,7 +359,8 @@ def _time_misfits(cases: CasesFile, index: int) -> Iterator[Problem]:
     stopped = False
     for instant in acts:
         stopped = (stopped or instant.act.stop) and not instant.act.restart
-        if stopped and (instant.act.rows or instant.act.lines or instant.act.ack or instant.act.reset):
+        act = instant.act
+        if stopped and (act.rows or act.lines or act.ack or act.reset or act.shelve or act.unshelve):
             yield cases.problem(instant.path, "the pipeline is stopped here", "start it again before this with `restart: true`")
         if instant.act.rows and instant.act.lines:
             yield cases.problem(

@@ -23,6 +23,7 @@ from pipelines.engine.batch import Batch, Lines, parse_header
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
 from pipelines.engine.run import Output, run_batch
 from pipelines.engine.state import State, entries, restore
+from pipelines.engine.triggers.incident import Shelf
 from pipelines.engine.triggers.watch import resume
 from pipelines.tools import records
 from pipelines.tools.cases import Act, Case, CasesFile, Instant, Who, instants
@@ -108,6 +109,7 @@ class _Story:
         self.running = True
         self.recent, self.whole = Seen(), Seen()
         self.alarms: dict[tuple[str, str], Alarm] = {}
+        self.shelves: dict[str, Shelf] = {}
         self.checker = Checker(player.spec, player.cases, self.start_us)
         self.headers: dict[str, tuple[str, ...]] = {}
 
@@ -150,6 +152,9 @@ class _Story:
             who = getattr(act, verb)
             if who is not None:
                 self._touch(verb, who, instant)
+        for is_on, who in ((True, act.shelve), (False, act.unshelve)):
+            if who is not None:
+                self._shelve(who, instant, is_on=is_on)
         if act.expect is not None:
             self.checker.check(act.expect, self.recent, self._now(), instant.key, (*instant.path, "expect"))
             self.recent = Seen()
@@ -204,6 +209,16 @@ class _Story:
         do = engine.acknowledge if verb == "ack" else engine.reset
         for alarm in found:
             self._take(*do(self.plan, self.state, alarm.incident, who.by, who.reason, self.now_us, self.now_us))
+
+    def _shelve(self, who: Who, instant: Instant, *, is_on: bool) -> None:
+        """A trigger, or, with a group, its open incidents."""
+        self.checker.check_trigger(who.trigger, (*instant.path, "shelve" if is_on else "unshelve"))
+        alarms = [alarm for (trigger, _), alarm in self.alarms.items() if trigger == who.trigger]
+        group = who.group
+        mine = [who.trigger] if group is None else [a.incident for a in alarms if not misfits(group, a.group, self.start_us)]
+        for subject in mine:
+            self.shelves[subject] = Shelf(is_on, who.by, who.reason)
+        self._take(*engine.shelve(self.plan, self.state, self.shelves, self.now_us, self.now_us))
 
     def _take(self, state: State, output: Output) -> None:
         self.state = state
@@ -266,7 +281,7 @@ def _next_tick(since_us: int, now_us: int) -> int:
 
 
 _BEFORE_ROWS: dict[str, Any] = {"params": {}, "stop": False, "restart": False, "link": None}
-_AFTER_ROWS: dict[str, Any] = {"expect": None, "ack": None, "reset": None}
+_AFTER_ROWS: dict[str, Any] = {"expect": None, "ack": None, "reset": None, "shelve": None, "unshelve": None}
 
 
 def _repeated(acts: Sequence[Instant]) -> list[Instant]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import nats
 from nats.aio.msg import Msg
@@ -102,8 +103,11 @@ class FakeControl:
             await self.poke()
 
     async def acknowledge(self, incident: str) -> None:
-        seq = self.document.next_seq(CONTROL)
-        self.document.add_note(Note(CONTROL, seq, "acknowledge", incident, {}, "bob", "seen", self._order[1]))
+        await self.note("acknowledge", incident)
+
+    async def note(self, kind: str, subject: str, **body: Any) -> None:
+        seq, seen = self.document.next_seq(CONTROL), self.document.seen_by(CONTROL)
+        self.document.add_note(Note(CONTROL, seq, kind, subject, body, "bob", "seen", self._order[1], seen))
         await self.poke()
 
     async def poke(self) -> None:

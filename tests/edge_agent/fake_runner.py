@@ -62,6 +62,8 @@ class FakeRunner:
             self.stopping = True
         elif header["type"] == "params":
             self.channel.send({"type": "stats", "params": header["params"]})
+        elif header["type"] == "shelves":
+            self.channel.send({"type": "stats", "shelves": header["shelves"], "told_later": True})
         elif header["type"] == "acknowledge":
             self.told.append(header["type"])
             self.transition(header["incident"], "acknowledged", by=header["by"])
@@ -144,6 +146,9 @@ class FakeRunner:
 
     def do_stats(self, stats: dict[str, Any]) -> None:
         self.channel.send({"type": "stats", **stats})
+
+    def do_tell_shelves(self, _: Any) -> None:
+        self.channel.send({"type": "stats", "shelves": self.start["shelves"]})
 
     def do_tell_secrets(self, _: Any) -> None:
         self.channel.send({"type": "stats", "secrets": self.start["secrets"]})

@@ -329,6 +329,33 @@ async def test_a_latched_incident_is_reset_on_site_and_only_then(world: World) -
         await until(lambda: _open_incidents(agent, 0))
 
 
+@with_control
+async def test_i7_a_runner_holds_what_is_shelved_whatever_was_missed(world: World) -> None:
+    async with world.agent() as agent:
+        await world.control.assign(version(READY, {"tell_shelves": 1}, {"raise": "i1"}))
+        await until(lambda: _open_incidents(agent, 1))
+        shelved = {"hot": [True, "bob", "seen"], "i1": [True, "eve", "known"]}
+        await world.control.note("shelve", "press/hot", for_s=3600)
+        await world.control.note("shelve", "other/hot", for_s=3600)
+        note = await agent.record.add_note("shelve", "i1", {"for_s": 60}, by="eve", reason="known")
+        await until(lambda: _shelves(agent) == shelved)
+        agent.keepers["press"].host.kill()  # type: ignore[union-attr]  # it runs
+        await until(lambda: agent.keepers["press"].restarts == 1 and agent.keepers["press"].is_ready)
+        await until(lambda: _shelves(agent) == shelved)
+    async with world.agent() as agent:
+        await until(lambda: agent.keepers and _shelves(agent) == shelved)
+        host = agent.keepers["press"].host
+        assert host and "told_later" not in host.stats, "it must know before its first row"
+        await agent.record.add_note("ended", "i1", {"note": note.name}, by="", reason="")
+        await world.control.note("unshelve", "press/hot")
+        await until(lambda: _shelves(agent) == {"hot": [False, "bob", "seen"], "i1": [False, "", "its time was over"]})
+
+
+def _shelves(agent: Agent) -> Any:
+    host = agent.keepers["press"].host
+    return host.stats.get("shelves") if host else None
+
+
 async def _said(agent: Agent, transition: str) -> bool:
     return [i["transition"] for i in await agent.store.incidents()] == [transition]
 

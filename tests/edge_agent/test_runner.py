@@ -239,6 +239,27 @@ def test_an_incident_is_acted_on_before_and_committed_at_once(tmp_path: Path) ->
         agent.until(lambda m: [t["transition"] for t in agent.transitions] == ["raised", "acknowledged", "cleared"])
 
 
+def test_what_is_shelved_is_so_before_the_first_row_and_until_it_is_not_any_more(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    append(log, line(0, 11))
+    with running(log) as agent:
+        agent.start(shelves={"hot": [True, "ann", "being mended"]})
+        agent.until(lambda m: agent.transitions)
+        assert [(t["transition"], t["flags"]) for t in agent.transitions] == [("raised", "shelved")]
+        agent.send("stop")
+        agent.until("stopped")
+        assert "act" not in [m["type"] for m in agent.messages]
+    with running(log) as later:
+        later.state, later.positions, later.ledger = agent.state, agent.positions, agent.ledger
+        later.start(shelves={"hot": [True, "ann", "being mended"]})
+        later.until("stats")
+        assert later.transitions == [], "a restart says nothing anew"
+        later.send("shelves", shelves={"hot": [False, "bob", "mended"]})
+        assert later.until("act")["actions"][0]["transition"] == "unshelved"
+        later.until(lambda m: later.transitions)
+        assert [(t["transition"], t["by"], t["reason"]) for t in later.transitions] == [("unshelved", "bob", "mended")]
+
+
 def test_new_params_hold_from_now_on_and_older_rows_keep_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "COMMIT_S", 0.05)
     monkeypatch.setattr(runner, "STATS_S", 0.05)

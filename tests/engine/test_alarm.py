@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine.triggers.alarm import (
+    BY_ITSELF,
+    BY_TRIGGER,
     LATE,
     NORMAL,
     TRANSITIONS,
@@ -27,7 +29,9 @@ from pipelines.engine.triggers.alarm import (
     retire,
     see,
     see_silence,
+    shelve,
     suppress,
+    unshelve,
 )
 
 S = 1_000_000
@@ -58,6 +62,8 @@ INPUTS: dict[str, Input] = {
     "reset": lambda rules, alarm, at: reset(rules, alarm, "ann", "fixed"),
     "suppressor raised": lambda rules, alarm, at: suppress(rules, alarm, "power", at),
     "suppressor cleared": lambda rules, alarm, at: suppress(rules, alarm, "", at),
+    "shelve": lambda rules, alarm, at: shelve(alarm, BY_ITSELF, "ann", "known"),
+    "unshelve": lambda rules, alarm, at: unshelve(alarm, BY_ITSELF, "ann", "mended", at),
     "retire": lambda rules, alarm, at: retire(alarm, "gone"),
 }
 
@@ -80,6 +86,8 @@ STATES: dict[str, tuple[Rules, Alarm]] = {
     "active (latch)": (LATCH, after(LATCH, HOLDS)),
     "active, latched (latch)": (LATCH, after(LATCH, HOLDS, BACK)),
     "active, suppressed": (Rules(), after(Rules(), INPUTS["when holds"], INPUTS["suppressor raised"])),
+    "active, shelved": (Rules(), after(Rules(), HOLDS, INPUTS["shelve"])),
+    "cleared, unacknowledged, shelved (ack: required)": (REQUIRED, after(REQUIRED, HOLDS, INPUTS["shelve"], BACK)),
 }
 
 
@@ -228,6 +236,36 @@ def test_a_silence_does_not_count_for_a_delay_in_node_time() -> None:
     assert see(rules, late[0], Moment(True, False, 2, 106 * S, for_us=5 * S), name)[1]
 
 
+def test_what_is_shelved_does_nothing_but_end_what_was_begun_and_annunciates_again_after_it() -> None:
+    rules = Rules(remind_us=2 * S, escalate=((3 * S, True),))
+    time: Input = lambda rules, alarm, at: pass_time(rules, alarm, at)  # noqa: E731 - an input
+    found = run(rules, HOLDS, INPUTS["shelve"], time, time, time, time, INPUTS["unshelve"], time, time, time)[1]
+    assert found == [("raised", True), ("shelved", True), ("unshelved", True), ("reminded", True), ("escalated", True)]
+    assert run(rules, HOLDS, INPUTS["shelve"], BACK, HOLDS, BACK)[1] == [
+        ("raised", True), ("shelved", True), ("cleared", True), ("raised", True), ("cleared", True),
+    ]  # the shelf of an incident ends with it  # fmt: skip
+    assert run(rules, HOLDS, INPUTS["acknowledge"], INPUTS["shelve"], INPUTS["unshelve"])[1] == [
+        ("raised", True), ("acknowledged", True), ("shelved", False), ("unshelved", False),
+    ]  # fmt: skip
+
+
+def test_a_shelf_of_the_trigger_covers_what_is_raised_under_it_and_two_shelves_are_two() -> None:
+    held = moment(True, False, shelved=True)
+    alarm, found = run(Rules(), held, INPUTS["shelve"], INPUTS["unshelve"])
+    assert (found, alarm.shelved) == ([("raised", False)], (BY_TRIGGER,))
+    alarm, steps = unshelve(alarm, BY_TRIGGER, "ann", "", 9 * S)
+    assert [(step.what, step.sounds) for step in steps] == [("unshelved", True)]
+    assert (alarm.sounded, alarm.raised_arrival_us) == (True, 9 * S)
+
+
+def test_shelved_and_suppressed_sounds_when_both_ended() -> None:
+    on, off = INPUTS["suppressor raised"], INPUTS["suppressor cleared"]
+    shelve_, unshelve_ = INPUTS["shelve"], INPUTS["unshelve"]
+    first = [("raised", True), ("shelved", True), ("suppressed", False)]
+    assert run(Rules(), HOLDS, shelve_, on, off, unshelve_)[1] == [*first, ("unsuppressed", False), ("unshelved", True)]
+    assert run(Rules(), HOLDS, shelve_, on, unshelve_, off)[1] == [*first, ("unshelved", False), ("unsuppressed", True)]
+
+
 # -- any life
 
 
@@ -244,6 +282,7 @@ moments = st.builds(
     late=st.booleans(),
     suppressor=st.sampled_from(["", "", "power"]),
     unreliable=st.booleans(),
+    shelved=st.sampled_from([False, False, True]),
 )
 rules_ = st.builds(
     Rules,
@@ -262,7 +301,11 @@ inputs_ = st.one_of(
     moments,
     moments,
     st.sampled_from(["silence", "time", "acknowledge", "reset", "retire", "suppress", "unsuppress", "pause", "time line"]),
+    st.sampled_from(["shelve", "unshelve", "shelve trigger", "unshelve trigger"]),
 )
+
+
+LOUD = ("raised", "raised_again", "unsuppressed", "unshelved", "reminded", "escalated")
 
 
 def do(rules: Rules, alarm: Alarm, what: Any, at: int) -> Result:
@@ -277,6 +320,10 @@ def do(rules: Rules, alarm: Alarm, what: Any, at: int) -> Result:
         "retire": lambda: retire(alarm, ""),
         "suppress": lambda: suppress(rules, alarm, "power", at),
         "unsuppress": lambda: suppress(rules, alarm, "", at),
+        "shelve": lambda: shelve(alarm, BY_ITSELF, "ann", ""),
+        "unshelve": lambda: unshelve(alarm, BY_ITSELF, "ann", "", at),
+        "shelve trigger": lambda: shelve(alarm, BY_TRIGGER, "ann", ""),
+        "unshelve trigger": lambda: unshelve(alarm, BY_TRIGGER, "ann", "", at),
         "pause": lambda: (pause(alarm), ()),
         "time line": lambda: (forget_time_line(alarm), ()),
     }
@@ -294,7 +341,8 @@ def test_any_life_of_an_alarm_is_in_order(rules: Rules, inputs: list[Any]) -> No
         for step in steps:
             assert step.what in TRANSITIONS
             assert step.incident == f"i{alarm.occurrence}"
-            horn = horn or (step.sounds and step.what in ("raised", "raised_again", "unsuppressed"))
+            horn = horn or (step.sounds and step.what in ("raised", "raised_again", "unsuppressed", "unshelved"))
+            assert not (step.sounds and step.after.shelved and step.what in LOUD), step
         made = [step.what for step in steps]
         assert (not alarm.is_open) <= (alarm == NORMAL._replace(**kept(alarm)))  # what is closed leaves nothing behind
         assert alarm.active <= alarm.is_open
@@ -309,6 +357,10 @@ def test_any_life_of_an_alarm_is_in_order(rules: Rules, inputs: list[Any]) -> No
             assert what in ("reset", "retire")
         if before.is_open and not alarm.is_open and rules.ack == "required" and before.sounded and what != "retire":
             assert before.acknowledged or what in ("acknowledge", "reset")
+        if before.is_open and (not before.shelved) != (not alarm.shelved):
+            assert {"shelved", "unshelved", "cleared", "acknowledged", "reset", "retired", "raised_again"} & set(made)
+        if before.shelved and alarm.is_open and alarm.active and not (alarm.shelved or alarm.acknowledged or alarm.suppressed):
+            assert alarm.sounded, "active, nobody looked at it, nothing holds it back: it must have annunciated"
         if not alarm.is_open and horn:
             assert steps[-1].sounds  # whoever was called is told the end
             horn = False

@@ -142,7 +142,18 @@ def long_stretches(draw: st.DrawFn) -> list[Instant]:
 Split = Callable[[int], list[int]]
 
 
-def play(instants: list[Instant], split: Split, between: Callable[[Run], None] = lambda made: None, text: str = TEXT) -> Run:
+def _nothing(made: Run) -> None:
+    pass
+
+
+def play(
+    instants: list[Instant],
+    split: Split,
+    between: Callable[[Run], None] = _nothing,
+    text: str = TEXT,
+    after: Callable[[Run], None] = _nothing,
+) -> Run:
+    """`between` runs after each batch, `after` after each instant."""
     made = Run(compiled(text))
     for one in instants:
         if not one.source:
@@ -157,6 +168,7 @@ def play(instants: list[Instant], split: Split, between: Callable[[Run], None] =
             offset += sum(len(r.encode()) + 1 for r in one.rows[start:stop])
             made.feed(replace(part, lines=replace(part.lines, offsets=_int64(offsets))))
             between(made)
+        after(made)
     return made.finish()
 
 

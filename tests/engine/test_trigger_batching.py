@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batching import Instant, Split, equal, inputs, long_stretches, outcome, play, record, single, whole
 
+from pipelines.engine.run import shelve
 from pipelines.engine.state import State, entries, restore
 from pipelines.engine.triggers.alarm import Alarm
+from pipelines.engine.triggers.incident import Shelf, alarms_of
 
 TEXT = pipeline("""
 windows:
@@ -139,6 +141,35 @@ class Store:
         self.stored.update(put)
         ledger = json.loads(json.dumps(made.state.ledger()))
         self.last = made.state = restore(made.state.lineage, list(self.stored.items()), ledger, made.state.epoch + 1)
+
+
+def shelving(made: Run) -> None:
+    """What people decide between two instants: it depends on what was fed, not on how it was cut."""
+    fed = made.state.sources.get("s", {}).get("read", 0) + made.state.sources.get("s2", {}).get("read", 0)
+    open_ = sorted(a.incident for cells in alarms_of(made.state) for a in (Alarm(*c) for c in cells.values()) if a.incident)
+    shelves = {name: Shelf(True, "ann", "known") for name in ("sliding", "silent") if fed % 3 != 0}
+    shelves |= {incident: Shelf(True, "bob", "seen") for incident in open_[fed % 2 :: 2]}
+    state, output = shelve(made.plan, made.state, shelves, fed, 10**9)
+    again, nothing = shelve(made.plan, state, shelves, 0, 10**9)
+    assert not nothing.transitions and again.cells == state.cells, "the same again changes nothing"
+    made.state, made.output = state, made.output + output
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.one_of(inputs(), long_stretches()), st.randoms(use_true_random=False))
+def test_i14_batching_is_invisible_while_people_shelve(instants: list[Instant], chance: random.Random) -> None:
+    expected = captured(play(instants, whole, text=TEXT, after=shelving))
+    equal(captured(play(instants, single, text=TEXT, after=shelving)), expected)
+    some: Split = lambda n: sorted(chance.sample(range(n), min(n, 3)))  # noqa: E731 - as above
+    stored_often = stripped(captured(play(instants, some, Store(), text=TEXT, after=shelving)))
+    equal(stored_often, stripped(expected))
+
+
+def test_people_who_shelve_are_heard_in_the_batching_test() -> None:
+    made = play(long_stream(1), whole, text=TEXT, after=shelving)
+    kinds = {(t.trigger, t.transition) for t in made.output.transitions}
+    assert {("sliding", "shelved"), ("sliding", "unshelved"), ("votes", "shelved"), ("votes", "unshelved")} <= kinds
+    assert any(t.transition == "raised" and t.flags.startswith("shelved") for t in made.output.transitions)
 
 
 @settings(deadline=None, max_examples=12)

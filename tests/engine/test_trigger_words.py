@@ -14,10 +14,11 @@ from engine_support import T0, Run, S, batch, compiled, ledgers_balance, pipelin
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import compile_plan
-from pipelines.engine.run import acknowledge, drain, reset
+from pipelines.engine.run import acknowledge, drain, reset, shelve
 from pipelines.engine.state import State, entries, restore
 from pipelines.engine.triggers import watch as triggers
 from pipelines.engine.triggers.arrived import Arrived
+from pipelines.engine.triggers.incident import Shelf
 from pipelines.engine.triggers.watch import SPAN_ROWS_MAX, resume
 
 
@@ -369,6 +370,73 @@ def test_a_trigger_that_is_gone_is_retired_and_its_horn_stopped() -> None:
     made.state, output = drain(made.plan, made.state, compile_plan(load_spec(pipeline())), 0)
     assert [(t.transition, t.state) for t in output.transitions] == [("retired", "closed")]
     assert [a.transition for a in output.actions] == ["retired"]
+
+
+HORN = """
+t:
+  over: latest
+  by: [k]
+  when: v > 10
+  actions:
+    on_raise:
+      - log
+    on_ack:
+      - log
+"""
+
+
+def shelve_all(made: Run, arrival_s: float, **shelves: bool) -> list[tuple[str, str]]:
+    """(transition, by); on top of what the run gave."""
+    found = {name: Shelf(on, "ann", "being mended") for name, on in shelves.items()}
+    made.state, output = shelve(made.plan, made.state, found, T0, int(arrival_s * S))
+    made.output += output
+    return [(t.transition, t.by) for t in output.transitions]
+
+
+def test_a_shelved_trigger_covers_its_later_incidents_until_it_is_taken_back() -> None:
+    made = run(HORN, row(0, "a", 11))
+    assert shelve_all(made, 101, t=True) == [("shelved", "ann")]
+    made.feed(batch([row(1, "b", 11), row(2, "a", 1), row(3, "a", 12)], 102), timer(9_000))
+    assert [(t.transition, t.flags, t.reason) for t in made.output.transitions[2:]] == [
+        ("raised", "shelved", "shelved"), ("cleared", "", ""), ("raised", "shelved", "shelved"),
+    ]  # fmt: skip
+    assert [a.transition for a in made.output.actions] == ["raised", "shelved"], "the horn sounds once, and is stopped"
+    assert shelve_all(made, 9_001, t=False) == [("unshelved", "ann")] * 2
+    assert [a.transition for a in made.output.actions[2:]] == ["unshelved"] * 2, "each still active one is annunciated once"
+    assert shelve_all(made, 9_002) == []
+
+
+def test_a_shelf_goes_with_its_incident_and_not_to_the_next() -> None:
+    made = run(HORN, row(0, "a", 11))
+    first = made.output.transitions[0].incident
+    shelve_all(made, 101, **{first: True})
+    made.feed(batch([row(1, "a", 1), row(2, "a", 11)], 102))
+    assert [(t.transition, t.flags) for t in made.output.transitions[1:]] == [
+        ("shelved", "shelved"), ("cleared", ""), ("raised", ""),
+    ]  # fmt: skip
+    assert shelve_all(made, 103, **{first: True}) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "first", "later"),
+    [(HORN.replace("> 10", "> 9"), "", "shelved"), (HORN.replace("by: [k]", "by: [n]"), "retired", "shelved")],
+)
+def test_a_new_version_inherits_what_is_shelved(after: str, first: str, later: str) -> None:
+    made = run(HORN, row(0, "a", 11))
+    shelve_all(made, 101, t=True)
+    successor = compiled(triggers_of(after))
+    state, output = drain(made.plan, made.state, successor, 0)
+    assert "".join(t.transition for t in output.transitions) == first
+    heir = Run(successor, state).feed(batch([row(5, "c", 11)], 110))
+    assert [(t.transition, t.flags, t.sounds) for t in heir.output.transitions] == [("raised", later, False)]
+
+
+def test_without_its_trigger_a_shelved_incident_is_retired_and_its_shelf_forgotten() -> None:
+    made = run(HORN, row(0, "a", 11))
+    shelve_all(made, 101, t=True)
+    state, output = drain(made.plan, made.state, compile_plan(load_spec(pipeline())), 0)
+    assert [t.transition for t in output.transitions] == ["retired"]
+    assert not [owner for owner in state.cells if owner.startswith("alarm.")]
 
 
 @pytest.mark.parametrize(

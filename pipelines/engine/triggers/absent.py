@@ -17,7 +17,7 @@ from pipelines.engine.state import Group, State
 from pipelines.engine.triggers import alarm as machine
 from pipelines.engine.triggers.alarm import NORMAL, Moment
 from pipelines.engine.triggers.arrived import Arrived, as_tuple, from_tuple
-from pipelines.engine.triggers.incident import Book, Suppression, Transition, in_order, is_more
+from pipelines.engine.triggers.incident import Book, Shelves, Suppression, Transition, in_order, is_more
 from pipelines.engine.triggers.plan import AbsentPlan
 
 CLOCK, BEGUN = "triggers", ("begun",)  # the cell that says since when node time counts: the start, or the end of a pause
@@ -185,6 +185,10 @@ class Silence:
                     book.by_hand(group, act(book.identity.rules, alarm, by, reason), at_us)
                     return True
         return False
+
+    def shelve(self, shelves: Shelves, at_us: int, arrival_us: int) -> None:
+        for book in self.books:
+            book.shelve(shelves, at_us, arrival_us)
 
     def commit(self, state: State, captured: Mapping[str, pa.Table]) -> State:
         if self.touched:

@@ -14,12 +14,14 @@ RAISED, RAISED_AGAIN, CLEARED, LATCHED = "raised", "raised_again", "cleared", "l
 ACKNOWLEDGED, RESET, RETIRED = "acknowledged", "reset", "retired"
 REMINDED, ESCALATED = "reminded", "escalated"
 SUPPRESSED, UNSUPPRESSED, UNRELIABLE, RELIABLE = "suppressed", "unsuppressed", "unreliable", "reliable"
+SHELVED, UNSHELVED = "shelved", "unshelved"
 TRANSITIONS = (
     *(RAISED, RAISED_AGAIN, CLEARED, LATCHED, ACKNOWLEDGED, RESET, RETIRED),
-    *(REMINDED, ESCALATED, SUPPRESSED, UNSUPPRESSED, UNRELIABLE, RELIABLE),
+    *(REMINDED, ESCALATED, SUPPRESSED, UNSUPPRESSED, SHELVED, UNSHELVED, UNRELIABLE, RELIABLE),
 )
 FOREVER_US = 1 << 62
 LATE = "late"  # why an incident is suppressed whose rows were older than `max_age`
+BY_ITSELF, BY_TRIGGER = "incident", "trigger"  # what somebody shelved: this incident, or all of its trigger
 
 
 class Alarm(NamedTuple):
@@ -44,7 +46,8 @@ class Alarm(NamedTuple):
     only_us: int | None = None  # event time since when only_when is true
     only_arrival_us: int | None = None
     late: bool = False  # the last row of what is pending or open was older than max_age
-    sounded_before: bool = False  # on_raise was performed for an earlier raise of the incident
+    sounded_before: bool = False  # on_raise was performed for an earlier raise of the incident, or before it was shelved
+    shelved: tuple[str, ...] = ()  # BY_ITSELF, BY_TRIGGER: as long as any is left nothing is performed but the end of what was
 
     @property
     def was_told(self) -> bool:
@@ -65,7 +68,7 @@ class Alarm(NamedTuple):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        names = ("latched", "suppressed", "unreliable", "chattering")
+        names = ("latched", "suppressed", "shelved", "unreliable", "chattering")
         return tuple(name for name in names if getattr(self, name))
 
 
@@ -102,6 +105,7 @@ class Moment(NamedTuple):
     late: bool | None = False  # older than max_age; None at a timer: as the last row was
     suppressor: str = ""
     unreliable: bool = False
+    shelved: bool = False  # its trigger is
 
 
 class Step(NamedTuple):
@@ -176,6 +180,36 @@ def suppress(rules: Rules, alarm: Alarm, suppressor: str, arrival_us: int) -> tu
     """A trigger that suppresses this one was raised, or ("") none of them is active any more."""
     change = _Change(alarm)
     _follow_suppressor(change, suppressor, arrival_us)
+    return change.result
+
+
+def shelve(alarm: Alarm, what: str, by: str, reason: str) -> tuple[Alarm, Sequence[Step]]:
+    """Somebody shelves the open incident, or (`what`) its trigger: who was called is told that it need not be looked at now."""
+    change = _Change(alarm)
+    if alarm.is_open and what not in alarm.shelved:
+        shelved = (*alarm.shelved, what)
+        if alarm.shelved:
+            change.set(shelved=shelved)
+        else:
+            told: dict[str, Any] = {"sounded": False, "sounded_before": alarm.was_told}
+            sounds = alarm.was_told and not alarm.acknowledged
+            change.step(SHELVED, sounds=sounds, by=by, reason=reason, shelved=shelved, **told)
+    return change.result
+
+
+def unshelve(alarm: Alarm, what: str, by: str, reason: str, arrival_us: int) -> tuple[Alarm, Sequence[Step]]:
+    """What is active and unacknowledged annunciates again, as if it were raised now."""
+    change = _Change(alarm)
+    if what in alarm.shelved:
+        left = tuple(one for one in alarm.shelved if one != what)
+        needs_somebody = alarm.active and not alarm.acknowledged
+        sounds = needs_somebody and not alarm.suppressed
+        times: dict[str, Any] = {"raised_arrival_us": arrival_us, "escalated": 0 if sounds else alarm.escalated}
+        if left:
+            change.set(shelved=left)
+        else:
+            sounded = sounds or (not needs_somebody and alarm.was_told)
+            change.step(UNSHELVED, sounds=sounds, by=by, reason=reason, shelved=(), sounded=sounded, **times)
     return change.result
 
 
@@ -322,6 +356,8 @@ def _raise(change: _Change, rules: Rules, m: Moment, name: Name) -> None:
         raises = (*(at for at in raises if m.t_us - at < rules.flapping_us), m.t_us)[-rules.flapping_raises :]
     chattering = rules.flapping_raises > 0 and len(raises) >= rules.flapping_raises
     suppressed = m.suppressor or (LATE if m.late else "")
+    shelved = alarm.shelved or ((BY_TRIGGER,) if m.shelved else ())
+    sounds = not suppressed and not shelved
     again = alarm.is_open
     changes: dict[str, Any] = {
         "active": True,
@@ -331,21 +367,23 @@ def _raise(change: _Change, rules: Rules, m: Moment, name: Name) -> None:
         "incident": alarm.incident or name(alarm.occurrence + 1),
         "acknowledged": False,
         "suppressed": suppressed,
-        "sounded": not suppressed,
+        "sounded": sounds,
         "sounded_before": alarm.was_told,
+        "shelved": shelved,
         "unreliable": m.unreliable,
         "chattering": chattering,
         "raises": raises,
         "raised_arrival_us": m.arrival_us,
         "escalated": 0,
     }
-    change.step(RAISED_AGAIN if again else RAISED, sounds=not suppressed, reason=_why(suppressed, chattering), **changes)
+    reason = _why(suppressed, is_shelved=bool(shelved), chattering=chattering)
+    change.step(RAISED_AGAIN if again else RAISED, sounds=sounds, reason=reason, **changes)
 
 
-def _why(suppressed: str, chattering: bool) -> str:
+def _why(suppressed: str, *, is_shelved: bool, chattering: bool) -> str:
     if suppressed:
         return "older than max_age" if suppressed == LATE else f"suppressed by {suppressed}"
-    return "chattering" if chattering else ""
+    return "shelved" if is_shelved else "chattering" if chattering else ""
 
 
 def _return_to_normal(change: _Change, rules: Rules) -> None:
@@ -380,6 +418,6 @@ def _is_untold(alarm: Alarm) -> bool:
 
 def _unsuppress(change: _Change, arrival_us: int) -> None:
     """What was not sounded is sounded now, and its times count from here."""
-    first = _is_untold(change.alarm)
+    first = _is_untold(change.alarm) and not change.alarm.shelved
     times: dict[str, Any] = {"sounded": True, "raised_arrival_us": arrival_us} if first else {}
     change.step(UNSUPPRESSED, sounds=first, suppressed="", **times)

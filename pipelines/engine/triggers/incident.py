@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.contract.language.triggers import Action, Trigger
 from pipelines.engine.cells import GONE, changed
@@ -21,7 +21,7 @@ from pipelines.engine.triggers import alarm as machine
 from pipelines.engine.triggers.alarm import ACKNOWLEDGED, CLEARED, NORMAL, RAISED, Alarm, Moment, Rules, Step
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_FORGOTTEN = ("\0more", "forgotten")
+_FORGOTTEN, _SHELF = ("\0more", "forgotten"), ("\0more", "shelf")
 _OF_KIND = {"degraded": "{trigger} cannot judge: too few rows", "source_down": "{trigger}: nothing comes from source {source}"}
 MORE = "\0more"  # the group of the one incident that stands for what is beyond a limit
 
@@ -97,8 +97,8 @@ def _shown(value: Any) -> str:
 
 
 _ACTIONS = {
-    **dict.fromkeys((machine.RAISED, machine.RAISED_AGAIN, machine.UNSUPPRESSED), "on_raise"),
-    machine.ACKNOWLEDGED: "on_ack",
+    **dict.fromkeys((machine.RAISED, machine.RAISED_AGAIN, machine.UNSUPPRESSED, machine.UNSHELVED), "on_raise"),
+    **dict.fromkeys((machine.ACKNOWLEDGED, machine.SHELVED), "on_ack"),
     **dict.fromkeys((machine.CLEARED, machine.RESET, machine.RETIRED), "on_clear"),
 }
 
@@ -118,6 +118,18 @@ def wanted_actions(spec: Trigger, transition: Transition) -> Sequence[Action]:
 
 
 Values = Mapping[str, Any]  # label of an aggregate -> its value; `count`
+
+
+class Shelf(NamedTuple):
+    """What people decided last about annunciating an incident or a trigger, and who."""
+
+    is_on: bool
+    by: str = ""
+    reason: str = ""
+
+
+NOT_SHELVED = Shelf(False)
+Shelves = Mapping[str, Shelf]  # of incidents by id, of triggers by name (`silent.source_down` is another than `silent`)
 
 
 @dataclass(slots=True)
@@ -186,7 +198,8 @@ class Book:
         for group in in_order(self.alarms):
             self.by_hand(group, machine.retire(self.alarms[group], reason), at_us)
         floor = max([self.floor, *(alarm.occurrence for alarm in self.alarms.values())])
-        return {_FORGOTTEN: NORMAL._replace(occurrence=floor)} if floor else {}
+        kept = {_SHELF: self.alarms[_SHELF]} if self.is_shelved else {}
+        return {_FORGOTTEN: NORMAL._replace(occurrence=floor), **kept} if floor else kept
 
     def follow(self, rules: Rules, at_us: int) -> None:
         """Let go of what only the rules of an older version held open."""
@@ -195,6 +208,35 @@ class Book:
                 self.put(group, alarm._replace(latched=False))
             elif alarm.is_open and not alarm.active and rules.ack != "required":
                 self.by_hand(group, machine.retire(alarm, "retired: it need not be acknowledged any more"), at_us)
+
+    # -- what people shelve
+
+    @property
+    def is_shelved(self) -> bool:
+        """Whether all incidents of this trigger are, those to come too."""
+        return _SHELF in self.alarms
+
+    def shelve(self, shelves: Shelves, at_us: int, arrival_us: int) -> list[Group]:
+        """Follow what is shelved now: nothing that is not in `shelves` stays so. The groups whose alarms changed."""
+        of_trigger = shelves.get(self.identity.trigger, NOT_SHELVED)
+        if of_trigger.is_on != self.is_shelved:
+            self.put(_SHELF, NORMAL._replace(shelved=(machine.BY_TRIGGER,)) if of_trigger.is_on else NORMAL)
+        changed_groups = []
+        for group in in_order(g for g, alarm in self.alarms.items() if alarm.is_open):
+            before = self.alarms[group]
+            if not is_more(group):
+                self._follow_shelf(group, machine.BY_TRIGGER, of_trigger, at_us, arrival_us)
+            self._follow_shelf(group, machine.BY_ITSELF, shelves.get(before.incident, NOT_SHELVED), at_us, arrival_us)
+            if self.alarms[group] is not before:
+                changed_groups.append(group)
+        return changed_groups
+
+    def _follow_shelf(self, group: Group, what: str, shelf: Shelf, at_us: int, arrival_us: int) -> None:
+        alarm = self.alarms[group]
+        if shelf.is_on and what not in alarm.shelved:
+            self.by_hand(group, machine.shelve(alarm, what, shelf.by, shelf.reason), at_us)
+        elif not shelf.is_on and what in alarm.shelved:
+            self.by_hand(group, machine.unshelve(alarm, what, shelf.by, shelf.reason, arrival_us), at_us)
 
     # -- inputs
 
@@ -210,6 +252,7 @@ class Book:
     ) -> Alarm:
         """One row or timer of a group. `at_us`: what to tell as the time, where the group has none."""
         old = self.alarm(group)
+        moment = moment._replace(shelved=True) if self.is_shelved else moment
         look = machine.see_silence if silent else machine.see
         seen = old
         if old.is_beyond and self.open < self.identity.spec.max_open:

@@ -12,7 +12,7 @@ has no data, and `on_no_data` decides.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from pipelines.engine.triggers.alarm import NORMAL, Alarm, Moment
 from pipelines.engine.triggers.arrived import Arrived, Pace, as_keys, as_tuple, from_tuple, pace
 from pipelines.engine.triggers.capture import Keeper, row_bytes
 from pipelines.engine.triggers.condition import Abstain
-from pipelines.engine.triggers.incident import Book, Identity, Suppression, Transition, is_more
+from pipelines.engine.triggers.incident import Book, Identity, Shelves, Suppression, Transition, is_more
 from pipelines.engine.triggers.latest import Latest
 from pipelines.engine.triggers.plan import AbsentPlan, AnyPlan, TriggerPlan
 from pipelines.engine.triggers.sliding import Sliding
@@ -576,11 +576,19 @@ class _Sight:
                 if alarm.incident == incident:
                     act = machine.acknowledge if verb == "acknowledge" else machine.reset
                     book.by_hand(group, act(book.identity.rules, alarm, by, reason), at_us)
-                    if not is_more(group):
-                        self._group(group).is_steady, self._group(group).quiet_at_us = False, None
-                    self._let_go_of_emptied()
+                    self._look_again([group])
                     return True
         return False
+
+    def shelve(self, shelves: Shelves, at_us: int, arrival_us: int) -> None:
+        for book in self.books:
+            self._look_again(book.shelve(shelves, at_us, arrival_us))
+
+    def _look_again(self, groups: Iterable[Group]) -> None:
+        for group in groups:
+            if not is_more(group):
+                self._group(group).is_steady, self._group(group).quiet_at_us = False, None
+        self._let_go_of_emptied()
 
     # -- state
 
@@ -781,6 +789,21 @@ def by_hand(
             return state, sight.transitions()
         plan.memory[:] = [sight]
     return state, []
+
+
+def shelve(
+    plans: Mapping[str, AnyPlan], state: State, shelves: Shelves, at_us: int, arrival_us: int
+) -> tuple[State, list[Transition]]:
+    """Follow what is shelved now, all of it: what `shelves` does not name is not."""
+    transitions: list[Transition] = []
+    for plan in plans.values():
+        sight = _sight(plan, state)
+        plan.memory.clear()
+        sight.shelve(shelves, at_us, arrival_us)
+        state = sight.commit(state, {})
+        plan.memory.append(sight)
+        transitions += sight.transitions()
+    return state, transitions
 
 
 def hand_over(
