@@ -18,6 +18,7 @@ from control_plane import artifacts, store, tables, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import Commands, Done, Writer
 from control_plane.effects import Contact
+from control_plane.notes_commands import NoteCommands
 from control_plane.query import ROWS_MAX, run_query
 from control_plane.why import why
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
@@ -32,6 +33,7 @@ class Backend(Protocol):
     """What the server offers the API."""
 
     commands: Commands
+    notes: NoteCommands
     api_token: str
 
     def contact(self) -> Contact: ...
@@ -90,6 +92,19 @@ class SetParams(_Write):
     select: str
     force: bool = False
     lock: bool = False
+
+
+class Decide(_Write):
+    kind: str = Field(pattern="^(pause|resume|pin|unpin)$")
+    reference: str
+    select: str
+    for_s: int = Field(0, ge=0, le=3650 * 86400)
+    force: bool = False
+
+
+class Comment(_Write):
+    subject: str
+    text: str
 
 
 class UnsetParams(_Write):
@@ -156,6 +171,8 @@ class Api:
             ("POST", "/v1/deployments", self.deploy),
             ("POST", "/v1/params", self.set_params),
             ("POST", "/v1/params/unset", self.unset_params),
+            ("POST", "/v1/notes", self.decide),
+            ("POST", "/v1/comments", self.comment),
             ("GET", "/v1/nodes", self.nodes),
             ("GET", "/v1/nodes/{name:path}", self.node),
             ("POST", "/v1/nodes/{name:path}/labels", self.label),
@@ -231,6 +248,16 @@ class Api:
     async def unset_params(self, request: Request) -> Any:
         body, commands = UnsetParams.model_validate_json(await _body(request)), self._backend.commands
         return await self._done(commands.unset_param, body.pipeline, body.names, body.select, body.who, self._backend.contact())
+
+    async def decide(self, request: Request) -> Any:
+        body, notes = Decide.model_validate_json(await _body(request)), self._backend.notes
+        args = (body.kind, body.reference, body.select, body.who, self._backend.contact())
+        return await self._done(notes.decide, *args, for_s=body.for_s, force=body.force)
+
+    async def comment(self, request: Request) -> Any:
+        body = Comment.model_validate_json(await _body(request))
+        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
+        return await self._done(self._backend.notes.comment, body.subject, body.text, rows, body.who)
 
     async def nodes(self, request: Request) -> Any:
         found = {"nodes": await self._backend.with_db(views.nodes, self._backend.contact())}

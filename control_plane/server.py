@@ -31,6 +31,7 @@ from control_plane.keys import KeyRing
 from control_plane.lake import Lake
 from control_plane.lake_lock import LakeLock
 from control_plane.nats_server import NatsServer, bind
+from control_plane.notes_commands import NoteCommands
 from control_plane.serving import Serving
 from control_plane.settle import Settler
 from control_plane.store import Store, now_us
@@ -61,6 +62,7 @@ class ControlPlane:
         self._store_thread = ThreadPoolExecutor(1, "store")
         self._db = StoreThread(self._store, self._store_thread)
         self._readers = ThreadPoolExecutor(4, "reader")
+        self.notes = NoteCommands(self._store)
         self.commands = Commands(self._store, self.keys)
         self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
         with self._store.write() as db:
