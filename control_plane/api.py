@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import artifacts, store, tables, views
+from control_plane import artifacts, rollouts, store, tables, views
 from control_plane.audit import Scope, run_audit
-from control_plane.commands import Commands, Done, Writer
+from control_plane.commands import VERBS, Commands, Done, Writer
+from control_plane.deployment_file import RolloutWords
 from control_plane.effects import Contact
 from control_plane.notes_commands import NoteCommands
 from control_plane.query import ROWS_MAX, run_query
@@ -84,6 +85,13 @@ class Deploy(_Write):
     select: str
     params: dict[str, str] = {}
     remove: bool = False
+    allow_empty: bool = False
+    rollout: RolloutWords = RolloutWords()
+
+
+class Steer(_Write):
+    node: str = ""
+    version: int | None = Field(None, ge=1)
 
 
 class SetParams(_Write):
@@ -92,6 +100,8 @@ class SetParams(_Write):
     select: str
     force: bool = False
     lock: bool = False
+    for_s: int = Field(0, ge=0, le=3650 * 86400)
+    allow_empty: bool = False
 
 
 class Decide(_Write):
@@ -173,6 +183,9 @@ class Api:
             ("POST", "/v1/params/unset", self.unset_params),
             ("POST", "/v1/notes", self.decide),
             ("POST", "/v1/comments", self.comment),
+            ("GET", "/v1/rollouts", self.rollouts),
+            ("POST", "/v1/rollouts/{pipeline}/undo", self.undo),
+            ("POST", "/v1/rollouts/{pipeline}/{verb}", self.steer),
             ("GET", "/v1/nodes", self.nodes),
             ("GET", "/v1/nodes/{name:path}", self.node),
             ("POST", "/v1/nodes/{name:path}/labels", self.label),
@@ -238,12 +251,29 @@ class Api:
         body, commands = Deploy.model_validate_json(await _body(request)), self._backend.commands
         if body.remove:
             return await self._done(commands.remove, body.reference, body.select, body.who, self._backend.contact())
-        return await self._done(commands.deploy, body.reference, body.select, body.params, body.who, self._backend.contact())
+        args = (body.reference, body.select, body.params, body.who, self._backend.contact(), body.rollout.pacing)
+        return await self._done(commands.deploy, *args, allow_empty=body.allow_empty)
+
+    async def rollouts(self, request: Request) -> Any:
+        pipeline = request.query_params.get("pipeline")
+        return {"rollouts": await self._backend.with_db(rollouts.status, pipeline, self._backend.contact())}
+
+    async def undo(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        return await self._done(self._backend.commands.undo, request.path_params["pipeline"], body.who, self._backend.contact())
+
+    async def steer(self, request: Request) -> Any:
+        body, verb = Steer.model_validate_json(await _body(request)), request.path_params["verb"]
+        if verb not in VERBS:
+            raise HTTPException(404, "not found")
+        args = (verb, request.path_params["pipeline"], body.who, self._backend.contact())
+        return await self._done(self._backend.commands.steer, *args, node=body.node, number=body.version)
 
     async def set_params(self, request: Request) -> Any:
         body, commands = SetParams.model_validate_json(await _body(request)), self._backend.commands
         args = (body.pipeline, body.params, body.select, body.who, self._backend.contact())
-        return await self._done(commands.set_param, *args, force=body.force, lock=body.lock)
+        options = {"force": body.force, "lock": body.lock, "for_us": body.for_s * 1_000_000, "allow_empty": body.allow_empty}
+        return await self._done(commands.set_param, *args, **options)
 
     async def unset_params(self, request: Request) -> Any:
         body, commands = UnsetParams.model_validate_json(await _body(request)), self._backend.commands

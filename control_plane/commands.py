@@ -9,16 +9,19 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import artifacts, effects, enrol, fleet, registry, store, tables, views
+from control_plane import artifacts, deployments, effects, enrol, fleet, registry, rollouts, store, tables, views
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.keys import KeyRing
-from control_plane.selector import check_label, parse_selector
+from control_plane.rollout import AT_ONCE, Pacing
+from control_plane.selector import Selector, check_label, parse_selector
 from control_plane.store import Store, now_us
 from control_plane.times import iso
 from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine.plan import load_checked
+
+VERBS = ("pause", "resume", "retry", "unban")  # of `Commands.steer`
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,31 @@ class Commands:
         ]
         return Done({"versions": rows})
 
-    def deploy(self, reference: str, select: str, params: Mapping[str, str], who: Writer, contact: Contact) -> Done:
+    def deploy(
+        self,
+        reference: str,
+        select: str,
+        params: Mapping[str, str],
+        who: Writer,
+        contact: Contact,
+        pacing: Pacing = AT_ONCE,
+        *,
+        allow_empty: bool = False,
+    ) -> Done:
         selector, (name, number) = parse_selector(select), registry.parse_reference(reference)
 
         def write(db: Connection) -> dict[str, Any]:
-            version = registry.find_version(db, name, number)
+            version, before = registry.find_version(db, name, number), registry.plans(db)
             tables.check_deployable(db, version)
-            registry.put_target(db, version, selector, registry.parse_params(version, params), who.by, who.reason)
+            check_matches(db, selector, allow_empty=allow_empty)
+            values = registry.parse_params(version, params)
+            rollout = rollouts.create(db, version, str(selector), pacing, who.by, who.reason)
+            gate = pacing.gate
+            registry.put_target(db, version, selector, values, who.by, who.reason, gate=gate, rollout=rollout.id)
             _check_rules(db, version)
-            return {"pipeline": name, "version": version.number, "select": str(selector)}
+            deployments.remember(db, name, "deploy", who.by, who.reason)
+            rollouts.begin(db, [rollout], before, name)
+            return {"pipeline": name, "version": version.number, "select": str(selector), "rollout": rollout.id}
 
         return self._and_issue(write, who, contact)
 
@@ -95,21 +114,66 @@ class Commands:
         selector = parse_selector(select)
 
         def write(db: Connection) -> dict[str, Any]:
+            before = registry.plans(db)
             registry.remove_target(db, pipeline, selector, who.by, who.reason)
+            deployments.remember(db, pipeline, "deploy --remove", who.by, who.reason)
+            rollouts.begin(db, [], before, pipeline)
             return {"pipeline": pipeline, "select": str(selector)}
 
         return self._and_issue(write, who, contact)
 
-    def set_param(
-        self, pipeline: str, words: Mapping[str, str], select: str, who: Writer, contact: Contact, *, force: bool, lock: bool
+    def steer(
+        self, verb: str, pipeline: str, who: Writer, contact: Contact, *, node: str = "", number: int | None = None
     ) -> Done:
-        selector = parse_selector(select)
+        """`rollout pause|resume|retry|unban`."""
 
         def write(db: Connection) -> dict[str, Any]:
+            if verb == "pause":
+                touched = [r.selector for r in rollouts.pause(db, pipeline, who.by, who.reason)]
+            elif verb == "resume":
+                touched = [r.selector for r in rollouts.resume(db, pipeline, who.by, who.reason, contact)]
+            elif verb == "retry":
+                touched = rollouts.retry(db, pipeline, node, who.by, who.reason)
+            else:
+                touched = rollouts.unban(db, pipeline, number, node, who.by, who.reason)
+            return {"pipeline": pipeline, "verb": verb, "touched": touched}
+
+        return self._and_issue(write, who, contact)
+
+    def undo(self, pipeline: str, who: Writer, contact: Contact) -> Done:
+        """Back to what the deployment was before its last change; what becomes of the nodes, in four groups."""
+        with self._transaction(who) as db:
+            gone = rollouts.undo(db, pipeline, who.by, who.reason)
+            changes = rollouts.issue(db, self._keys, contact)
+            nodes = fleet.all_nodes(db)
+            undone = [{**rollouts.headline(r), "groups": rollouts.groups(db, r, nodes, contact)} for r in gone]
+            summary = [line for r, row in zip(gone, undone, strict=True) for line in rollouts.describe_groups(r, row["groups"])]
+        result = {"pipeline": pipeline, "undone": undone, "summary": summary, "dry_run": who.dry_run}
+        return Done(result, [] if who.dry_run else [change.node.id for change in changes])
+
+    def set_param(
+        self,
+        pipeline: str,
+        words: Mapping[str, str],
+        select: str,
+        who: Writer,
+        contact: Contact,
+        *,
+        force: bool,
+        lock: bool,
+        for_us: int = 0,
+        allow_empty: bool = False,
+    ) -> Done:
+        """`for_us` of our own clock later the rules end; 0: they stay."""
+        selector, until = parse_selector(select), contact.now + for_us if for_us else 0
+
+        def write(db: Connection) -> dict[str, Any]:
+            check_matches(db, selector, allow_empty=allow_empty)
             values = registry.parse_params(_assigned_version(db, pipeline), words)
             for name, value in values.items():
-                registry.set_rule(db, Rule(0, pipeline, name, value, selector, who.by, who.reason, force, lock))
-            return {"pipeline": pipeline, "values": values, "select": str(selector)}
+                registry.set_rule(db, Rule(0, pipeline, name, value, selector, who.by, who.reason, force, lock), until)
+            ends = iso(until) if until else ""
+            return {"pipeline": pipeline, "values": values, "select": str(selector), "until": ends}
 
         return self._and_issue(write, who, contact)
 
@@ -161,7 +225,7 @@ class Commands:
             ahead = [node.name for node in fleet.all_nodes(db) if node.is_ahead]
             term = fleet.raise_term(db)
             store.record(db, who.by, "recover", "fleet", f"term {term}", who.reason)
-            changes = fleet.issue(db, self._keys)
+            changes = rollouts.issue(db, self._keys, contact)
             summary = effects.recovery(ahead, [(change.node, change.after) for change in changes], contact)
         return Done(
             {"term": term, "summary": summary, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes]
@@ -210,7 +274,7 @@ class Commands:
     def _and_issue(self, write: Callable[[Connection], dict[str, Any]], who: Writer, contact: Contact) -> Done:
         with self._transaction(who) as db:
             result = write(db)
-            changes = fleet.issue(db, self._keys)
+            changes = rollouts.issue(db, self._keys, contact)
             preview = effects.preview(db, changes, contact)
         return Done({**result, **preview, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes])
 
@@ -219,6 +283,20 @@ def _assigned_version(db: Connection, pipeline: str) -> registry.Version:
     """The newest version that some target assigns, else the newest there is: parameters are checked against it."""
     targets = next((d.targets for d in registry.deployments(db) if d.pipeline == pipeline), ())
     return registry.find_version(db, pipeline, max((target.number for target in targets), default=None))
+
+
+def check_matches(db: Connection, selector: Selector, *, allow_empty: bool) -> None:
+    """A selector that requires something which no node has is a slip of the pen, unless somebody says otherwise."""
+    nodes = [node for node in fleet.all_nodes(db) if not node.replaced_by]
+    if allow_empty or selector.is_everything or any(selector.matches(n.name, n.member.selectable) for n in nodes):
+        return
+    values: dict[str, set[str]] = {}
+    for node in nodes:
+        for key, value in {"name": node.name, **node.member.selectable}.items():
+            values.setdefault(key, set()).add(value)
+    keys = [key for key in dict.fromkeys([r.key for r in selector.requirements] + sorted(values)) if key in values]
+    known = "; ".join(f"{key}={','.join(sorted(values[key])[:8])}" for key in keys[:6]) or "no node has joined yet"
+    raise Refused(f"no node matches {selector}", op="select", hint=f"there are: {known}; for nodes to come: --allow-empty")
 
 
 def _check_rules(db: Connection, version: registry.Version) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from control_plane import copies, registry, store
-from control_plane.assign import Member, Plans, assign
+from control_plane import copies, registry, rollout_store, store
+from control_plane.assign import Member, Plans, assign, newly_offered
 from control_plane.copies import Told, Transition, history, notes, reports
 from control_plane.keys import KeyRing
 from control_plane.store import now_us
@@ -46,6 +46,7 @@ class Node:
     seen_digest: str  # of the document that the node last said it holds
     seen_generation: int  # of the manifest that the node last said it holds
     seen_term: int  # of that manifest
+    sent_generation: int  # of the newest manifest that we ever sent it
     settled_term: int  # both sides have agreed on the document in this term
     replaced_by: str  # id of the node that has its name now; "" for none
     local_labels: Mapping[str, str]  # those that people put on the node itself
@@ -65,6 +66,10 @@ class Node:
     def notes(self) -> Sequence[Note]:
         """Of both sides, as far as they may still matter: those in the document."""
         return self.told.notes
+
+    @property
+    def member(self) -> Member:
+        return Member(self.id, self.name, self.labels, self.manifest, self.local_labels)
 
     @property
     def has_newest_manifest(self) -> bool:
@@ -132,7 +137,7 @@ def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) ->
     A node that is ahead gets none: its numbers would be given twice. It waits for `recover`.
     """
     plans, now = registry.plans(db), term(db)
-    changes = []
+    changes, offers = [], list[tuple[int, str, int]]()
     for node in all_nodes(db) if only is None else [find_node(db, name) for name in only]:
         if node.is_ahead and node.seen_term >= now:
             continue
@@ -144,6 +149,8 @@ def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) ->
         signed = SignedManifest.sign(wanted, keys.control)
         _update(db, node.id, manifest=signed.body, signature=signed.signature)
         changes.append(Change(node, node.manifest, wanted))
+        offers += [(rollout, node.id, wanted.generation) for rollout in newly_offered(member, plans, wanted)]
+    rollout_store.note_offers(db, offers)
     return changes
 
 
@@ -235,6 +242,8 @@ def exchange(db: Connection, keys: KeyRing, node_id: str, data: bytes) -> Exchan
     if node.signed and request.manifest and (request.term, request.generation) == issued:
         _compare_manifests(db, node, node.signed, request.manifest)
     newer = issued > (request.term, request.generation)
+    if newer and node.sent_generation != issued[1]:
+        _update(db, node_id, sent_generation=issued[1])
     has_document = digest != request.document
     return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=has_document, node=node_id)
 
@@ -340,6 +349,7 @@ def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
         row.seen_digest,
         row.seen_generation,
         row.seen_term,
+        row.sent_generation,
         row.settled_term,
         row.replaced_by,
         json.loads(row.local),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from control_plane import artifacts, store
+from control_plane import artifacts, rollout_store, store
 from control_plane.assign import Deployment, Plans, Rule, Target
 from control_plane.lineage import WindowKey
 from control_plane.selector import Selector, parse_selector
@@ -19,7 +19,7 @@ from control_plane.times import iso
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
 from pipelines.contract.errors import Problem, Refused, SpecError, WrongUsage
 from pipelines.contract.keys import Key
-from pipelines.contract.node_state import Scalar
+from pipelines.contract.node_state import Gate, Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
 
 
@@ -97,10 +97,21 @@ def newest_versions(db: Connection) -> list[Version]:
     return list(newest.values())
 
 
-def put_target(db: Connection, version: Version, selector: Selector, params: Mapping[str, Scalar], by: str, reason: str) -> None:
+def put_target(
+    db: Connection,
+    version: Version,
+    selector: Selector,
+    params: Mapping[str, Scalar],
+    by: str,
+    reason: str,
+    *,
+    gate: Gate,
+    rollout: int,
+) -> None:
     """Have the nodes of `selector` run `version`. A selector already there keeps its place; a new one goes first, `all` last."""
     table, text = store.targets, str(selector)
     values = {"number": version.number, "digest": version.digest, "by": by, "reason": reason, "at": now_us()}
+    values |= {"gate": json.dumps(asdict(gate)), "rollout": rollout}
     here = sa.and_(table.c.pipeline == version.pipeline, table.c.selector == text)
     present = db.execute(sa.select(table).where(here)).first()
     if present is not None:
@@ -130,18 +141,28 @@ def deployments(db: Connection) -> list[Deployment]:
     table, found = store.targets, dict[str, list[Target]]()
     for row in db.execute(sa.select(table).order_by(table.c.pipeline, table.c.position)):
         target = Target(
-            parse_selector(row.selector), row.number, row.digest, json.loads(row.params), row.by, row.reason, iso(row.at)
+            parse_selector(row.selector),
+            row.number,
+            row.digest,
+            json.loads(row.params),
+            row.by,
+            row.reason,
+            iso(row.at),
+            Gate(**json.loads(row.gate)),
+            row.rollout,
         )
         found.setdefault(row.pipeline, []).append(target)
     return [Deployment(pipeline, tuple(targets)) for pipeline, targets in found.items()]
 
 
 def plans(db: Connection) -> Plans:
-    return Plans(tuple(deployments(db)), tuple(rules(db)), artifacts.named(db))
+    admissions, lifts = rollout_store.paces(db), rollout_store.lifts(db)
+    return Plans(tuple(deployments(db)), tuple(rules(db)), artifacts.named(db), admissions, lifts)
 
 
-def set_rule(db: Connection, rule: Rule) -> None:
-    """Add `rule` in place of one for the same pipeline, name and selector. The store gives it a new id."""
+def set_rule(db: Connection, rule: Rule, until: int = 0) -> None:
+    """Add `rule` in place of one for the same pipeline, name and selector. The store gives it a new id. It ends at `until`, in
+    microseconds since 1970 of our clock; 0: it does not."""
     _delete_rule(db, rule.pipeline, rule.name, rule.selector)
     values: dict[str, object] = {
         "pipeline": rule.pipeline,
@@ -150,8 +171,19 @@ def set_rule(db: Connection, rule: Rule) -> None:
         "selector": str(rule.selector),
     }
     values |= {"force": rule.force, "locked": rule.locked, "by": rule.by, "reason": rule.reason, "at": now_us()}
+    values["until"] = until
     db.execute(store.rules.insert().values(values))
     store.record(db, rule.by, "set", rule.pipeline, f"{rule.name}={json.dumps(rule.value)} on {rule.selector}", rule.reason)
+
+
+def end_rules(db: Connection, now: int) -> int:
+    """Take back the rules whose time is over, and tell how many there were."""
+    table = store.rules
+    over = sa.and_(table.c.until > 0, table.c.until <= now)
+    for row in db.execute(sa.select(table).where(over)).all():
+        words = f"{row.name}={row.value} on {row.selector}: its time is over"
+        store.record(db, row.by, "unset", row.pipeline, words, row.reason)
+    return db.execute(table.delete().where(over)).rowcount
 
 
 def unset_rule(db: Connection, pipeline: str, name: str, selector: Selector, by: str, reason: str) -> None:
@@ -174,6 +206,7 @@ def rules(db: Connection) -> list[Rule]:
             row.reason,
             force=row.force,
             locked=row.locked,
+            until=iso(row.until) if row.until else "",
         )
         for row in db.execute(sa.select(store.rules).order_by(store.rules.c.id))
     ]

@@ -20,7 +20,7 @@ import uvicorn
 from nats.aio.msg import Msg
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane import artifacts, enrol, fleet, removal
+from control_plane import artifacts, enrol, fleet, removal, rollouts
 from control_plane.api import Api
 from control_plane.bus import Bus
 from control_plane.commands import Commands, Done, Writer
@@ -45,6 +45,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FLUSH_SEEN_S = 10.0
+ROLL_S, REST_S = 5.0, 0.2  # between two looks at the rollouts: at most, at least
 MAIN = "main"  # of the ingest processes of a data directory the one in the control plane itself
 
 
@@ -79,6 +80,7 @@ class ControlPlane:
         self._chunks = artifacts.Chunks(lambda digest: self.with_db(artifacts.whole, digest))
         self._seen: dict[str, int] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
+        self._news = asyncio.Event()
 
     @property
     def nats_url(self) -> str:
@@ -102,6 +104,7 @@ class ControlPlane:
                     group.create_task(self._ingest.run()),
                     group.create_task(self._serving.run()),
                     group.create_task(self._flush_seen()),
+                    group.create_task(self._roll()),
                 ]
                 api = group.create_task(http.serve(sockets=[self._api_socket]))
                 announce = group.create_task(self._announce(http))
@@ -169,6 +172,7 @@ class ControlPlane:
 
         await self._bus.answer(message, node, await self._checked("exchange", node, answer))
         self._seen[node] = now_us()
+        self._news.set()
 
     async def _on_artifact(self, node: str, message: Msg) -> None:
         reply, blobs = await self._chunks.answer(node, message.data)
@@ -177,7 +181,7 @@ class ControlPlane:
     async def _on_join(self, token: str, message: Msg) -> None:
         def answer(db: Any) -> JoinReply:
             reply = enrol.join(db, self.keys, token, message.data)
-            fleet.issue(db, self.keys)
+            rollouts.issue(db, self.keys, self.contact())
             return reply
 
         try:
@@ -214,6 +218,19 @@ class ControlPlane:
             await self._db.try_note(fleet.flush_last_seen, dict(self._seen))
             with contextlib.suppress(SQLAlchemyError):
                 await self.revoke()  # what another process removed
+
+    async def _roll(self) -> None:
+        """Rollouts and what else waits for news or time (I7). It rests, so that many nodes coming back at once are one pass."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), ROLL_S)
+            self._news.clear()
+            began = time.monotonic()
+            try:
+                await self.poke(await self.with_db(rollouts.tick, self.keys, self.contact()))
+            except Exception as error:  # noqa: BLE001 - a full disk or a locked database must not end the process
+                log.error("rollouts wait", reason=str(error).partition("\n")[0])
+            await asyncio.sleep(max(REST_S, 5 * (time.monotonic() - began)))
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()

@@ -67,9 +67,68 @@ targets = sa.Table(
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("params", sa.Text, nullable=False),  # JSON: name -> value
+    sa.Column("gate", sa.Text, nullable=False),  # JSON: `Gate`
+    sa.Column("rollout", sa.Integer, nullable=False),  # its newest
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+deployment_states = sa.Table(  # every state that a deployment had: what `rollout undo` goes back to
+    "deployment_states",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("pipeline", sa.Text, nullable=False, index=True),
+    sa.Column("back", sa.Integer),  # the state that an undo of this one returns to
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("targets", sa.Text, nullable=False),  # JSON: rows of `deployment_targets`
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("pipeline", sa.Text, nullable=False, index=True),
+    sa.Column("selector", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("steps", sa.Text, nullable=False),  # as written; "" for everywhere at once
+    sa.Column("soak_us", sa.BigInteger, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # one of rollout.STATES
+    sa.Column("was", sa.Text, nullable=False),  # the state before it was superseded
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("since", sa.BigInteger, nullable=False),  # when a node was first admitted in this step; 0: none yet
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+rollout_nodes = sa.Table(
+    "rollout_nodes",
+    _metadata,
+    sa.Column("rollout", sa.Integer, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("admitted", sa.BigInteger, nullable=False),  # when; 0: not
+    sa.Column("generation", sa.Integer, nullable=False),  # of the manifest that first carried it; 0: none
+    sa.Column("failed", sa.Text, nullable=False),  # why it failed there; "": it did not
+    sa.Column("excused", sa.Boolean, nullable=False),  # `rollout resume` went on in spite of it
+    sa.Column("before", sa.Text, nullable=False),  # JSON: `Assignment` that it had; "" for none
+)
+
+lifts = sa.Table(  # bans that a node pronounced with a lower number are over
+    "lifts",
+    _metadata,
+    sa.Column("pipeline", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("lift", sa.Integer, nullable=False),
 )
 
 rules = sa.Table(
@@ -82,6 +141,7 @@ rules = sa.Table(
     sa.Column("selector", sa.Text, nullable=False),
     sa.Column("force", sa.Boolean, nullable=False),
     sa.Column("locked", sa.Boolean, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),  # ends then; 0: does not
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
@@ -106,6 +166,7 @@ nodes = sa.Table(
     sa.Column("seen_digest", sa.Text, nullable=False),  # of the document, as the node last claimed to hold it
     sa.Column("seen_generation", sa.Integer, nullable=False),  # of the manifest, as the node last claimed to hold it
     sa.Column("seen_term", sa.Integer, nullable=False),  # of that manifest
+    sa.Column("sent_generation", sa.Integer, nullable=False, server_default="0"),  # of the newest manifest that it was sent
     sa.Column("settled_term", sa.Integer, nullable=False),  # both sides have agreed on the document in this term
     sa.Column("replaced_by", sa.Text, nullable=False),  # id of the node that has its name now; "" for none
     sa.Column("local", sa.Text, nullable=False, default="{}"),  # JSON: the labels that people put on the node itself

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     *sorted(p for p in (ROOT / "pipelines").rglob("*.py")),
     ROOT / "edge_agent" / "reconcile.py",
-    ROOT / "control_plane" / "assign.py",
+    *(ROOT / "control_plane" / name for name in ("assign.py", "rollout.py", "deployment_file.py")),
 ]
 IMPURE = frozenset(
     {

@@ -13,14 +13,27 @@ from typing import Annotated, NoReturn
 import typer
 
 from control_plane import output
-from control_plane.cli import artifacts, authors, catalog, incidents, lake, nodes, notes, pipelines, refused, server, testing
+from control_plane.cli import (
+    artifacts,
+    authors,
+    catalog,
+    incidents,
+    lake,
+    nodes,
+    notes,
+    pipelines,
+    refused,
+    rollouts,
+    server,
+    testing,
+)
 from control_plane.cli.common import DataDir
 from pipelines.contract.errors import TidewireError
 
 CONTROL_EXTRA = ("cryptography", "deltalake", "sqlalchemy")  # modules of the extra `control` in pyproject.toml
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for module in (server, authors, testing, catalog, pipelines, artifacts, nodes, notes, incidents, lake, refused):
+for module in (server, authors, testing, catalog, pipelines, rollouts, artifacts, nodes, notes, incidents, lake, refused):
     app.add_typer(module.app)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import typer
 
 from control_plane import output
+from pipelines.contract.duration import parse_duration
 from pipelines.contract.errors import Problem, TidewireError, WrongUsage
 from pipelines.contract.yaml_reader import decode
 
@@ -30,6 +31,9 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="The control plane's directory. Default: $TIDEWIRE_HOME or ~/.tidewire.")
 ]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE, may repeat.")]
+
+
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Also when no node matches yet.")]
 
 
 def write(path: str, body: dict[str, Any], reason: str, dry_run: bool, as_json: bool) -> None:
@@ -74,6 +78,13 @@ def pairs(words: list[str]) -> dict[str, str]:
     if wrong is not None:
         raise WrongUsage(f"{wrong!r} is not NAME=VALUE", hint="write NAME=VALUE without spaces")
     return dict(word.split("=", 1) for word in words)
+
+
+def seconds(text: str) -> int:
+    try:
+        return max(1, parse_duration(text) // 1_000_000)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def read(file: Path) -> str:

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane import output
-from control_plane.cli.common import DryRun, Json, Reason, client, pairs, quoted, who, write
-from pipelines.contract.duration import parse_duration
-from pipelines.contract.errors import WrongUsage
+from control_plane.cli.common import DryRun, Json, Reason, client, pairs, quoted, seconds, who, write
 
 app = typer.Typer()
 tokens = typer.Typer(no_args_is_help=True, help="Let new nodes in.")
@@ -31,7 +29,7 @@ def token_create(
     as_json: Json = False,
 ) -> None:
     """Make a secret that lets nodes join."""
-    body = {"labels": pairs(label or []), "uses": uses, "ttl_s": _seconds(ttl), **who(reason, dry_run)}
+    body = {"labels": pairs(label or []), "uses": uses, "ttl_s": seconds(ttl), **who(reason, dry_run)}
     made = client().post("/v1/join-tokens", body)
     if as_json:
         output.print_json(made)
@@ -107,7 +105,7 @@ def nodes_replace(
     as_json: Json = False,
 ) -> None:
     """Make a token for a new card that takes a node's place: its name, labels and pipelines."""
-    made = client().post(f"/v1/nodes/{quoted(name)}/replace", {"ttl_s": _seconds(ttl), **who(reason, dry_run)})
+    made = client().post(f"/v1/nodes/{quoted(name)}/replace", {"ttl_s": seconds(ttl), **who(reason, dry_run)})
     if as_json:
         output.print_json(made)
         return
@@ -143,13 +141,6 @@ def why(
         output.print_json(answer)
         return
     output.print_lines([*answer["lines"], ["next", answer["next"]]])
-
-
-def _seconds(text: str) -> int:
-    try:
-        return max(1, parse_duration(text) // 1_000_000)
-    except ValueError as error:
-        raise WrongUsage(str(error)) from None
 
 
 def _by(row: dict[str, Any]) -> str:

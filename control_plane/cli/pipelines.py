@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from control_plane import output
-from control_plane.cli.common import DryRun, Json, Params, Reason, Select, client, pairs, read, who, write
+from control_plane.cli.common import AllowEmpty, DryRun, Json, Params, Reason, Select, client, pairs, read, seconds, who, write
+from control_plane.cli.rollouts import Timeout, Wait, wait_for_rollout
 from pipelines.contract.errors import TidewireError
 
 app = typer.Typer()
@@ -45,13 +46,26 @@ def deploy(
     select: Select,
     param: Params = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take this target away instead.")] = False,
+    canary: Annotated[str, typer.Option(help="Steps, such as 1,10%,100%: nodes, or a share of those in contact.")] = "",
+    soak: Annotated[str, typer.Option(help="How long a version must hold, on each node and in each step.")] = "60s",
+    gate: Annotated[
+        str, typer.Option(help="What it must hold to on each node: rejected=5%,crashes=2,memory=200MiB,slower=10.")
+    ] = "",
+    failures: Annotated[int, typer.Option(min=0, help="How many nodes may fail it before the rollout is held.")] = 0,
+    allow_empty: AllowEmpty = False,
+    wait: Wait = False,
+    timeout: Timeout = "1h",
     reason: Reason = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Have the selected nodes run a version; nodes that join later too."""
-    body = {"reference": reference, "select": select, "params": pairs(param or []), "remove": remove}
-    write("/v1/deployments", body, reason, dry_run, as_json)
+    """Have the selected nodes run a version, at once or in steps; nodes that join later too."""
+    words = pairs([word for word in gate.split(",") if word])
+    rollout = {"soak": soak, "failures": failures, "gate": words, **({"steps": canary.split(",")} if canary else {})}
+    body = {"reference": reference, "select": select, "params": pairs(param or []), "remove": remove, "rollout": rollout}
+    write("/v1/deployments", {**body, "allow_empty": allow_empty}, reason, dry_run, as_json)
+    if wait and not (dry_run or remove):
+        wait_for_rollout(reference.partition("@")[0], timeout, quiet=as_json)
 
 
 @app.command("set")
@@ -61,12 +75,15 @@ def set_(
     select: Select,
     force: Annotated[bool, typer.Option("--force", help="Beat on-site overrides made before this.")] = False,
     lock: Annotated[bool, typer.Option("--lock", help="Forbid on-site overrides.")] = False,
+    for_: Annotated[str, typer.Option("--for", help="Take it back after this long, such as 8h.")] = "",
+    allow_empty: AllowEmpty = False,
     reason: Reason = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Set parameters on the selected nodes, without a new version; nodes that join later get them too."""
     body = {"pipeline": pipeline, "params": pairs(values), "select": select, "force": force, "lock": lock}
+    body |= {"for_s": seconds(for_) if for_ else 0, "allow_empty": allow_empty}
     write("/v1/params", body, reason, dry_run, as_json)
 
 

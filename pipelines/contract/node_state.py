@@ -106,14 +106,14 @@ class Manifest:
             raw = json.loads(data)
             if raw["format"] != 1:
                 raise Refused(f"manifest format {raw['format']} is not known here", op="read manifest", hint="upgrade the agent")
-            assignments = {name: _assignment(a) for name, a in raw["assignments"].items()}
+            assignments = {name: read_assignment(a) for name, a in raw["assignments"].items()}
             requests = {name: Request(**r) for name, r in raw["requests"].items()}
             return cls(**{**raw, "assignments": assignments, "requests": requests})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Refused(f"not a manifest: {error}", op="read manifest") from None
 
 
-def _assignment(raw: Mapping[str, Any]) -> Assignment:
+def read_assignment(raw: Mapping[str, Any]) -> Assignment:
     params = {name: Setting(**setting) for name, setting in raw["params"].items()}
     return Assignment(**{**raw, "params": params, "gate": Gate(**raw["gate"])})
 

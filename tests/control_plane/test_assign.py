@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.assign import Deployment, Member, Plans, Rule, Target, assign, changed_pipelines
+from control_plane.assign import Deployment, Member, Pace, Plans, Rule, Target, assign, base_of, changed_pipelines, newly_offered
 from control_plane.selector import Selector, parse_selector
 from pipelines.contract.folds import effective_params
 from pipelines.contract.node_state import Manifest, Note
@@ -87,3 +87,44 @@ def test_changes_are_told_in_words() -> None:
     assert changed_pipelines(None, before) == {"press": "starts version 1"}
     assert changed_pipelines(before, after) == {"press": "limit: 80 -> 90"}
     assert changed_pipelines(after, replace(after, assignments={})) == {"press": "removed"}
+
+
+def target(select: str, number: int, rollout: int = 0, **params: float) -> Target:
+    return Target(parse_selector(select), number, f"sha256:{number}", params, rollout=rollout)
+
+
+def test_who_is_not_admitted_keeps_what_it_had_and_its_rules() -> None:
+    old = issued(NODE, rule(1, 90))
+    new = Plans((Deployment("press", (target("all", 2, 7, limit=60),)),), (rule(1, 90),), paces={7: Pace()})
+    assert assign(old, new, term=1) is old.manifest, "nothing changes for it"
+    night = assign(old, replace(new, rules=(rule(2, 70),)), term=1)
+    assert (night.assignments["press"].number, night.assignments["press"].params["limit"].value) == (1, 70)
+    assert assign(NODE, new, term=1).assignments == {}, "who had nothing gets nothing"
+    before = {"n1": base_of(target("all", 1, limit=80))}
+    kept = assign(NODE, replace(new, rules=(), paces={7: Pace(frozenset(), before)}), term=1)
+    assert (kept.assignments["press"].number, kept.assignments["press"].params["limit"].value) == (1, 80)
+    taken = assign(old, replace(new, paces={7: Pace(frozenset({"n1"}))}), term=1)
+    assert taken.assignments["press"].number == 2 and taken.generation == 2
+
+
+def test_a_lift_reaches_the_node_as_a_new_generation() -> None:
+    first = issued(NODE)
+    lifted = assign(first, Plans((EVERYWHERE,), lifts={("press", "n1", "sha256:1"): 2}), term=1)
+    assert first.manifest and lifted.generation == first.manifest.generation + 1
+    assert lifted.assignments["press"].lift == 2
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(2, 5), st.booleans()), max_size=8))
+def test_a_node_never_runs_a_version_it_was_not_admitted_to(steps: list[tuple[bool, int, bool]]) -> None:
+    member = issued(NODE)
+    for rollout, (is_admitted, number, has_row) in enumerate(steps, 1):
+        had = member.manifest.assignments["press"] if member.manifest else None
+        before = {} if is_admitted or not has_row else {"n1": base_of(target("all", had.number))} if had else {}
+        pace = Pace(frozenset({"n1"} if is_admitted else ()), before)
+        wanted = assign(member, Plans((Deployment("press", (target("all", number, rollout),)),), paces={rollout: pace}), term=1)
+        assert had and wanted.assignments["press"].number == (number if is_admitted else had.number)
+        assert (wanted.generation != member.manifest.generation) == (wanted != member.manifest)  # type: ignore[union-attr]
+        plans = Plans((Deployment("press", (target("all", number, rollout),)),), paces={rollout: pace})
+        is_news = had.digest != f"sha256:{number}" or bool(had.params)
+        assert newly_offered(member, plans, wanted) == ([rollout] if is_admitted and is_news else [])
+        member = replace(member, manifest=wanted)

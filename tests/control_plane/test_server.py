@@ -70,7 +70,7 @@ def test_a_node_joins_runs_what_is_deployed_and_converges(server: ServerProcess)
 def test_a_node_that_joins_late_gets_deployments_and_rules(server: ServerProcess) -> None:
     server.apply()
     assert server.cli("deploy", "press", "-s", "all").returncode == 0
-    assert server.cli("set", "press", "mode=night", "-s", "site=lyon").returncode == 0
+    assert server.cli("set", "press", "mode=night", "-s", "site=lyon", "--allow-empty").returncode == 0
 
     async def story() -> None:
         node = await FakeNode.join(server.token("--label", "site=lyon"))
@@ -302,7 +302,7 @@ def test_why_says_the_cause_first(server: ServerProcess) -> None:
     async def story() -> None:
         node = await FakeNode.join(server.token("--label", "site=lyon"), "pi")
         assert cause("pi", "press") == "not_deployed"
-        server.cli("deploy", "press", "-s", "site=paris")
+        server.cli("deploy", "press", "-s", "site=paris", "--allow-empty")
         assert cause("pi", "press") == "not_selected"
         server.cli("deploy", "press", "-s", "name=pi", "--reason", "try it")
         assert cause("pi", "press") == "not_received"
