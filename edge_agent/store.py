@@ -505,6 +505,11 @@ class Store:
         values = (action["id"], action["pipeline"], json.dumps(action), status, tries, outcome, finished)
         await self._write(lambda db: _settle_action(db, values))
 
+    async def hold_actions(self, held: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
+        """Remember of pending actions how often they were tried, and what the last try said."""
+        rows = [(a["id"], a["pipeline"], json.dumps(a), "pending", tries, said, 0) for a, tries, said in held]
+        await self._write(lambda db: _settle_actions(db, rows))
+
     async def action_log(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last actions, newest first, for `status`."""
         return await self._read(lambda db: _action_log(db, limit))
@@ -674,6 +679,11 @@ def _settle_action(db: sqlite3.Connection, values: tuple[Any, ...]) -> None:
         " WHERE status <> 'pending' ORDER BY finished_us DESC LIMIT 1 OFFSET ?), 0)",
         (_FINISHED_ACTIONS_KEPT,),
     )
+
+
+def _settle_actions(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    for row in rows:
+        _settle_action(db, row)
 
 
 def _action_log(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:

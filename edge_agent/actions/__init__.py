@@ -6,6 +6,8 @@ Actions are stored with the references of their settings (`${secret:x}`); these 
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
@@ -13,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from edge_agent.actions import backlog
 from edge_agent.actions import exec as exec_action
 from edge_agent.actions import log as log_action
 from edge_agent.actions import webhook as webhook_action
@@ -28,8 +31,6 @@ Perform = Callable[[Mapping[str, Any], Policy], Awaitable[Outcome]]
 KINDS: dict[str, Perform] = {"log": log_action.perform, "webhook": webhook_action.perform, "exec": exec_action.perform}
 
 PROGRAMS_AT_ONCE = 4  # more incidents wait their turn, so that a storm of them does not exhaust the machine
-TRIES = 5  # without a valid_for; with one, tries go on until it is over
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 300.0  # 1, 2, 4 .. 300 s
 _FINISHED_IDS_KEPT = 1000
 _log = structlog.get_logger("actions")
 
@@ -37,7 +38,8 @@ _log = structlog.get_logger("actions")
 class Actions:
     """Performs actions by id: each at most once at a time, and not again when it is known to be done.
 
-    Actions on one target for one incident keep their order. What a commit made durable survives a restart (`resume`).
+    Actions on one target for one incident keep their order, those that wait for it all do. What a commit made durable survives a
+    restart (`resume`).
     """
 
     def __init__(self, store: Store, policy: Policy, secrets: SecretStore | None = None) -> None:
@@ -46,11 +48,17 @@ class Actions:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._finished: dict[str, None] = {}
         self._targets: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._backlogs: dict[str, backlog.Backlog] = {}
+        self._offered = itertools.count()
 
     async def resume(self) -> None:
         """Take up what a former life of the agent left undone. Call before the first `offer`."""
         self._finished = dict.fromkeys(await self._store.finished_actions())
-        for action in await self._store.pending_actions():
+        pending = await self._store.pending_actions()
+        counts = Counter(_target(action) for action in pending)
+        for action in pending:
+            if _may_wait(action) and (action["tries"] or counts[_target(action)] > backlog.DIGEST_OVER):
+                self._backlog(action).is_down = True
             self.offer(action["pipeline"], action)
 
     async def prepare(self, spec: PipelineSpec) -> None:
@@ -76,21 +84,44 @@ class Actions:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *(found.close() for found in self._backlogs.values()), return_exceptions=True)
 
     async def _see_through(self, action: dict[str, Any]) -> None:
-        target = f"{action.get('incident')} {action.get('kind')} {_target(action)}"
-        lock = self._targets.setdefault(target, asyncio.Lock())
+        order, tries = next(self._offered), int(action.pop("tries", 0))
+        lock = self._targets.setdefault(f"{action.get('incident')} {_target(action)}", asyncio.Lock())
+        if not _may_wait(action):
+            async with lock:
+                await self._finish(action, *await self._insist(action, tries))
+            return
         async with lock:
-            tries = int(action.pop("tries", 0))
-            while not (outcome := await self._try(action)).is_final:
-                tries += 1
-                if tries >= TRIES and action.get("valid_for_us") is None:
-                    outcome = Failed(f"{outcome.text} ({tries} tries)")
-                    break
+            outcome = None if self._must_wait(action) else await self._try(action)
+            if outcome is not None and not outcome.is_final:
+                tries, self._backlog(action).is_down = tries + 1, not outcome.was_reached
                 await self._store.settle_action(action, "pending", tries, outcome.text)
-                await self._pause(action, tries)
-            await self._finish(action, outcome, tries)
+            waiting = None if outcome is not None and outcome.is_final else self._backlog(action).enter(order, action, tries)
+        if waiting is not None:
+            outcome, tries = await waiting.ended, waiting.tries
+        assert outcome is not None
+        await self._finish(action, outcome, tries)
+
+    async def _insist(self, action: dict[str, Any], tries: int) -> tuple[Outcome, int]:
+        while not (outcome := await self._try(action)).is_final:
+            tries += 1
+            if tries >= backlog.TRIES and action.get("valid_for_us") is None:
+                return Failed(f"{outcome.text} ({tries} tries)"), tries
+            await self._store.settle_action(action, "pending", tries, outcome.text)
+            await self._pause(action, tries)
+        return outcome, tries
+
+    def _must_wait(self, action: Mapping[str, Any]) -> bool:
+        found = self._backlogs.get(_target(action))
+        return found is not None and (found.is_down or found.holds(str(action.get("incident"))))
+
+    def _backlog(self, action: Mapping[str, Any]) -> backlog.Backlog:
+        name = _target(action)
+        if name not in self._backlogs:
+            self._backlogs[name] = backlog.Backlog(self._try, self._left_s, self._store.hold_actions)
+        return self._backlogs[name]
 
     async def _try(self, action: Mapping[str, Any]) -> Outcome:
         """One try, once there is room for it: the wait counts against its `valid_for`."""
@@ -100,7 +131,7 @@ class Actions:
             return Refusal(f"this agent has no action {kind!r}")
         async with self._room_for(kind):
             if self._left_s(action) <= 0:
-                return Outcome("expired", "its valid_for was over")
+                return backlog.EXPIRED
             return await self._perform(perform, action)
 
     def _room_for(self, kind: str) -> AbstractAsyncContextManager[None]:
@@ -120,7 +151,7 @@ class Actions:
         return Outcome(outcome.status, masked(outcome.text, secrets))
 
     async def _pause(self, action: Mapping[str, Any], tries: int) -> None:
-        pause_s = min(BACKOFF_FIRST_S * 2 ** min(tries - 1, 16), BACKOFF_MAX_S)
+        pause_s = min(backlog.BACKOFF_FIRST_S * 2 ** min(tries - 1, 16), backlog.BACKOFF_MAX_S)
         await asyncio.sleep(max(0.0, min(pause_s, self._left_s(action))))
 
     def _left_s(self, action: Mapping[str, Any]) -> float:
@@ -146,5 +177,11 @@ class Actions:
 
 
 def _target(action: Mapping[str, Any]) -> str:
+    """What it is sent to; with the headers, which may say for whom."""
     config = action.get("config", {})
-    return str(config.get("url") or config.get("program") or "")
+    return f"{action.get('kind')} {config.get('url') or config.get('program') or ''} {config.get('headers') or ''}"
+
+
+def _may_wait(action: Mapping[str, Any]) -> bool:
+    """Whether many of them can be told in one message."""
+    return action.get("kind") == "webhook"

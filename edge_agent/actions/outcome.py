@@ -13,6 +13,7 @@ class Outcome:
 
     status: str
     text: str = ""
+    was_reached: bool = True  # whether the target answered at all
 
     @property
     def is_final(self) -> bool:
@@ -39,5 +40,5 @@ class Refusal(Outcome):
 
 
 class Retry(Outcome):
-    def __init__(self, text: str) -> None:
-        super().__init__(RETRY, text)
+    def __init__(self, text: str, *, was_reached: bool = True) -> None:
+        super().__init__(RETRY, text, was_reached)

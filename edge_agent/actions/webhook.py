@@ -1,4 +1,5 @@
-"""`webhook`: POST the incident's context as JSON. The `Idempotency-Key` header tells a repeated delivery."""
+"""`webhook`: POST the incident's context as JSON, or a digest of many (see backlog.py). The header `Idempotency-Key` tells a
+repeated delivery."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ async def perform(action: Mapping[str, Any], policy: Policy) -> Outcome:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         return Failed(str(error))
     except httpx.HTTPError as error:
-        return Retry(f"{type(error).__name__}: {error}")
+        return Retry(f"{type(error).__name__}: {error}", was_reached=False)
     if reply.is_success:
         return Done(f"HTTP {reply.status_code}")
     is_passing = reply.is_server_error or reply.status_code in _WORTH_A_RETRY
@@ -52,6 +53,8 @@ def warm() -> None:
 
 
 def _body(action: Mapping[str, Any]) -> dict[str, Any]:
+    if "digest" in action:
+        return {"id": action["id"], **action["digest"]}
     names = ("id", "incident", "pipeline", "trigger", "transition")
     return {**action.get("context", {}), **{name: action.get(name) for name in names}}
 

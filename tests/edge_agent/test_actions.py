@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from support import open_store, until
 
-import edge_agent.actions as actions_module
-from edge_agent.actions import Actions
+from edge_agent.actions import PROGRAMS_AT_ONCE, Actions, backlog
 from edge_agent.actions import exec as exec_action
 from edge_agent.policy import Policy
 from edge_agent.store import Commit, Store
@@ -26,9 +25,13 @@ class Hook:
         self._statuses = list(statuses)
         self.calls: list[tuple[dict[str, str], Any]] = []
 
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, port: int = 0) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/alert"
+
+    @property
+    def ids(self) -> list[str]:
+        return [headers["idempotency-key"] for headers, _ in self.calls]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
@@ -68,7 +71,7 @@ def with_actions(tmp_path: Path, work: Callable[[Store, Actions], Awaitable[None
 
 async def ended(store: Store, name: str) -> dict[str, Any]:
     async def found() -> dict[str, Any] | None:
-        return next((a for a in await store.action_log() if a["id"] == name and a["status"] != "pending"), None)
+        return next((a for a in await store.action_log(2_000) if a["id"] == name and a["status"] != "pending"), None)
 
     result: dict[str, Any] = await until(found, f"the end of action {name}")
     return result
@@ -76,7 +79,7 @@ async def ended(store: Store, name: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actions_module, "BACKOFF_FIRST_S", 0.05)
+    monkeypatch.setattr(backlog, "BACKOFF_FIRST_S", 0.05)
 
 
 def test_a_webhook_carries_the_context_and_its_idempotency_key(tmp_path: Path) -> None:
@@ -239,7 +242,7 @@ def test_exec_runs_few_programs_at_once(tmp_path: Path) -> None:
         for n in range(12):
             assert (await ended(store, f"a{n}"))["status"] == "done"
         counts = [int(line) for line in (tmp_path / "seen").read_text().split()]
-        assert (len(counts), max(counts) <= actions_module.PROGRAMS_AT_ONCE) == (12, True)
+        assert (len(counts), max(counts) <= PROGRAMS_AT_ONCE) == (12, True)
 
     with_actions(tmp_path, work, Policy(exec=(str(program),)))
 
@@ -250,7 +253,7 @@ def test_a_program_that_waited_too_long_for_its_turn_is_expired(tmp_path: Path) 
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
     async def work(store: Store, actions: Actions) -> None:
-        for n in range(actions_module.PROGRAMS_AT_ONCE):
+        for n in range(PROGRAMS_AT_ONCE):
             actions.offer("p", action(f"a{n}", "exec", {"program": str(program), "args": ["early"]}, incident=f"i{n}"))
         late = action("late", "exec", {"program": str(program), "args": ["late"]}, incident="late")
         actions.offer("p", {**late, "at_us": store.clock.now_us(), "valid_for_us": 200_000})
