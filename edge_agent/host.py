@@ -31,7 +31,7 @@ from edge_agent.secret_store import SecretStore
 from edge_agent.store import Checkpoint, Commit, Store
 from edge_agent.supervisor import RunnerProcess, Supervisor
 from edge_agent.wire import parts
-from pipelines.contract import interpolate
+from pipelines.contract import causes, interpolate
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.interpolate import SECRET, Values
@@ -90,6 +90,7 @@ class Outcome:
     reason: str = ""
     hint: str = ""
     ran_s: float = 0.0  # since it was ready; 0: it never was
+    code: str = ""  # one of `causes.CODES`, when it failed for a known cause
 
 
 class PipelineHost:
@@ -137,7 +138,7 @@ class PipelineHost:
         try:
             return await self._run()
         except TidewireError as error:
-            return Outcome("failed", str(error), error.hint, self._ran_s())
+            return Outcome("failed", str(error), error.hint, self._ran_s(), error.code)
         except Exception as error:  # noqa: BLE001 - whatever it is, only this pipeline fails
             self._log.exception("this pipeline cannot be hosted")  # its siblings go on (I11)
             return Outcome("failed", str(error) or repr(error), ran_s=self._ran_s())
@@ -148,7 +149,7 @@ class PipelineHost:
         try:
             self._runner = await self._services.supervisor.start(self.version.pipeline)
         except (OSError, EOFError) as error:  # the fork server itself was killed; the next start brings up another
-            return Outcome("died", f"no runner could be started: {error}")
+            return Outcome("died", f"no runner could be started: {error}", code=causes.STARTING)
         answering = asyncio.create_task(self._answer_commits())
         watching = asyncio.create_task(self._kill_when_hung())
         try:
@@ -261,7 +262,7 @@ class PipelineHost:
                 if kind == "stopped":
                     self._outcome = Outcome("stopped", ran_s=self._ran_s())
                 elif kind == "failed":
-                    self._outcome = Outcome("failed", str(header.get("reason")), str(header.get("hint", "")), self._ran_s())
+                    self._outcome = _failed(header, self._ran_s())
                 else:
                     handlers[kind](header, blobs)
             except EOFError:
@@ -353,6 +354,11 @@ def _to_commit(header: dict[str, Any], blobs: list[bytes]) -> Commit:
         actions=header["actions"],
         quarantined=[Chunk(rows, data) for rows, data in zip(kept, blobs[len(blobs) - len(kept) :], strict=True)],
     )
+
+
+def _failed(header: Mapping[str, Any], ran_s: float) -> Outcome:
+    reason, hint, code = (str(header.get(word, "")) for word in ("reason", "hint", "code"))
+    return Outcome("failed", reason, hint, ran_s, code if code in causes.CODES else "")
 
 
 def _how_it_ended(status: int) -> str:

@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from edge_agent import former
-from edge_agent.agent import facts
 from edge_agent.config import Identity, make_private_dir, write_private
 from edge_agent.link import LinkDown, Login, connected
+from edge_agent.reporting import facts
 from pipelines.contract import subjects
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError
 from pipelines.contract.keys import Key

@@ -12,6 +12,7 @@ import structlog
 from edge_agent import clock
 from edge_agent.host import Outcome, PipelineHost, Services, Shelves
 from edge_agent.store import Checkpoint
+from pipelines.contract import causes
 from pipelines.contract.node_state import Scalar
 from pipelines.contract.version import PipelineVersion
 
@@ -30,6 +31,7 @@ class Status:
     phase: str
     reason: str = ""
     since: str = ""
+    code: str = ""  # one of `causes.CODES`; "" when it is as it should be
 
 
 class Keeper:
@@ -48,6 +50,7 @@ class Keeper:
         self.shelves: Shelves = {}
         self._wanted: PipelineVersion | None = version
         self._is_suspended = False
+        self.trouble = ""  # what keeps its sources from giving rows
         self._lost = ""  # what the change of version cost, for the operator
         self._changed = asyncio.Event()
         self._log = structlog.get_logger("keeper").bind(pipeline=version.pipeline)
@@ -109,7 +112,7 @@ class Keeper:
             self._changed.clear()
             self.version = self._wanted
             if self.deaths < DEATHS_TO_FAIL:
-                self._set("pending")
+                self._set("pending", code=causes.STARTING)
             await self.drain_other_version()
             if self._changed.is_set():
                 continue
@@ -172,7 +175,7 @@ class Keeper:
         reason = outcome.reason or "the runner stopped by itself"
         if outcome.kind == "failed" or self.deaths >= DEATHS_TO_FAIL:
             self.deaths = max(self.deaths, DEATHS_TO_FAIL)
-            self._set("failed", reason + (f" ({outcome.hint})" if outcome.hint else ""))
+            self._set("failed", reason + (f" ({outcome.hint})" if outcome.hint else ""), outcome.code or causes.FAILED)
         pause_s = min(BACKOFF_FIRST_S * 2 ** min(self.deaths - 1, 16), BACKOFF_MAX_S)
         self._log.warning("the runner ended", how=outcome.kind, reason=reason, restart_in_s=pause_s)
         with suppress(TimeoutError):
@@ -185,21 +188,27 @@ class Keeper:
             await self.host.stop()
 
     def _on_ready(self) -> None:
+        self.trouble = ""
         if self.deaths < DEATHS_TO_FAIL:
-            self._set("running", self._lost)
+            self._set_running()
         self._on_change()
 
     def _on_trouble(self, trouble: str) -> None:
         """It runs all the same; the centre should know why no rows come."""
+        self.trouble = trouble
         if self.status.phase == "running":
-            self._set("running", "; ".join(text for text in (self._lost, trouble) if text))
+            self._set_running()
 
     def _on_long_life(self, host: PipelineHost) -> None:
         if host is self.host and host.is_ready:
             self.deaths = 0
-            self._set("running", self._lost)
+            self._set_running()
 
-    def _set(self, phase: str, reason: str = "") -> None:
+    def _set_running(self) -> None:
+        told = "; ".join(text for text in (self._lost, self.trouble) if text)
+        self._set("running", told, causes.TROUBLED if self.trouble else "")
+
+    def _set(self, phase: str, reason: str = "", code: str = "") -> None:
         if (phase, reason) != (self.status.phase, self.status.reason):
-            self.status = Status(phase, reason, clock.wall_text())
+            self.status = Status(phase, reason, clock.wall_text(), code)
             self._on_change()

@@ -1,4 +1,4 @@
-"""The node's own API on a Unix socket that only its owner may open: what `status`, `set`, `unset` and `ack` talk to."""
+"""The node's own API on a Unix socket that only its owner may open: what `status` and the on-site verbs talk to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edge_agent import onsite
 from edge_agent.agent import Agent
+from edge_agent.onsite import incidents, labels, params, pipelines
 from edge_agent.status import status
 from pipelines.contract.errors import TidewireError
 
@@ -42,31 +43,42 @@ def application(agent: Agent) -> Starlette:
     async def get_incidents(request: Request) -> object:
         return await agent.store.incidents()
 
-    async def post_set(request: Request) -> object:
-        body = await _body(request)
-        return {"done": await onsite.set_params(agent, body["pipeline"], body["values"], **_who(body))}
-
-    async def post_unset(request: Request) -> object:
-        body = await _body(request)
-        return {"done": await onsite.unset_params(agent, body["pipeline"], body["names"], **_who(body))}
-
-    async def post_ack(request: Request) -> object:
-        body = await _body(request)
-        return {"done": await onsite.acknowledge(agent, body["incident"], **_who(body))}
-
-    async def post_reset(request: Request) -> object:
-        body = await _body(request)
-        return {"done": await onsite.reset(agent, body["incident"], **_who(body))}
-
     async def post_look(request: Request) -> object:
         agent.wake()
         return {"done": []}
 
     reads = {"/status": get_status, "/incidents": get_incidents}
-    writes = {"/set": post_set, "/unset": post_unset, "/ack": post_ack, "/reset": post_reset, "/look": post_look}
     routes = [Route(path, _answering(handler)) for path, handler in reads.items()]
-    routes += [Route(path, _answering(handler), methods=["POST"]) for path, handler in writes.items()]
+    routes += [Route("/look", _answering(post_look), methods=["POST"])]
+    routes += [Route(path, _answering(partial(_perform, agent, verb)), methods=["POST"]) for path, verb in _VERBS.items()]
     return Starlette(routes=routes)
+
+
+_VERBS: dict[str, tuple[Callable[..., Awaitable[list[str]]], tuple[str, ...]]] = {  # path -> what does it, its words in order
+    "/set": (params.set_params, ("pipeline", "values", "for_s")),
+    "/unset": (params.unset_params, ("pipeline", "names")),
+    "/pin": (pipelines.pin, ("pipeline", "number", "for_s")),
+    "/unpin": (pipelines.unpin, ("pipeline",)),
+    "/pause": (pipelines.pause, ("pipeline", "for_s")),
+    "/resume": (pipelines.resume, ("pipeline",)),
+    "/label": (labels.label, ("labels",)),
+    "/ack": (incidents.acknowledge, ("incident",)),
+    "/reset": (incidents.reset, ("incident",)),
+    "/shelve": (incidents.shelve, ("subject", "for_s")),
+    "/unshelve": (incidents.unshelve, ("subject",)),
+    "/comment": (incidents.comment, ("subject", "text")),
+}
+_MAY_LACK = ("for_s", "number")
+
+
+async def _perform(agent: Agent, verb: tuple[Callable[..., Awaitable[list[str]]], tuple[str, ...]], request: Request) -> object:
+    does, names = verb
+    body = await _body(request)
+    words = [body.get(name) if name in _MAY_LACK else body[name] for name in names]
+    if not all(value is None or (type(value) in (int, float) and value > 0) for value in map(body.get, _MAY_LACK)):
+        raise ValueError(" and ".join(_MAY_LACK) + " are positive numbers")
+    who = {"by": str(body["by"]), "reason": str(body["reason"]), "dry_run": bool(body["dry_run"])}
+    return {"done": await does(agent, *words, **who)}
 
 
 class _Server(uvicorn.Server):
@@ -118,7 +130,3 @@ async def _body(request: Request) -> Any:
         if len(data) > _BODY_BYTES_MAX:
             raise ValueError("too long")
     return json.loads(data)
-
-
-def _who(body: dict[str, Any]) -> dict[str, Any]:
-    return {"by": str(body["by"]), "reason": str(body["reason"]), "dry_run": bool(body["dry_run"])}

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipelines.contract.node_state import Assignment, Scalar
+from edge_agent.target import Target
+from pipelines.contract.node_state import Scalar
 
 Params = Mapping[str, Scalar]
 
@@ -58,25 +59,25 @@ Action = FetchArtifact | Start | Replace | UpdateParams | Stop
 
 
 def reconcile(
-    assignments: Mapping[str, Assignment],
+    targets: Mapping[str, Target],
     effective: Mapping[str, Params],
     running: Mapping[str, Running],
     stored: Collection[str],
     labels: Mapping[str, str] = MappingProxyType({}),
     secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Action]:
-    """The actions that lead from `running` to `assignments`, stops first.
+    """The actions that lead from `running` to `targets`, stops first.
 
-    `effective` are the folded parameters of the assigned pipelines; one that is missing there (its version cannot be read, or a
+    `effective` are the folded parameters of the pipelines; one that is missing there (its version cannot be read, or a
     value does not fit) is left as it is. `stored` are the digests of the artifacts on the node. A runner knows the node's
     `labels` and its `secrets` (pipeline -> digest) from its start on, so other ones replace it, by the same version if need be.
     """
-    actions: list[Action] = [Stop(name) for name in sorted(running.keys() - assignments.keys())]
-    for name, assignment in sorted(assignments.items()):
-        if assignment.digest not in stored:
-            actions.append(FetchArtifact(name, assignment.digest))
+    actions: list[Action] = [Stop(name) for name in sorted(running.keys() - targets.keys())]
+    for name, target in sorted(targets.items()):
+        if target.digest not in stored:
+            actions.append(FetchArtifact(name, target.digest))
         elif name in effective:
-            given = Running(assignment.digest, effective[name], labels, secrets.get(name, ""))
+            given = Running(target.digest, effective[name], labels, secrets.get(name, ""))
             actions += _bring_to(name, given, running.get(name))
     return actions
 

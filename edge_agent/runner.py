@@ -64,7 +64,7 @@ def serve(channel: Channel) -> None:
     except EOFError:
         raise
     except TidewireError as error:
-        _fail(channel, str(error), error.hint)
+        _fail(channel, str(error), error.hint, error.code)
     except Exception as error:  # noqa: BLE001 - the last line: the agent reports it as state (I11)
         traceback.print_tb(error.__traceback__, file=sys.stderr)  # not its message: it may quote SQL, keys and all
         _fail(channel, f"{type(error).__name__}: {_one_line(error)}", "this is a defect: please report it")
@@ -80,9 +80,9 @@ def _stored(channel: Channel, start: dict[str, Any]) -> list[tuple[str, bytes]]:
     return entries
 
 
-def _fail(channel: Channel, reason: str, hint: str) -> None:
+def _fail(channel: Channel, reason: str, hint: str, code: str = "") -> None:
     with suppress(EOFError):  # the agent may be gone as well
-        channel.send({"type": "failed", "reason": reason, "hint": hint})
+        channel.send({"type": "failed", "reason": reason, "hint": hint, "code": code})
 
 
 class _Runner:

@@ -1,4 +1,4 @@
-"""The tables of agent.db, format 1."""
+"""The tables of agent.db, format 2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 
 from pipelines.contract.errors import TidewireError
 
-FORMAT = 1
+FORMAT = 2
 
 # pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state;
 # `state_sum` and `crc` are as checksums.py says.
@@ -16,6 +16,8 @@ FORMAT = 1
 # triggers below, in the same transaction, so that they cannot drift (I9).
 # outbox: a segment, or with `void` a stub in place of the segments `first` to `seq`, whose bytes are gone; `digest` is that of
 # segment `seq`, `run_rows` are the rows of the run through it.
+# timers: node time when a note ends that was made for some time.
+# gates: what the gate of a pipeline found out about its versions (JSON of gate.Gatebook).
 # buffers: what the last version of the pipeline here said of its buffer (JSON of shares.Buffer).
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -66,6 +68,8 @@ CREATE TABLE stream_ledgers (
     damaged_segments INTEGER NOT NULL DEFAULT 0, damaged_rows INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (pipeline, stream)
 ) WITHOUT ROWID;
 CREATE TABLE buffers (pipeline TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE timers (note TEXT PRIMARY KEY, ends_us INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE gates (pipeline TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE incidents (
     incident TEXT PRIMARY KEY, pipeline TEXT NOT NULL, acknowledged INTEGER NOT NULL, body TEXT NOT NULL
 ) WITHOUT ROWID;

@@ -10,6 +10,8 @@ from edge_agent import clock, salvage
 from edge_agent.agent import Agent
 from edge_agent.link import NatsLink
 from pipelines.contract.errors import SpecError
+from pipelines.contract.folds import decide
+from pipelines.contract.node_state import CONTROL, Note
 
 
 async def status(agent: Agent) -> dict[str, Any]:
@@ -17,13 +19,14 @@ async def status(agent: Agent) -> dict[str, Any]:
     store, manifest = agent.store, agent.record.manifest
     names = sorted({*manifest.assignments, *agent.keepers})
     return {
-        "node": {"id": agent.identity.node, "name": agent.identity.name, "labels": dict(manifest.labels)},
+        "node": {"id": agent.identity.node, "name": agent.identity.name, "labels": agent.labels},
         "link": _link(agent),
         "manifest": {"term": manifest.term, "generation": manifest.generation},
         "pipelines": [_pipeline(agent, name) for name in names],
         "backlog": asdict(await store.backlog()),
         "streams": await store.streams(),
-        "incidents": await store.incidents(),
+        "incidents": await _incidents(agent),
+        "notes": _notes(agent),
         "actions": await store.action_log(),
         "store": await _store(agent),
         "clock": {"quality": clock.quality(), "node_time_us": store.clock.now_us(), "wall": clock.wall_text()},
@@ -72,6 +75,26 @@ def _pipeline(agent: Agent, name: str) -> dict[str, Any]:
         "counts": host.stats if host else {},
         "notes": list(host.notes) if host else [],
     }
+
+
+async def _incidents(agent: Agent) -> list[dict[str, Any]]:
+    """The open ones; out of service are those of a pipeline that is paused: nobody evaluates them."""
+    targets = {name: agent.target(name) for name in agent.record.manifest.assignments}
+    paused = {name for name, target in targets.items() if target is not None and target.is_paused}
+    return [{**i, "out_of_service": i["pipeline"] in paused} for i in await agent.store.incidents()]
+
+
+def _notes(agent: Agent) -> list[dict[str, Any]]:
+    """What people set and did not take back: pins, pauses, labels, shelves, on-site parameters; with what each has beaten."""
+    decided = decide(agent.record.document.notes(), node=agent.identity.node)
+    held = sorted(((r, d) for r, d in decided.items() if d.is_set), key=lambda one: (one[0].kind, one[0].subject, one[0].name))
+    return [{"kind": r.kind, **_told(agent, d.note), "beats": d.beaten and _told(agent, d.beaten)} for r, d in held]
+
+
+def _told(agent: Agent, note: Note) -> dict[str, Any]:
+    where = "centre" if note.author == CONTROL else "on-site"
+    words = {"subject": note.subject, "note": note.kind, "where": where, "by": note.by or note.author, "reason": note.reason}
+    return {**words, "body": dict(note.body), "at": note.at, "left_s": agent.timers.left_s(note)}
 
 
 def _params(agent: Agent, name: str) -> dict[str, Any]:

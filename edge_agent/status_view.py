@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent import rate
 from edge_agent.buffer_view import how_long, size
 
-_PHASE_STYLES = {"running": "green", "failed": "bold red", "pending": "yellow", "stopped": "dim"}
+_PHASE_STYLES = {"running": "green", "failed": "bold red", "pending": "yellow", "paused": "yellow", "stopped": "dim"}
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -27,6 +28,8 @@ def show(facts: dict[str, Any]) -> None:
     for pipeline in facts["pipelines"]:
         for line in [*_params(pipeline), *_notes(pipeline)]:
             console.print(Text("  " + line))
+    for note in facts["notes"]:
+        console.print(Text(_note(note)), soft_wrap=True)
     for incident in facts["incidents"]:
         console.print(Text(_incident(incident), "yellow" if incident["acknowledged"] else "bold red"))
     for action in [a for a in facts["actions"] if a["status"] != "done"]:
@@ -127,6 +130,25 @@ def _params(pipeline: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _note(note: dict[str, Any]) -> str:
+    """Something that people set: what, who, why, until when, and what it beat."""
+    return _decided(note) + (f"; beats {_decided(note['beats'])}" if note["beats"] else "")
+
+
+def _decided(note: dict[str, Any]) -> str:
+    body, subject = note["body"], note["subject"]
+    what = {
+        "param": f"{subject} {body.get('name')} set to {body.get('value')}",
+        "unset": f"{subject} {body.get('name')} unset",
+        "pin": f"{subject} pinned to version {body.get('number')}",
+        "pause": f"{subject} paused",
+        "label": f"label {body.get('name')}={body.get('value')}",
+        "shelve": f"{subject} shelved",
+    }.get(note["note"], f"{subject} {note['note']}")
+    left = "" if note["left_s"] is None else f", {rate.text(note['left_s'])} left"
+    return f"{what} {note['where']} by {note['by']}" + (f": {note['reason']}" if note["reason"] else "") + left
+
+
 def _notes(pipeline: dict[str, Any]) -> list[str]:
     return [f"{pipeline['pipeline']} {note.get('level', '')}: {note.get('text', '')}" for note in pipeline["notes"][-3:]]
 
@@ -135,6 +157,7 @@ def _incident(incident: dict[str, Any]) -> str:
     state = ("back to normal, " if incident.get("state") == "cleared" else "") + (
         "acknowledged" if incident["acknowledged"] else "OPEN"
     )
+    state += ", out of service" if incident["out_of_service"] else ""
     flags = incident.get("flags") or ()
     state += "".join(f", {flag}" for flag in (flags.split(",") if isinstance(flags, str) else flags) if flag)
     return f"incident {incident['incident']} {incident.get('severity', '')} {state}: {incident.get('message', '')}"

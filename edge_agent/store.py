@@ -30,7 +30,7 @@ from edge_agent.outbox import Mark, Origin, Pending, Sealed, Sealer
 from edge_agent.rate import Rate
 from edge_agent.sending import Position, Run
 from edge_agent.shares import Buffer
-from pipelines.contract.artifact import Artifact
+from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Scalar, SignedManifest
@@ -533,9 +533,21 @@ class Store:
         values = (artifact.digest, artifact.kind, number, artifact.data, artifact.signature)
         await self._write(lambda db: db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", values))
 
+    async def versions(self) -> list[tuple[str, int]]:
+        """Digest and number of every pipeline version whose bytes are here."""
+        query = "SELECT digest, number FROM artifacts WHERE kind = ? ORDER BY number"
+        return await self._read(lambda db: db.execute(query, (PIPELINE_VERSION,)).fetchall())
+
     async def drop_artifacts(self, keep: set[str]) -> None:
         """Forget artifacts that are neither in `keep` nor wrote the state of a pipeline (which may have to be drained)."""
         await self._write(lambda db: _drop_artifacts(db, keep))
+
+    async def timers(self) -> dict[str, int]:
+        """Notes that hold for some time -> node time when that is over."""
+        return await self._read(lambda db: dict(db.execute("SELECT note, ends_us FROM timers")))
+
+    async def set_timers(self, begin: Mapping[str, int], forget: Iterable[str]) -> None:
+        await self._write(lambda db: _set_timers(db, begin, forget))
 
     async def anchor(self, told: Anchor) -> None:
         """Take over what the control plane told of the time. It outlasts a restart in the same boot (I10)."""
@@ -735,6 +747,11 @@ def _save_state(db: sqlite3.Connection, document: bytes | None, manifest: Signed
     if manifest is not None:
         schema.put_meta(db, "manifest", manifest.body)
         schema.put_meta(db, "manifest_signature", manifest.signature)
+
+
+def _set_timers(db: sqlite3.Connection, begin: Mapping[str, int], forget: Iterable[str]) -> None:
+    db.executemany("DELETE FROM timers WHERE note = ?", [(note,) for note in forget])
+    db.executemany("INSERT OR IGNORE INTO timers VALUES (?, ?)", list(begin.items()))
 
 
 def _artifact(db: sqlite3.Connection, digest: str) -> tuple[Artifact, int] | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from edge_agent import logs, status_view
-from edge_agent.cli import buffer, secrets, validate
-from edge_agent.cli.common import AsJson, DataDir, DryRun, Reason, at, call
+from edge_agent.cli import buffer, onsite, secrets, validate
+from edge_agent.cli.common import AsJson, DataDir, at, call, pairs
 from edge_agent.config import AgentConfig, Identity
 from pipelines.contract.errors import Refused, TidewireError, WrongUsage
 
@@ -28,6 +27,7 @@ app = typer.Typer(
 app.add_typer(secrets.app, name="secret")
 app.add_typer(buffer.app, name="buffer")
 app.add_typer(validate.app)
+app.add_typer(onsite.app)
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def run(
     if file is not None:
         from edge_agent.standalone import run_file  # a managed agent does without it
 
-        given = {"params": _pairs("--param", params or []), "labels": _pairs("--label", labels or [])}
+        given = {"params": pairs("--param", params or []), "labels": pairs("--label", labels or [])}
         raise typer.Exit(run_file(file, data_dir, until_eof=until_eof, json_output=as_json, **given))
     if until_eof or as_json or params or labels:
         hint = "tidewire-agent run FILE --until-eof"
@@ -137,52 +137,6 @@ def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
     print(json.dumps(facts, indent=1)) if as_json else status_view.show(facts)
 
 
-@app.command("set")
-def set_(
-    pipeline: Annotated[str, typer.Argument()],
-    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Override parameters of a pipeline on this node, until `unset`. Works with nobody in reach."""
-    _change(data_dir, "/set", {"pipeline": pipeline, "values": _pairs("set", values)}, reason, dry_run)
-
-
-@app.command()
-def unset(
-    pipeline: Annotated[str, typer.Argument()],
-    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Withdraw on-site overrides: what the centre says holds again."""
-    _change(data_dir, "/unset", {"pipeline": pipeline, "names": names}, reason, dry_run)
-
-
-@app.command()
-def ack(
-    incident: Annotated[str, typer.Argument(help="Its id, or how the id starts.")],
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Acknowledge an open incident: this one, never the next."""
-    _change(data_dir, "/ack", {"incident": incident}, reason, dry_run)
-
-
-@app.command()
-def reset(
-    incident: Annotated[str, typer.Argument(metavar="INCIDENT|TRIGGER", help="An id, or how it starts; or a trigger's name.")],
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Let go of latched incidents whose cause is gone."""
-    _change(data_dir, "/reset", {"incident": incident}, reason, dry_run)
-
-
 @app.command()
 def quarantine(
     pipeline: Annotated[str, typer.Argument(help="Of this pipeline only.")] = "",
@@ -195,24 +149,3 @@ def quarantine(
 
     rows = read(AgentConfig.load(data_dir).data_dir, pipeline, limit)
     print(json.dumps(rows, indent=1)) if as_json else status_view.show_quarantine(rows)
-
-
-def _pairs(option: str, words: list[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    for name, equals, _ in pairs:
-        if not equals or not name:
-            raise WrongUsage(f"{name!r} is not NAME=VALUE", op=option, hint="for example: limit_c=90")
-    return {name: value for name, _, value in pairs}
-
-
-def _change(data_dir: Path | None, path: str, body: dict[str, Any], reason: str, dry_run: bool) -> None:
-    """Say what it touches, then do it."""
-    who = {"by": getpass.getuser(), "reason": reason}
-    preview = call(data_dir, "POST", path, {**body, **who, "dry_run": True})
-    for line in preview["done"]:
-        print(line)
-    if dry_run:
-        print("dry run: nothing was changed")
-        return
-    call(data_dir, "POST", path, {**body, **who, "dry_run": False})
-    print("done")

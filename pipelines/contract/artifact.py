@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pipelines.contract import causes
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.keys import Key, is_signed_by
@@ -44,7 +45,7 @@ class Artifact:
 def check_released(kind: str, digest: str, signature: bytes, author: str) -> None:
     """Raise `Refused` unless the holder of the nkey `author` released the bytes named `digest` as a `kind` (I13)."""
     if not is_signed_by(author, _claim(kind, digest), signature):
-        raise Refused("the author's signature does not match", op="verify artifact", place=digest)
+        raise Refused("the author's signature does not match", op="verify artifact", place=digest, code=causes.SIGNATURE)
 
 
 def is_digest(text: str) -> bool:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 class TidewireError(Exception):
     """An error a user should see: one line of what, one of how to fix it.
 
-    `op` is what was attempted, `place` where (a path, an address, a node), `cause` why it failed, `hint` the fix.
+    `op` is what was attempted, `place` where (a path, an address, a node), `cause` why it failed, `hint` the fix; `code` is one
+    of `causes.CODES` when it says why a pipeline does not run.
     """
 
     exit_status = 1
 
-    def __init__(self, cause: str, *, op: str = "", place: str = "", hint: str = "") -> None:
-        self.cause, self.op, self.place, self.hint = cause, op, place, hint
+    def __init__(self, cause: str, *, op: str = "", place: str = "", hint: str = "", code: str = "") -> None:
+        self.cause, self.op, self.place, self.hint, self.code = cause, op, place, hint, code
         super().__init__(": ".join(part for part in (op, place, cause) if part))
 
     def lines(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from pipelines.contract import causes
 from pipelines.contract.errors import Problem, Refused, TidewireError
 from pipelines.contract.spec_problems import did_you_mean, explain
 from pipelines.contract.yaml_reader import format_path
@@ -60,10 +61,12 @@ class Values:
         known = {PARAM: self.params, LABEL: self.labels, SECRET: self.secrets}[reference.kind]
         text = _as_text(known.get(reference.name))
         if not text:
-            raise Unset(f"{reference.kind} {reference.name} is not set on this node", hint=_HINTS[reference.kind](reference.name))
+            missing = f"{reference.kind} {reference.name} is not set on this node"
+            raise Unset(missing, hint=_HINTS[reference.kind](reference.name), code=_CODES[reference.kind])
         return text
 
 
+_CODES = {PARAM: causes.PARAM_MISSING, LABEL: causes.LABEL_MISSING, SECRET: causes.SECRET_MISSING}
 _HINTS = {
     PARAM: lambda name: f"set it: tidewire set PIPELINE {name}=... (stand-alone: --param {name}=...)",
     LABEL: lambda name: f"label the node: tidewire nodes label NODE {name}=... (stand-alone: --label {name}=...)",

@@ -153,6 +153,9 @@ class FakeRunner:
     def do_tell_secrets(self, _: Any) -> None:
         self.channel.send({"type": "stats", "secrets": self.start["secrets"]})
 
+    def do_tell_labels(self, _: Any) -> None:
+        self.channel.send({"type": "stats", "labels": self.start["node"]["labels"]})
+
     def do_sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edge_agent.reconcile import FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
-from pipelines.contract.node_state import Assignment
+from edge_agent.target import Target
 
-ONE, TWO = Assignment("d1", 1), Assignment("d2", 2)
+ONE, TWO = Target("d1", 1), Target("d2", 2)
 
 
 def test_nothing_to_do() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fake_control import FakeLake
 from support import new_key, open_store, until
-from test_agent import READY, World, version
+from world import READY, World, version
 
 from edge_agent import keeper as keeper_module
 from edge_agent import salvage

@@ -1,23 +1,28 @@
-"""What people do on the node itself: parameters and acknowledgements, as notes of the node, also with nobody in reach."""
+"""`set`, `unset`: parameters of a pipeline on this node."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from edge_agent.agent import Agent
+from edge_agent.onsite.common import check_pipeline, for_, lasting
 from pipelines.contract.errors import Refused
 from pipelines.contract.language.params import Param
 from pipelines.contract.node_state import Scalar
 
 
-async def set_params(agent: Agent, pipeline: str, words: Mapping[str, str], *, by: str, reason: str, dry_run: bool) -> list[str]:
-    """Override parameters on site. Lines that say what it touches. Raises `Refused`, changing nothing."""
+async def set_params(
+    agent: Agent, pipeline: str, words: Mapping[str, str], for_s: float | None, *, by: str, reason: str, dry_run: bool
+) -> list[str]:
+    """Override parameters on site, for some time or until `unset`."""
+    if not words:
+        raise Refused("no parameter is named", op="set", place=pipeline, hint="for example: tidewire-agent set PIPELINE limit=5")
     declared = _params(agent, pipeline)
     values = {name: _parse(pipeline, name, declared, word) for name, word in words.items()}
-    lines = [_explain(agent, pipeline, name, value) for name, value in values.items()]
+    lines = [_explain(agent, pipeline, name, value) + for_(for_s) for name, value in values.items()]
     if not dry_run:
         for name, value in values.items():
-            await agent.record.add_note("param", pipeline, {"name": name, "value": value}, by=by, reason=reason)
+            await agent.record.add_note("param", pipeline, lasting({"name": name, "value": value}, for_s), by=by, reason=reason)
     return lines
 
 
@@ -40,40 +45,12 @@ async def unset_params(agent: Agent, pipeline: str, names: list[str], *, by: str
     return lines
 
 
-async def acknowledge(agent: Agent, word: str, *, by: str, reason: str, dry_run: bool) -> list[str]:
-    """Acknowledge the open incident whose id is or starts with `word`."""
-    found = [incident for incident in await agent.store.incidents() if incident["incident"].startswith(word)]
-    if len(found) != 1:
-        what = "no open incident" if not found else f"{len(found)} open incidents"
-        raise Refused(f"{what} with the id {word}", op="ack", hint="the open ones: tidewire-agent status")
-    [incident] = found
-    name = f"{incident['pipeline']}/{incident.get('trigger')} {incident['incident']}"
-    if incident["acknowledged"]:
-        return [f"{name} is acknowledged already"]
-    if not dry_run:
-        await agent.record.add_note("acknowledge", incident["incident"], {}, by=by, reason=reason)
-    return [f"{name}: acknowledged; {incident.get('message', '')}".rstrip("; ")]
-
-
-async def reset(agent: Agent, word: str, *, by: str, reason: str, dry_run: bool) -> list[str]:
-    """Let go of latched incidents: the one whose id is or starts with `word`, or all of the trigger `word`."""
-    incidents = await agent.store.incidents()
-    found = [i for i in incidents if i.get("trigger") == word] or [i for i in incidents if i["incident"].startswith(word)]
-    latched = [i for i in found if "latched" in (i.get("flags") or ())]
-    if not latched:
-        what = "it is not latched, or its cause is still there" if found else f"no incident has the id or trigger {word}"
-        raise Refused(what, op="reset", hint="the open ones: tidewire-agent status")
-    if not dry_run:
-        for incident in latched:
-            await agent.record.add_note("reset", incident["incident"], {}, by=by, reason=reason)
-    return [f"{i['pipeline']}/{i.get('trigger')} {i['incident']}: reset; {i.get('message', '')}".rstrip("; ") for i in latched]
-
-
 def _params(agent: Agent, pipeline: str) -> Mapping[str, Param]:
+    check_pipeline(agent, pipeline, "set")
     version = agent.version(pipeline)
     if version is None:
-        known = ", ".join(sorted(agent.record.manifest.assignments)) or "none"
-        raise Refused("no such pipeline runs here", op="set", place=pipeline, hint=f"pipelines on this node: {known}")
+        hint = "try again once the control plane is in reach: tidewire-agent status"
+        raise Refused("its version is not on the node yet", op="set", place=pipeline, hint=hint)
     return version.spec.params
 
 
