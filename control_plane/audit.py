@@ -83,18 +83,19 @@ WITH told AS (
     HAVING written IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY node, pipeline, lineage, name ORDER BY "commit" DESC) = 1
 ), arrived AS (
-    SELECT node, pipeline, lineage, stream, sum(rows) AS rows, max(received_at) AS received_at
+    SELECT node, pipeline, lineage, stream, sum(rows) AS rows, max(received_at) AS received_at,
+        coalesce(sum(rows) FILTER (void = 'damaged'), 0) AS damaged
     FROM segments WHERE rows > 0 AND NOT starts_with(reason, 'retaken') GROUP BY ALL
 ), both_sides AS (
     SELECT node, pipeline, lineage, stream, coalesce(written, 0) AS written,
         coalesce(unfit, 0) + coalesce(rows, 0) AS known, coalesce(pending, 0) AS pending,
-        greatest(told.received_at, arrived.received_at) AS received_at
+        coalesce(damaged, 0) AS damaged, greatest(told.received_at, arrived.received_at) AS received_at
     FROM told FULL JOIN arrived USING (node, pipeline, lineage, stream)
 )
 SELECT node, pipeline, 'stream ' || stream AS place, written AS told,
-    known + least(greatest(written - known, 0), pending) AS found, received_at
+    known + least(greatest(written - known, -damaged), pending) AS found, received_at
 FROM both_sides
-WHERE written - known NOT BETWEEN 0 AND pending
+WHERE written - known NOT BETWEEN -damaged AND pending
 """
 
 TWICE = """

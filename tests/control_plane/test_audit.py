@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_rig import Cloud, Node, record, text
+from audit_rig import KEY, Cloud, Node, record, text
 from deltalake import DeltaTable, write_deltalake
 from fake_node import FakeNode, rows
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +22,7 @@ from control_plane.audit import EQUATIONS, Audit, Scope, run_audit
 from control_plane.lake_views import LEDGERS, NodeName, table_names
 from control_plane.query import run_query
 from edge_agent.outbox import Mark
+from edge_agent.salvage import salvage
 from pipelines.engine.state import State
 from tests.docs.blocks import blocks
 
@@ -319,6 +320,27 @@ def test_i3_an_evicted_segment_is_a_gap_and_no_difference(cloud: Cloud, tmp_path
     assert figures["written"] == figures["stored"] + figures["evicted"]
     assert figures["evicted"] == sum(gap["rows"] for gap in found.gaps if gap["stream"] == "readings")
     assert {gap["reason"] for gap in found.gaps} == {"evicted"}
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_i3_rows_whose_ledger_was_damaged_with_them_are_no_difference(cloud: Cloud, node: Node, sent: int) -> None:
+    """All segments that told of the rows are gone, or the last ones; the pipeline begins anew, with a ledger of its own."""
+    work(node, random.Random(1))
+    for _ in range(sent):
+        node.send(1)
+    work(node, random.Random(2))
+    node.store.close()
+    with sqlite3.connect(node.directory / "agent.db") as db:
+        db.execute("UPDATE outbox SET data = zeroblob(length(data))")
+        db.execute("UPDATE pipelines SET crc = crc + 1")
+    salvage(node.directory / "agent.db", KEY.public, "test", "")
+    node.start()
+    node.at = 0
+    work(node, random.Random(1))
+    quiet(node)
+    found = cloud.audit()
+    assert found.holds, found.differences
+    assert rows_of(found, "stream", "readings")["damaged"] > 0
 
 
 def test_a_stub_that_is_dropped_is_seen(cloud: Cloud, node: Node) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from tests.simulation.canaries import CANARIES
-from tests.simulation.scenario import Result, simulate
+from tests.simulation.scenario import Result, simulate, simulate_or_say
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def _options() -> argparse.Namespace:
 def _many(seeds: range, jobs: int) -> list[Result]:
     results = []
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for result in pool.map(simulate, seeds):
+        for result in pool.map(simulate_or_say, seeds):
             results.append(result)
             if result.complaints:
                 print(f"seed {result.seed} fails; replay it: make sim SEED={result.seed}", flush=True)

@@ -150,16 +150,14 @@ async def reboot(world: World, rng: random.Random) -> None:
     """The machine is off for a while; its BOOTTIME begins anew, and its wall clock where it stood, or in 1970."""
     node = _node(world, rng)
     world.fault("reboot", node=node.name)
-    node.crash()
-    node.is_held = True
+    node.hold()
     off_s = rng.uniform(2, 20)
     await asyncio.sleep(off_s)
     node.machine.boot += 1
     node.machine.booted_s = world.loop.now - rng.uniform(5, 30)
     node.machine.is_synced = False
     node.machine.wall_offset_s = rng.choice((-off_s, -world.epoch_s))
-    node.is_held = False
-    node.start()
+    node.release()
     await asyncio.sleep(20)
     node.machine.wall_offset_s, node.machine.is_synced = 0.0, True
 
@@ -278,16 +276,15 @@ async def card_restored(world: World, rng: random.Random) -> None:
     known = node.read_by(copy / "agent.db")
     await asyncio.sleep(rng.uniform(5, 25))
     world.fault("card_restored", node=node.name)
-    node.crash()
-    node.is_held = node.was_restored = True
+    node.hold()
+    node.was_restored = True
     node.read_again |= node.read_by(node.data_dir / "agent.db") - known
     await asyncio.sleep(1)
     shutil.rmtree(node.data_dir)
     shutil.copytree(copy, node.data_dir)
     if rng.random() < 0.5:
         node.machine.hardware = "second"  # put into another machine
-    node.is_held = False
-    node.start()
+    node.release()
 
 
 @fault(1)
@@ -300,15 +297,13 @@ async def lake_restored(world: World, rng: random.Random) -> None:
     shutil.copytree(control.config.lake_dir, copy)
     await asyncio.sleep(rng.uniform(5, 25))
     world.fault("lake_restored")
-    control.crash()
-    control.is_held = True
+    control.hold()
     for node in world.nodes:
         node.lost_with_lake |= world.stored(node, control.config.lake_dir) - world.stored(node, copy)
     shutil.rmtree(control.config.lake_dir)
     shutil.copytree(copy, control.config.lake_dir)
     await asyncio.sleep(1)
-    control.is_held = False
-    control.start()
+    control.release()
 
 
 @fault(1)
@@ -326,12 +321,10 @@ async def control_store_restored(world: World, rng: random.Random) -> None:
     await asyncio.sleep(rng.uniform(5, 25))
     world.fault("control_store_restored")
     world.store_was_restored = True
-    control.crash()
-    control.is_held = True
+    control.hold()
     await asyncio.sleep(1)
     for name in (*names, "control.db-shm"):
         (control.directory / name).unlink(missing_ok=True)
     for path in copy.iterdir():
         shutil.copy(path, control.directory / path.name)
-    control.is_held = False
-    control.start()
+    control.release()

@@ -161,6 +161,8 @@ class _NoNats:
 
     def prepare(self) -> None: ...
 
+    def revoke(self, *_: Any) -> None: ...
+
     async def run(self) -> None:
         await _idle()
 

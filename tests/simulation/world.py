@@ -209,7 +209,7 @@ class _Process:
     world: World
     machine: Machine
     life: Life | None = None
-    is_held = False  # down on purpose: nothing starts it
+    holds = 0  # faults that keep it down on purpose: nothing starts it
 
     def in_life(self, work: Callable[..., T], *args: Any) -> T:
         """`work` as a part of the running process."""
@@ -229,7 +229,21 @@ class _Process:
 
     def restart_in(self, seconds: float) -> None:
         """Start again, unless it was started meanwhile."""
-        self.world.loop.call_later(seconds, lambda: self.start() if self.life is None and not self.is_held else None)
+        self.world.loop.call_later(seconds, self.revive)
+
+    def revive(self) -> None:
+        """Start, unless it runs or something keeps it down."""
+        if self.life is None and not self.holds:
+            self.start()
+
+    def hold(self) -> None:
+        """Take it down, and keep it down until `release`. Faults may overlap."""
+        self.crash()
+        self.holds += 1
+
+    def release(self) -> None:
+        self.holds -= 1
+        self.revive()
 
     def crash(self) -> None:
         life, self.life = self.life, None
@@ -312,7 +326,7 @@ class Control(_Process):
             plane._store.close()
 
         self.life = self.plane = self.world.network.bus = None
-        self.world.loop.call_later(1, self.start, context=Context())
+        self.world.loop.call_later(1, self.revive, context=Context())
         self.world.loop.call_later(stalled_s + 15, end, context=Context())
 
     async def apply(self, number: int, *, is_retyped: bool = False) -> None:
