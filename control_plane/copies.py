@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from control_plane import store
+from pipelines.contract import epochs
 from pipelines.contract.folds import local_labels
 from pipelines.contract.node_state import Note, Reported
 
@@ -101,9 +102,21 @@ def history(db: Connection, pipeline: str = "", node: str = "", limit: int = 100
 def record(db: Connection, node: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """Copy what differs between the entries of two replicas of a document, and keep how reports changed."""
     changed = {key: text for key, text in after.items() if before.get(key) != text}
+    gone = before.keys() - after.keys()
+    _collect(db, node, gone, epochs.number_of(after))
     now = store.now_us()
     _put_reports(db, node, {k.removeprefix(_REPORTED): v for k, v in changed.items() if k.startswith(_REPORTED)}, now)
     _put_notes(db, node, [Note.from_json(text) for key, text in changed.items() if key.startswith(_NOTE)], now)
+
+
+def _collect(db: Connection, node: str, gone: Collection[str], epoch: int) -> None:
+    """Entries that a new epoch left behind."""
+    told = [key.removeprefix(_REPORTED) for key in gone if key.startswith(_REPORTED)]
+    db.execute(store.reports.delete().where(store.reports.c.node == node, store.reports.c.name.in_(told)))
+    c = store.notes.c
+    for _, author, seq in (key.split("/") for key in gone if key.startswith(_NOTE)):
+        here = sa.and_(c.node == node, c.author == author, c.seq == int(seq))
+        db.execute(store.notes.update().where(here).values(collected=epoch))
 
 
 def _put_reports(db: Connection, node: str, bodies: Mapping[str, str], now: int) -> None:

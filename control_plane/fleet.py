@@ -1,10 +1,10 @@
-"""The nodes: what each should run, what each says it does, and the exchange that brings the two together (I5, I6)."""
+"""The nodes: what each should run and what each says it does, as stored (I5, I6). `exchange` brings the two together."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -15,12 +15,9 @@ from control_plane import copies, registry, rollout_store, store
 from control_plane.assign import Member, Plans, assign, newly_offered
 from control_plane.copies import Told, Transition, history, notes, reports
 from control_plane.keys import KeyRing
-from control_plane.store import now_us
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import Refused
 from pipelines.contract.folds import Effective, differences, effective_params
-from pipelines.contract.frames import sha256
-from pipelines.contract.messages import Exchange, ExchangeReply
 from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest, params_digest
 
 __all__ = ["Change", "Node", "Told", "Transition", "history", "notes", "reports"]
@@ -43,11 +40,17 @@ class Node:
     signed: SignedManifest | None
     document_bytes: bytes
     document_digest: str
+    document_changes: int
     seen_digest: str  # of the document that the node last said it holds
     seen_generation: int  # of the manifest that the node last said it holds
     seen_term: int  # of that manifest
     sent_generation: int  # of the newest manifest that we ever sent it
     settled_term: int  # both sides have agreed on the document in this term
+    settled_seq: int  # the newest note of ours that the node has
+    epoch: int  # of the document
+    proposal: bytes | None  # the next epoch, as it was offered to the node
+    proposal_digest: str
+    proposal_of: str  # digest of the document that the node must still have to take it
     replaced_by: str  # id of the node that has its name now; "" for none
     local_labels: Mapping[str, str]  # those that people put on the node itself
     told: Told  # what its document says
@@ -147,7 +150,7 @@ def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) ->
         if wanted == present:
             continue
         signed = SignedManifest.sign(wanted, keys.control)
-        _update(db, node.id, manifest=signed.body, signature=signed.signature)
+        update(db, node.id, manifest=signed.body, signature=signed.signature)
         changes.append(Change(node, node.manifest, wanted))
         offers += [(rollout, node.id, wanted.generation) for rollout in newly_offered(member, plans, wanted)]
     rollout_store.note_offers(db, offers)
@@ -178,7 +181,7 @@ def saw(db: Connection, node: str, digest: str, order: tuple[int, int]) -> None:
 def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by: str, reason: str) -> None:
     """Put labels; None removes one."""
     merged = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}
-    _update(db, node.id, labels=json.dumps(merged))
+    update(db, node.id, labels=json.dumps(merged))
     words = ",".join(f"{key}={value}" if value is not None else f"-{key}" for key, value in labels.items())
     store.record(db, by, "nodes label", node.name, words, reason)
 
@@ -193,14 +196,17 @@ def add_note(
     at: str,
     body: Mapping[str, Any] = MappingProxyType({}),
 ) -> Note:
-    """Write a note of the control plane into the node's document."""
+    """Write a note of the control plane into the node's document. Raises `Refused` when it holds as many as it may."""
+    node = stored(db, node.id) or node
     document = node.document
     after = node.manifest.generation if node.manifest else 0
     seen = document.seen_by(CONTROL)
     note = Note(CONTROL, document.next_seq(CONTROL), kind, subject, dict(body), by, reason, after, seen, at)
+    note.check_author()
+    document.check_quota(note)
     before = document.values()
     document.add_note(note)
-    _save_document(db, node.id, document, before)
+    save_document(db, node.id, document, before)
     store.record(db, by, kind, subject, node.name, reason)
     return note
 
@@ -215,50 +221,6 @@ def delete(db: Connection, node: str) -> None:
 def flush_last_seen(db: Connection, seen: Mapping[str, int]) -> None:
     for node, at in seen.items():
         db.execute(store.nodes.update().where(store.nodes.c.id == node, store.nodes.c.last_seen < at).values(last_seen=at))
-
-
-def exchange(db: Connection, keys: KeyRing, node_id: str, data: bytes) -> ExchangeReply:
-    """Answer a node's `Exchange`. Raises `Refused` when it is not the node's own; a bad document is answered with the error."""
-    node = _stored(db, node_id)
-    if node is None:
-        raise Refused("this node is not enrolled here", op="exchange", place=node_id)
-    request, blobs = Exchange.unseal(node.public, data)
-    if request.node != node_id:
-        raise Refused(f"signed for {request.node}", op="exchange", place=node_id)
-    try:
-        digest = _merge(db, keys, node, blobs[0]) if request.has_document and blobs else node.document_digest
-    except Refused as error:
-        store.record_security(db, node.name, f"document refused: {error}")
-        return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error), node=node_id)
-    node = _stored(db, node_id) or node
-    saw(db, node_id, request.document, (request.term, request.generation))
-    if digest == request.document and node.settled_term < term(db):
-        _update(db, node_id, settled_term=term(db))
-    issued = node.manifest.order if node.manifest else (0, 0)
-    if request.generation > 0 and (request.term, request.generation) > issued:
-        store.record_security(
-            db, node.name, f"holds manifest {request.generation}, newer than our {issued[1]}: restored from a backup?"
-        )
-    if node.signed and request.manifest and (request.term, request.generation) == issued:
-        _compare_manifests(db, node, node.signed, request.manifest)
-    newer = issued > (request.term, request.generation)
-    if newer and node.sent_generation != issued[1]:
-        _update(db, node_id, sent_generation=issued[1])
-    has_document = digest != request.document
-    return ExchangeReply(request.nonce, digest, now_us(), has_manifest=newer, has_document=has_document, node=node_id)
-
-
-def _compare_manifests(db: Connection, node: Node, ours: SignedManifest, theirs: str) -> None:
-    if theirs != sha256(ours.body):
-        event = "holds another manifest of the same generation: was the control plane restored, or its key used elsewhere?"
-        store.record_security(db, node.name, event)
-
-
-def exchange_blobs(db: Connection, node_id: str, reply: ExchangeReply) -> list[bytes]:
-    """What rides with `reply`, in the order that `ExchangeReply` documents."""
-    c = store.nodes.c
-    row = db.execute(sa.select(c.manifest, c.signature, c.document).where(c.id == node_id)).one()
-    return [*((row.manifest, row.signature) if reply.has_manifest else ()), *((row.document,) if reply.has_document else ())]
 
 
 def convergence(db: Connection, node: Node) -> dict[str, str]:
@@ -283,51 +245,20 @@ def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: s
     return effective_params(version.spec.defaults(), assignment, notes, node=node.id, pipeline=pipeline)
 
 
-def _stored(db: Connection, node_id: str) -> Node | None:
-    """Without what its document says."""
-    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id)).first()
+def stored(db: Connection, node_id: str) -> Node | None:
+    """Without what its document says. Nobody else changes it before this transaction ends."""
+    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id).with_for_update()).first()
     return _node(row, {}) if row is not None else None
 
 
-def _merge(db: Connection, keys: KeyRing, node: Node, foreign: bytes) -> str:
-    document = node.document
-    merged = document.merged(foreign, author=node.id, owner=CONTROL if node.settled_term < term(db) else "")
-    digest = merged.digest()
-    if digest == node.document_digest:
-        return digest
-    _save_document(db, node.id, merged, document.values())
-    if merged.history() != document.history():
-        _record_history(db, node, merged.history())
-    if _local_labels(db, node.id) != node.local_labels:
-        issue(db, keys, [node.id])
-    return digest
-
-
-def _record_history(db: Connection, node: Node, history: str) -> None:
-    """A node says that one of its histories broke off: it was restored, cloned or moved; or we were restored."""
-    try:
-        told = json.loads(history)
-        words, is_security = f"went on under new runs: {str(told['reason'])[:300]}", bool(told["is_security"])
-    except (ValueError, TypeError, KeyError):
-        return
-    if is_security:
-        store.record_security(db, node.name, words)
-    else:
-        store.record(db, "", "restored", node.name, words)
-
-
-def _save_document(db: Connection, node: str, document: NodeDocument, before: Mapping[str, str]) -> None:
+def save_document(db: Connection, node: str, document: NodeDocument, before: Mapping[str, str]) -> None:
     """`before` are the entries that it had until now."""
-    _update(db, node, document=document.save(), document_digest=document.digest())
+    now = {"document": document.save(), "document_digest": document.digest(), "document_changes": document.changes}
+    update(db, node, **now, epoch=document.epoch)
     copies.record(db, node, before, document.values())
 
 
-def _local_labels(db: Connection, node: str) -> Mapping[str, str]:
-    found: Mapping[str, str] = json.loads(db.scalar(sa.select(store.nodes.c.local).where(store.nodes.c.id == node)) or "{}")
-    return found
-
-
-def _update(db: Connection, node: str, **values: Any) -> None:
+def update(db: Connection, node: str, **values: Any) -> None:
     db.execute(store.nodes.update().where(store.nodes.c.id == node).values(**values))
 
 
@@ -335,23 +266,15 @@ def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
     signed = SignedManifest(row.manifest, row.signature) if row.manifest is not None else None
     says = told.get(row.id, Told())
     return Node(
-        row.id,
-        row.name,
-        row.public,
-        json.loads(row.labels),
-        {**json.loads(row.facts), **says.facts},
-        row.joined_at,
-        row.last_seen,
-        Manifest.from_bytes(signed.body) if signed else None,
-        signed,
-        row.document,
-        row.document_digest,
-        row.seen_digest,
-        row.seen_generation,
-        row.seen_term,
-        row.sent_generation,
-        row.settled_term,
-        row.replaced_by,
-        json.loads(row.local),
-        says,
+        **{name: getattr(row, name) for name in _AS_STORED},
+        labels=json.loads(row.labels),
+        facts={**json.loads(row.facts), **says.facts},
+        manifest=Manifest.from_bytes(signed.body) if signed else None,
+        signed=signed,
+        document_bytes=row.document,
+        local_labels=json.loads(row.local),
+        told=says,
     )
+
+
+_AS_STORED = {field.name for field in fields(Node)} & set(store.nodes.c.keys()) - {"labels", "facts", "manifest"}

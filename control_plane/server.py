@@ -26,6 +26,7 @@ from control_plane.bus import Bus
 from control_plane.commands import Commands, Done, Writer
 from control_plane.config import LOOPBACK, ApiAddress, ControlConfig, make_private_dir
 from control_plane.effects import Contact
+from control_plane.exchange import exchange
 from control_plane.ingest import Ingest
 from control_plane.keys import KeyRing
 from control_plane.lake import Lake
@@ -167,8 +168,8 @@ class ControlPlane:
 
     async def _on_exchange(self, node: str, message: Msg) -> None:
         def answer(db: Any) -> bytes:
-            reply = fleet.exchange(db, self.keys, node, message.data)
-            return reply.seal(self.keys.control, fleet.exchange_blobs(db, node, reply))
+            reply, blobs = exchange(db, self.keys, node, message.data)
+            return reply.seal(self.keys.control, blobs)
 
         await self._bus.answer(message, node, await self._checked("exchange", node, answer))
         self._seen[node] = now_us()

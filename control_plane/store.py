@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 4
+SCHEMA_FORMAT = 5
+_REPEATS = 5  # security events of a subject that are not told again
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
 
@@ -168,6 +169,12 @@ nodes = sa.Table(
     sa.Column("seen_term", sa.Integer, nullable=False),  # of that manifest
     sa.Column("sent_generation", sa.Integer, nullable=False, server_default="0"),  # of the newest manifest that it was sent
     sa.Column("settled_term", sa.Integer, nullable=False),  # both sides have agreed on the document in this term
+    sa.Column("settled_seq", sa.Integer, nullable=False, default=0),  # the newest note of ours that the node has
+    sa.Column("document_changes", sa.Integer, nullable=False, default=0),
+    sa.Column("epoch", sa.Integer, nullable=False, default=0),  # of the document
+    sa.Column("proposal", sa.LargeBinary),  # the document of the next epoch, as offered
+    sa.Column("proposal_digest", sa.Text, nullable=False, default=""),
+    sa.Column("proposal_of", sa.Text, nullable=False, default=""),  # digest of the document that it continues
     sa.Column("replaced_by", sa.Text, nullable=False),  # id of the node that has its name now; "" for none
     sa.Column("local", sa.Text, nullable=False, default="{}"),  # JSON: the labels that people put on the node itself
 )
@@ -300,10 +307,10 @@ def record(db: Connection, by: str, action: str, subject: str, detail: str = "",
 
 
 def record_security(db: Connection, subject: str, detail: str) -> None:
-    """Append a security event, unless it repeats the subject's last one: peers try again for ever."""
+    """Append a security event, unless it is among the subject's last ones: peers try again for ever."""
     c = audit.c
-    last = sa.select(c.detail).where(c.subject == subject, c.action == SECURITY).order_by(c.id.desc()).limit(1)
-    if db.scalar(last) != detail:
+    last = sa.select(c.detail).where(c.subject == subject, c.action == SECURITY).order_by(c.id.desc()).limit(_REPEATS)
+    if detail not in db.scalars(last).all():
         record(db, "", SECURITY, subject, detail)
 
 

@@ -9,6 +9,7 @@ from edge_agent.host import Shelves
 from edge_agent.keeper import Keeper
 from edge_agent.node_record import NodeRecord
 from edge_agent.store import Store
+from pipelines.contract import epochs
 from pipelines.contract.folds import decide
 from pipelines.contract.node_state import Note
 
@@ -30,6 +31,15 @@ class Decisions:
         for incident in await self._store.incidents() if notes else ():
             for note in notes.get(incident["incident"], ()):
                 await self._hand_over(note, incident)
+        await self._close(written)
+
+    async def _close(self, notes: Sequence[Note]) -> None:
+        """Say of incidents about which something was noted that they are closed: the document may then forget them (I9)."""
+        if not self._record.is_agreed or not epochs.to_close(notes, (), node=self._node):
+            return
+        still_open = {incident["incident"] for incident in await self._store.incidents()}
+        for incident in epochs.to_close(notes, still_open, node=self._node):
+            await self._record.add_note("ended", incident, {}, by="", reason="the incident is closed")
 
     async def _hand_over(self, note: Note, incident: Mapping[str, Any]) -> None:
         """A note has its effect once: an incident that is raised again is not acknowledged by what was said before."""

@@ -10,11 +10,12 @@ import structlog
 from edge_agent import clock
 from edge_agent.config import Identity
 from edge_agent.store import Store
-from pipelines.contract.document import NodeDocument
+from pipelines.contract.document import DOCUMENT_BYTES_MAX, NodeDocument
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, SignedManifest
 
+REPORTS_BYTES_MAX = 192 * 1024  # of the document, from which on reports wait for the next epoch: there is room for notes then
 _log = structlog.get_logger("state")
 
 
@@ -69,15 +70,41 @@ class NodeRecord:
                 term=manifest.term, generation=manifest.generation, ours=self.manifest_digest, other=digest,
             )  # fmt: skip
 
-    async def merge(self, foreign: bytes) -> None:
-        """Take over what the control plane's replica has. Raises `Refused` with ours untouched."""
+    async def merge(self, foreign: bytes, *, sent: str = "") -> None:
+        """Take over what the control plane's replica has. Raises `Refused` with ours untouched.
+
+        Its document of a later epoch than ours replaces ours, which an older card holds, once it took what only we had: `sent` is
+        the digest of the document that it answers.
+        """
+        node = self._identity.node
         async with self._lock:
-            merged = self.document.merged(foreign, author=CONTROL, owner=self._identity.node)
+            theirs = NodeDocument(foreign)
+            if theirs.epoch <= self.document.epoch:
+                merged = self.document.merged(theirs, author=CONTROL, owner=node)
+            elif sent == self.document.digest():
+                merged = theirs.checked(node)
+                _log.warning("this card's document was of an older epoch", epoch=self.document.epoch, agreed=theirs.epoch)
+            else:
+                return
             if merged.digest() == self.document.digest():
                 return
             if self.is_agreed:
                 await self._store.save_state(merged.save(), None)
             self.document = merged
+        self._changed()
+
+    async def begin_epoch(self, proposal: bytes) -> None:
+        """Take the next epoch that the control plane proposes, if it is exactly what ours comes to: stored before it is believed.
+        Whoever wrote something since lets it be."""
+        async with self._lock:
+            proposed = NodeDocument(proposal)
+            if not self.is_agreed or proposed.made_of != self.document.digest():
+                return
+            if not self.document.begins(proposed, self._identity.node):
+                raise Refused("what it proposes is not what our document comes to", op="begin epoch", place=str(proposed.epoch))
+            await self._store.save_state(proposal, None)
+            self.document = proposed
+        _log.info("the document starts again", epoch=self.document.epoch, bytes=len(proposal))
         self._changed()
 
     async def agree(self, digest: str) -> None:
@@ -124,19 +151,22 @@ class NodeRecord:
                 self.document.seen_by(author),
                 clock.wall_text(),
             )
+            self.document.check_quota(note)
+            note.check_author()
             await self._save(lambda document: document.add_note(note))
         self._changed()
         return note
 
     async def _write(self, entries: dict[str, str]) -> None:
         async with self._lock:
-            changed = self.is_agreed and await self._save(lambda document: document.write(entries))
+            changed = self.is_agreed and await self._save(lambda document: document.write(entries), REPORTS_BYTES_MAX)
         if changed:
             self._changed()
 
-    async def _save(self, change: Callable[[NodeDocument], bool]) -> bool:
-        document = NodeDocument(self.document.save())
-        if not change(document):
+    async def _save(self, change: Callable[[NodeDocument], bool], bytes_max: int = DOCUMENT_BYTES_MAX) -> bool:
+        before = self.document.save()
+        document = NodeDocument(before)
+        if len(before) > bytes_max or not change(document):
             return False
         await self._store.save_state(document.save(), None)
         self.document = document

@@ -109,6 +109,7 @@ class StateSync:
             document.digest(),
             manifest=record.manifest_digest,
             has_document=with_document,
+            epoch=document.epoch,
         )
         data = request.seal(identity.key, [document.save()] if with_document else [])
         node_clock = self._store.clock
@@ -119,12 +120,14 @@ class StateSync:
         if (reply.nonce, reply.node) != (request.nonce, identity.node) or reply.error:
             raise Refused(reply.error or "the answer belongs to another question", op="exchange", place=identity.node)
         await self._store.anchor(Anchor.told(node_clock.time_line, asked_us, answered_us, reply.server_time_us))
-        await self._take_over(reply, blobs)
+        await self._take_over(reply, blobs, document.digest() if with_document else "")
         return reply
 
-    async def _take_over(self, reply: ExchangeReply, blobs: Sequence[bytes]) -> None:
+    async def _take_over(self, reply: ExchangeReply, blobs: Sequence[bytes], sent: str) -> None:
         if reply.has_document and blobs:
-            await self._record.merge(blobs[-1])
+            await self._record.merge(blobs[-1], sent=sent)
+        elif reply.has_proposal and blobs:
+            await self._record.begin_epoch(blobs[-1])
         await self._record.agree(reply.document)
         if signed := reply.manifest(blobs):
             await self._record.accept_manifest(signed)

@@ -1,24 +1,26 @@
 """The Automerge document that carries what a node reported and what people noted. The only importer of automerge.
 
 A flat map from `section/key` to JSON text, one per node, both sides starting from the same genesis bytes. Every key has one
-writer, so merging is a union (I5). The binding is a release candidate of 2024 that can panic and poison a document, hence:
+writer, so merging is a union (I5). It grows until both sides agree on a new epoch (`epochs`), which starts from genesis again.
+The binding is a release candidate of 2024 that can panic and poison a document, hence:
 every value is checked before a transaction; foreign bytes go into a scratch copy that replaces ours only when it passed.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from automerge.core import ROOT, Document, ScalarType
 
+from pipelines.contract import epochs
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.node_state import CONTROL, Note, Reported
 
-DOCUMENT_BYTES_MAX = 256 * 1024
+DOCUMENT_BYTES_MAX = 512 * 1024  # what the quotas let both sides write while apart fits: a frame of NATS takes twice that
 VALUE_BYTES_MAX = 16 * 1024
 KEY_BYTES_MAX = 256
 _FORMAT_KEY, _FORMAT = "tidewire", "1"
@@ -33,18 +35,39 @@ class NodeDocument:
 
     def __init__(self, data: bytes = _GENESIS) -> None:
         self._document = _load(data)
+        self._values: dict[str, str] | None = None
+        self._digest = ""
 
     def save(self) -> bytes:
         return bytes(self._document.save())
 
-    def values(self) -> dict[str, str]:
+    def values(self) -> Mapping[str, str]:
         """Every entry: key -> JSON text."""
-        return _read(self._document)
+        if self._values is None:
+            self._values = _read(self._document)
+        return self._values
 
     def digest(self) -> str:
         """Equal on two replicas exactly when both hold the same changes and show the same values."""
-        heads = sorted(bytes(head).hex() for head in self._document.get_heads())
-        return sha256(canonical_json([heads, self.values()]))
+        if not self._digest:
+            heads = sorted(bytes(head).hex() for head in self._document.get_heads())
+            self._digest = sha256(canonical_json([heads, self.values()]))
+        return self._digest
+
+    @property
+    def epoch(self) -> int:
+        """How often both sides agreed to start it again; documents of two epochs are never merged."""
+        return epochs.number_of(self.values())
+
+    @property
+    def made_of(self) -> str:
+        """Digest of the document with which the epoch before this one ended."""
+        return epochs.made_of(self.values())
+
+    @property
+    def changes(self) -> int:
+        """How many were made in this epoch: what loading costs."""
+        return len(self._document.get_changes([]))
 
     def reported(self) -> dict[str, Reported]:
         """Pipeline -> what it does."""
@@ -60,9 +83,7 @@ class NodeDocument:
         return self.values().get("reported/history", "")
 
     def notes(self) -> list[Note]:
-        return sorted(
-            (Note.from_json(v) for k, v in self.values().items() if k.startswith("note/")), key=lambda n: (n.author, n.seq)
-        )
+        return epochs.notes_in(self.values())
 
     def write(self, entries: Mapping[str, str]) -> bool:
         """Put `entries` in one change; whether anything differed. Raises `Refused`, writing nothing, when one does not fit."""
@@ -75,6 +96,7 @@ class NodeDocument:
         with self._document.transaction() as transaction:
             for key, value in changed.items():
                 transaction.put(ROOT, key, ScalarType.Str, value)
+        self._values, self._digest = {**ours, **changed}, ""
         return True
 
     def report(self, pipeline: str, reported: Reported) -> bool:
@@ -87,13 +109,53 @@ class NodeDocument:
         return self.write({note_key(note.author, note.seq): note.to_json()})
 
     def next_seq(self, author: str) -> int:
-        return 1 + max((note.seq for note in self.notes() if note.author == author), default=0)
+        """Never one that was given before, also not to a note that an epoch left behind."""
+        return 1 + epochs.last_seq(self.values(), author)
 
     def seen_by(self, author: str) -> int:
         """The newest note of the other side, as `author` knows it now: what `Note.seen` says."""
-        return max((note.seq for note in self.notes() if note.author != author), default=0)
+        others = {word.split("/")[-2 if word.startswith("note/") else -1] for word in self.values() if _names_author(word)}
+        return max((epochs.last_seq(self.values(), other) for other in others - {author}), default=0)
 
-    def merged(self, foreign: bytes, *, author: str, owner: str = "") -> NodeDocument:
+    def check_quota(self, note: Note) -> None:
+        """Raises `Refused` when its author wrote as much as it may before both sides agree on a new epoch (I9)."""
+        epochs.check_quota(self.values(), note)
+
+    def next_epoch(self, node: str) -> NodeDocument:
+        """The document with which the next epoch of this one begins: one change on genesis. Its values are the same whoever makes
+        it; its bytes are not, so both sides take those of the control plane."""
+        fresh = NodeDocument()
+        fresh.write(epochs.collect(self.values(), self.digest(), node=node))
+        return fresh
+
+    def begins(self, proposed: NodeDocument, node: str) -> bool:
+        """Whether `proposed` is the next epoch of exactly this document."""
+        return proposed.values() == {**NodeDocument().values(), **epochs.collect(self.values(), self.digest(), node=node)}
+
+    def checked(self, node: str) -> NodeDocument:
+        """Itself, when every entry is one that a document of `node` may hold: foreign bytes that replace ours. Else `Refused`."""
+        for key, text in self.values().items():
+            _check_entry(key, text)
+            if key.startswith("note/"):
+                _check_note(key, text, (node, CONTROL))
+            elif key.startswith("reported/pipeline/"):
+                Reported.from_json(text)
+            elif not key.startswith(("reported/", "meta/")) and key != _FORMAT_KEY:
+                raise Refused(f"there is no section {key!r}", op="read document", place=node)
+        return self
+
+    def with_notes(self, notes: Iterable[Note]) -> NodeDocument:
+        """A new replica that also has these notes of another epoch: under their own numbers where those are free and were not
+        given before this epoch began, else under the next one."""
+        other = NodeDocument(self.save())
+        for note in sorted(notes, key=lambda n: (n.author, n.seq)):
+            key, values = note_key(note.author, note.seq), other.values()
+            if values.get(key) != note.to_json():
+                is_free = key not in values and note.seq > epochs.high(values, note.author)
+                other.add_note(note if is_free else replace(note, seq=other.next_seq(note.author)))
+        return other
+
+    def merged(self, foreign: bytes | NodeDocument, *, author: str, owner: str = "") -> NodeDocument:
         """A new replica that also holds what `foreign` does, or `Refused` with this one untouched.
 
         `author` is who sent it: a node may have changed `reported/` and its own notes, the control plane its own notes; nobody
@@ -101,16 +163,16 @@ class NodeDocument:
         merges what the control plane sent, a control plane that an operator recovered. It gets back entries of its own, and a
         node then reports anew what is true. A note of its own that was given the number of a lost one takes the next number.
         """
-        if len(foreign) > DOCUMENT_BYTES_MAX:
-            raise Refused(f"{len(foreign)} bytes are more than a document may have", op="merge document", place=author)
         scratch = NodeDocument(self.save())
-        other = _load(foreign)
+        other = foreign if isinstance(foreign, NodeDocument) else NodeDocument(foreign)
+        ours, foreign_values = self.values(), other.values()
+        _check_same_epoch(ours, foreign_values, author)
         try:
-            scratch._document.merge(other)
+            scratch._document.merge(other._document)
         except BaseException as error:  # noqa: BLE001 - pyo3's PanicException is no Exception
             raise _refused("merge document", error) from None
-        ours, foreign_values = self.values(), _read(other)
-        is_newer = sorted(map(bytes, scratch._document.get_heads())) == sorted(map(bytes, other.get_heads()))
+        scratch._values, scratch._digest = None, ""
+        is_newer = sorted(map(bytes, scratch._document.get_heads())) == sorted(map(bytes, other._document.get_heads()))
         moved = scratch._give_way(ours, foreign_values, owner) if owner and not is_newer else {}
         for key in ours.keys() & foreign_values.keys() - moved.keys():
             if key.startswith("note/") and ours[key] != foreign_values[key]:  # also where ours would win, and hide theirs
@@ -119,6 +181,7 @@ class NodeDocument:
         for key in ours.keys() | theirs.keys():
             if ours.get(key) != theirs.get(key):
                 _check_change(key, None if key in moved else ours.get(key), theirs.get(key), moved.get(key, author), owner)
+        _check_numbers(ours, theirs, author)
         return scratch
 
     def _give_way(self, ours: Mapping[str, str], theirs: Mapping[str, str], side: str) -> dict[str, str]:
@@ -151,9 +214,36 @@ def _check_change(key: str, old: str | None, new: str | None, author: str, owner
         raise Refused(f"{author} may not write {key}", op="merge document", place=key)
     if old is not None:
         raise Refused(f"{author} altered the note {key}", op="merge document", place=key)
-    note = Note.from_json(new)
-    if note_key(note.author, note.seq) != key:
+    _check_note(key, new, (author, owner or author))
+
+
+def _check_note(key: str, text: str, authors: tuple[str, str]) -> None:
+    note = Note.from_json(text)
+    if note_key(note.author, note.seq) != key or note.author not in authors:
         raise Refused(f"the note at {key} says it is {note.author}/{note.seq}", op="merge document", place=key)
+    note.check_author()
+
+
+def _check_same_epoch(ours: Mapping[str, str], theirs: Mapping[str, str], author: str) -> None:
+    epoch, other = epochs.number_of(ours), epochs.number_of(theirs)
+    if epoch != other:
+        raise Refused(f"{author} holds a document of epoch {other}, agreed is {epoch}", op="merge document", place=author)
+    if any(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys() if key.startswith("meta/")):
+        raise Refused(f"{author} holds another document of epoch {epoch}", op="merge document", place=author)
+
+
+def _check_numbers(ours: Mapping[str, str], theirs: Mapping[str, str], author: str) -> None:
+    """Numbers that an epoch left behind are not given again, and nobody writes far beyond the quota."""
+    for key in theirs.keys() - ours.keys():
+        if key.startswith("note/") and int(key.rpartition("/")[2]) <= epochs.high(ours, key.split("/")[1]):
+            raise Refused(f"{author} gave the number of {key} again", op="merge document", place=key)
+    for side in {key.split("/")[1] for key in theirs if key.startswith("note/")}:
+        if epochs.last_seq(theirs, side) - epochs.high(theirs, side) > 2 * (epochs.NOTES_MAX + epochs.NOTES_RESERVED):
+            raise Refused(f"{side} wrote more notes than an epoch may have", op="merge document", place=author)
+
+
+def _names_author(key: str) -> bool:
+    return key.startswith(("note/", epochs.HIGH))
 
 
 def _check_entry(key: str, value: object) -> None:
@@ -162,8 +252,8 @@ def _check_entry(key: str, value: object) -> None:
 
 
 def _load(data: bytes) -> Document:
-    if not data:
-        raise Refused("an empty document", op="load document")
+    if not 0 < len(data) <= DOCUMENT_BYTES_MAX:
+        raise Refused(f"a document of {len(data)} bytes; it may have 1 to {DOCUMENT_BYTES_MAX}", op="load document")
     try:
         document = Document.load(data)
         values = _read(document)
@@ -171,6 +261,7 @@ def _load(data: bytes) -> Document:
         raise _refused("load document", error) from None
     if values.get(_FORMAT_KEY) != _FORMAT:
         raise Refused(f"document format {values.get(_FORMAT_KEY)!r} is not known here", op="load document")
+    epochs.check_meta(values)
     return document
 
 

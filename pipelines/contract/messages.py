@@ -72,11 +72,13 @@ class Exchange(_Message):
     document: str  # digest
     has_document: bool = False
     manifest: str = ""  # digest of the manifest's body; "" for none
+    epoch: int = 0  # of the document
 
 
 @dataclass(frozen=True)
 class ExchangeReply(_Message):
-    """Control -> node. Blobs, in this order: manifest body and signature when `has_manifest`; document when `has_document`.
+    """Control -> node. Blobs, in this order: manifest body and signature when `has_manifest`; then, as the last one, the document
+    when `has_document`, or the proposal of the next epoch when `has_proposal`, which happens only when both hold the same.
 
     `document` is the digest of the control plane's replica after merging what came.
     """
@@ -88,6 +90,7 @@ class ExchangeReply(_Message):
     has_document: bool = False
     error: str = ""
     node: str = ""  # whom it answers
+    has_proposal: bool = False
 
     def manifest(self, blobs: Sequence[bytes]) -> SignedManifest | None:
         return SignedManifest(blobs[0], blobs[1]) if self.has_manifest and len(blobs) >= 2 else None

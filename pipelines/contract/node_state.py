@@ -240,6 +240,13 @@ class Note:
     def name(self) -> str:
         return f"{self.author}/{self.seq}"
 
+    def check_author(self) -> None:
+        """Raises `Refused` on what its author may not say: labels are the site's and under `local.`, and only the node ends."""
+        if self.kind in ("label", "unlabel", "ended") and self.author == CONTROL:
+            raise Refused(f"{self.kind} is for the site to say, not for the control plane", op="check note", place=self.name)
+        if self.kind in ("label", "unlabel") and not str(self.body.get("name", "")).startswith("local."):
+            raise Refused("a label that is put on site begins with local.", op="check note", place=self.name)
+
     def to_json(self) -> str:
         return canonical_json(asdict(self)).decode()
 

@@ -95,8 +95,8 @@ def test_cut_and_hostile_frames_are_refused(frame: bytes) -> None:
 
 
 EXAMPLES = [
-    Exchange("n1", "x", 1, 2, "sha256:d", True, "sha256:m"),
-    ExchangeReply("x", "sha256:d", 5, True, True, "e", "n1"),
+    Exchange("n1", "x", 1, 2, "sha256:d", True, "sha256:m", 3),
+    ExchangeReply("x", "sha256:d", 5, True, True, "e", "n1", True),
     Upload("n1", "x", [["r", "s"]], [["r", "s", 1, 5]]),
     Receipts("x", [["r", "s", 3, "sha256:d", 9, 7]], [["r", "s", 2, "why"]], "e", "n1", [["r", "s", 1, "sha256:c"]]),
     ArtifactRequest("n1", "x", "sha256:d", 7),

@@ -159,7 +159,7 @@ class FakeNode:
     async def _exchange(self, *, with_document: bool) -> messages.ExchangeReply:
         nonce = os.urandom(8).hex()
         request = messages.Exchange(
-            self.id, nonce, *self.manifest.order, self.document.digest(), with_document, self.manifest_digest
+            self.id, nonce, *self.manifest.order, self.document.digest(), with_document, self.manifest_digest, self.document.epoch
         )
         sealed = request.seal(self.key, [self.document.save()] if with_document else [])
         raw = await self.request(subjects.state(self.id), sealed)
@@ -170,6 +170,8 @@ class FakeNode:
             self.manifest_digest = sha256(signed.body)
         if reply.has_document:
             self.document = self.document.merged(blobs[-1], author=CONTROL)
+        elif reply.has_proposal:
+            self.document = NodeDocument(blobs[-1])
         return reply
 
     async def upload(self, *segments: Segment, ask: list[list[str]] | None = None, timeout: float = 10) -> messages.Receipts:

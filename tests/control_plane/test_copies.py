@@ -11,6 +11,7 @@ from server_process import PRESS
 from sqlalchemy.engine import Connection
 
 from control_plane import fleet, registry, store
+from control_plane.exchange import exchange
 from control_plane.keys import KeyRing
 from control_plane.selector import parse_selector
 from control_plane.store import Store
@@ -18,7 +19,7 @@ from pipelines.contract.document import NodeDocument
 from pipelines.contract.frames import sha256
 from pipelines.contract.keys import Key
 from pipelines.contract.messages import Exchange, ExchangeReply
-from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported
+from pipelines.contract.node_state import CONTROL, Gate, Manifest, Note, Reported
 from pipelines.contract.spec import load_spec
 
 NODE = "n1"
@@ -44,8 +45,7 @@ class Side:
         request = Exchange(NODE, "x", *self.manifest.order, self.document.digest(), with_document)
         data = request.seal(self.key, [self.document.save()] if with_document else [])
         with self.store.write() as db:
-            reply = fleet.exchange(db, self.keys, NODE, data)
-            blobs = fleet.exchange_blobs(db, NODE, reply)
+            reply, blobs = exchange(db, self.keys, NODE, data)
         if signed := reply.manifest(blobs):
             self.manifest = signed.open(NODE, self.keys.control.public)
         if reply.has_document:
@@ -96,7 +96,7 @@ def test_every_change_of_a_report_stays_in_the_history(side: Side) -> None:
 def test_i7_a_label_put_on_site_selects_at_the_next_exchange(side: Side) -> None:
     def deploy(db: Connection) -> None:
         version, _ = registry.register(db, load_spec(PRESS), side.keys.author, "ann", "")
-        registry.put_target(db, version, parse_selector("local.line=4"), {}, "ann", "")
+        registry.put_target(db, version, parse_selector("local.line=4"), {}, "ann", "", gate=Gate(), rollout=0)
         fleet.issue(db, side.keys)
 
     side.ask(deploy)
