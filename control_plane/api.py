@@ -14,19 +14,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import artifacts, rollouts, store, tables, views
+from control_plane import artifacts, requests, rollouts, store, tables, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import VERBS, Commands, Done, Writer
 from control_plane.deployment_file import RolloutWords
 from control_plane.effects import Contact
 from control_plane.notes_commands import NoteCommands
-from control_plane.query import ROWS_MAX, run_query
+from control_plane.query import ROWS_MAX, check_query, run_query
 from control_plane.why import why
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
 from pipelines.contract.language.lookups import LOOKUP_BYTES_MAX
+from pipelines.contract.node_state import Request as NodeRequest
 from pipelines.engine.sql import as_json
 
 T = TypeVar("T")
+ONE_NODE_S = 600.0  # a tap or the lines of a log are of no use to anybody later
 BODY_BYTES_MAX = 16 * 1024 * 1024
 
 
@@ -154,6 +156,24 @@ class Query(BaseModel):
     timeout_s: float = Field(60, gt=0, le=600)
 
 
+class AskQuery(_Write):
+    sql: str = Field(max_length=16_384)  # it is in every manifest
+    select: str
+    until_s: float = Field(86_400, gt=0, le=7 * 86_400)  # nodes that return later are asked no more
+    max_s: float = Field(30, gt=0, le=600)
+    max_rows: int = Field(1000, ge=1, le=ROWS_MAX)
+
+
+class AskNode(_Write):
+    """Of one node: a tap of a pipeline, or lines of its log (of a pipeline)."""
+
+    node: str
+    pipeline: str = Field("", max_length=100)
+    where: str = Field("", max_length=4096)
+    max_s: float = Field(30, gt=0, le=600)
+    max_rows: int = Field(100, ge=1, le=ROWS_MAX)
+
+
 class Ledgers(BaseModel):
     """What an audit is to look at; times in microseconds since 1970, by when it was received."""
 
@@ -198,6 +218,12 @@ class Api:
             ("POST", "/v1/incidents/{id:path}/acknowledge", self.acknowledge),
             ("POST", "/v1/incidents/{id:path}/reset", self.reset),
             ("POST", "/v1/query", self.query),
+            ("GET", "/v1/requests", self.requests),
+            ("GET", "/v1/requests/{id:path}", self.request),
+            ("POST", "/v1/requests/query", self.ask_query),
+            ("POST", "/v1/requests/tap", self.ask_tap),
+            ("POST", "/v1/requests/logs", self.ask_logs),
+            ("POST", "/v1/requests/{id:path}/cancel", self.cancel_request),
             ("GET", "/v1/refused", self.refused),
             ("POST", "/v1/refused/retry", self.retry),
             ("POST", "/v1/join-tokens", self.create_token),
@@ -366,6 +392,51 @@ class Api:
             return {"columns": list(result.columns), "rows": rows, "truncated": result.truncated}
 
         return await self._backend.in_background(run)
+
+    async def requests(self, request: Request) -> Any:
+        return {"requests": await self._backend.with_db(views.all_requests, self._backend.contact())}
+
+    async def request(self, request: Request) -> Any:
+        """With `?after=N`, the rows from number N on, too: `after=0` for all."""
+        name, after = request.path_params["id"], request.query_params.get("after", "")
+        found = await self._backend.in_background(requests.ends, self._lake_dir, [name])
+        shown = await self._backend.with_db(views.request, name, found, self._backend.contact())
+        if not (after.isascii() and after.isdigit()):
+            return shown
+        nodes = {node["id"]: node["node"] for node in shown["nodes"]}
+        rows = await self._backend.in_background(requests.rows, self._lake_dir, name, nodes, int(after[:18]))
+        return {**shown, "rows": rows}
+
+    async def ask_query(self, request: Request) -> Any:
+        body = AskQuery.model_validate_json(await _body(request))
+        await self._backend.in_background(check_query, body.sql)
+        limits = {"max_s": body.max_s, "max_rows": body.max_rows}
+        return await self._ask("query", {"sql": body.sql}, limits, body.select, body.until_s, body.who)
+
+    async def ask_tap(self, request: Request) -> Any:
+        body = AskNode.model_validate_json(await _body(request))
+        if body.where:
+            await self._backend.in_background(check_query, f"SELECT 1 WHERE ({body.where}\n)")
+        return await self._ask_node("tap", {"pipeline": body.pipeline, "where": body.where}, body)
+
+    async def ask_logs(self, request: Request) -> Any:
+        body = AskNode.model_validate_json(await _body(request))
+        return await self._ask_node("logs", {"pipeline": body.pipeline}, body)
+
+    async def _ask_node(self, kind: str, words: dict[str, Any], body: AskNode) -> Any:
+        name = await self._backend.with_db(views.node_name, body.node)
+        limits = {"max_s": body.max_s, "max_rows": body.max_rows}
+        return await self._ask(kind, words, limits, f"name={name}", ONE_NODE_S, body.who)
+
+    async def _ask(
+        self, kind: str, body: dict[str, Any], limits: dict[str, Any], select: str, until_s: float, who: Writer
+    ) -> Any:
+        asked = NodeRequest(kind, body, **limits)
+        return await self._done(self._backend.commands.ask, asked, select, until_s, who, self._backend.contact())
+
+    async def cancel_request(self, request: Request) -> Any:
+        body = _Write.model_validate_json(await _body(request))
+        return await self._done(self._backend.commands.cancel_request, request.path_params["id"], body.who)
 
     async def ledgers(self, request: Request) -> Any:
         asked = Ledgers.model_validate(dict(request.query_params))

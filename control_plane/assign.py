@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from control_plane.selector import Selector
-from pipelines.contract.node_state import Assignment, Gate, Manifest, Scalar, Setting
+from pipelines.contract.node_state import REQUESTS_MAX, Assignment, Gate, Manifest, Request, Scalar, Setting
 
 DEPLOYMENT = "deployment"  # the origin of a setting
 
@@ -62,6 +62,16 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to every node that matches and has not answered yet."""
+
+    id: str
+    selector: Selector
+    request: Request
+    answered: frozenset[str] = frozenset()  # ids of nodes
+
+
+@dataclass(frozen=True, slots=True)
 class Plans:
     """Everything that people want of the fleet: what the manifests are folded from."""
 
@@ -70,6 +80,7 @@ class Plans:
     artifacts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # version -> name of a table -> digest
     paces: Mapping[int, Pace] = field(default_factory=dict)  # by rollout; one that is not here is for everybody at once
     lifts: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # (pipeline, node, digest) -> `Assignment.lift`
+    asks: tuple[Ask, ...] = ()  # the oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,9 @@ def assign(member: Member, plans: Plans, *, term: int) -> Manifest:
         if (base := base_for(deployment, member, plans)) is not None
     }
     assignments = {name: replace(a, artifacts=plans.artifacts.get(a.digest, {})) for name, a in assignments.items()}
-    wanted = replace(present, term=term, assignments=assignments, labels=dict(member.labels))
+    asked = [a for a in plans.asks if member.id not in a.answered and a.selector.matches(member.name, member.selectable)]
+    requests = {ask.id: ask.request for ask in asked[:REQUESTS_MAX]}
+    wanted = replace(present, term=term, assignments=assignments, labels=dict(member.labels), requests=requests)
     return present if wanted == present else replace(wanted, generation=present.generation + 1)
 
 
@@ -174,6 +187,11 @@ def newly_offered(member: Member, plans: Plans, after: Manifest) -> list[int]:
 
 def _content(assignment: Assignment) -> tuple[str, dict[str, Scalar]]:
     return assignment.digest, {name: setting.value for name, setting in assignment.params.items()}
+
+
+def is_about_requests(before: Manifest | None, after: Manifest) -> bool:
+    """Whether the step from one manifest to the next changes only what the node is asked."""
+    return before is not None and replace(before, generation=after.generation, requests=after.requests) == after
 
 
 def changed_pipelines(before: Manifest | None, after: Manifest) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import artifacts, deployments, effects, enrol, fleet, registry, rollouts, store, tables, views
+from control_plane import artifacts, deployments, effects, enrol, fleet, registry, requests, rollouts, store, tables, views
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.keys import KeyRing
@@ -18,6 +18,7 @@ from control_plane.selector import Selector, check_label, parse_selector
 from control_plane.store import Store, now_us
 from control_plane.times import iso
 from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
+from pipelines.contract.node_state import Request
 from pipelines.contract.spec import PipelineSpec
 from pipelines.engine.plan import load_checked
 
@@ -261,6 +262,45 @@ class Commands:
             fleet.add_note(db, node, kind, incident["id"], who.by, who.reason, iso(now_us()))
         return Done({**done, "changed": True}, [] if who.dry_run else [node.id])
 
+    def ask(self, request: Request, select: str, until_s: float, who: Writer, contact: Contact) -> Done:
+        """Put a question into the manifests of the nodes that match. They answer when they can."""
+        selector, at = parse_selector(select), now_us()
+        request = replace(request, by=who.by, reason=who.reason, at=iso(at))
+        with self._transaction(who) as db:
+            asked, found = requests.create(db, request, selector, at + int(until_s * 1e6))
+            known = {node.id: node for node in (fleet.find_node(db, node) for node, _ in found)}
+            if request.kind == "tap" and not any(request.body["pipeline"] in _runs(node) for node in known.values()):
+                runs = ", ".join(sorted({name for node in known.values() for name in _runs(node)})) or "none"
+                raise Refused(f"{request.body['pipeline']} does not run there", op="tap", hint=f"what runs: {runs}")
+            changes = fleet.issue(db, self._keys, list(known))
+            standing = views.standing(db, asked, contact)
+        silent = standing.of("missing")
+        summary = [f"asks {len(known)} node{'s' * (len(known) != 1)}: {requests.named(standing.nodes)}"]
+        if silent:
+            summary.append(f"  {len(silent)} out of contact: asked until {iso(asked.until)}, they answer when they return")
+        result = {**requests.shown(asked, standing), "summary": summary, "dry_run": who.dry_run}
+        return Done(result, [] if who.dry_run else [change.node.id for change in changes])
+
+    def cancel_request(self, name: str, who: Writer) -> Done:
+        """Ask no node any more: one that works on it stops."""
+        with self._transaction(who) as db:
+            asked = requests.find(db, name)
+            changed = requests.close(db, name, f"cancelled by {who.by}" if who.by else "cancelled")
+            if changed:
+                store.record(db, who.by, "requests cancel", name, "", who.reason)
+            changes = fleet.issue(db, self._keys)
+        result = {"id": asked.id, "changed": changed, "closed": asked.closed, "dry_run": who.dry_run}
+        return Done(result, [] if who.dry_run else [change.node.id for change in changes])
+
+    def settle_requests(self, found: Sequence[requests.Answer]) -> list[str]:
+        """Take in answers that are in the lake, of nodes that are asked; the ids of nodes to poke."""
+        with self._store.write() as db:
+            asked = {node.id: node.manifest for node in fleet.all_nodes(db) if node.manifest} if found else {}
+            ours = [answer for answer in found if answer.node in asked and answer.request in asked[answer.node].requests]
+            touched, is_late = requests.settle(db, ours, now_us())
+            changes = fleet.issue(db, self._keys, None if is_late else touched) if touched or is_late else []
+        return [change.node.id for change in changes]
+
     def create_token(self, url: str, ca: str, labels: Mapping[str, str], uses: int, ttl_s: int, who: Writer) -> Done:
         for key, value in labels.items():
             check_label(key, value)
@@ -311,3 +351,9 @@ def _check_rules(db: Connection, version: registry.Version) -> None:
             place=f"{version.pipeline}@{version.number}",
             hint="tidewire set or unset it first",
         ) from None
+
+
+def _runs(node: fleet.Node) -> set[str]:
+    """What it should run, and what it says that it does."""
+    wanted = node.manifest.assignments if node.manifest else {}
+    return {*wanted, *(name for name, now in node.reported.items() if now.phase != "stopped")}

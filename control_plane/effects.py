@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from control_plane import fleet
-from control_plane.assign import changed_pipelines
+from control_plane.assign import changed_pipelines, is_about_requests
 from control_plane.fleet import Change, Node
 from control_plane.times import clock
 from pipelines.contract.messages import Heartbeat
@@ -48,6 +48,7 @@ class Contact:
 def preview(db: Connection, changes: Sequence[Change], contact: Contact) -> dict[str, Any]:
     """`{"nodes": [{name, in_contact, last_seen, changes, keeps, missing}], "summary": [lines]}`, within the transaction."""
     fresh = {node.id: node for node in fleet.all_nodes(db)}
+    changes = [change for change in changes if not is_about_requests(change.before, change.after)]
     rows = [_row(db, change, fresh[change.node.id], contact) for change in changes]
     ahead = [node.name for node in fresh.values() if node.is_ahead]
     held = [f"{', '.join(ahead[:_NAMES_SHOWN])}: newer than this control plane, nothing is issued before `tidewire recover`"]

@@ -64,6 +64,12 @@ def run_query(
             alarm.cancel()
 
 
+def check_query(sql: str) -> None:
+    """Raises `Refused` for anything but one SELECT, before it goes to nodes."""
+    with duckdb.connect(":memory:") as db:
+        check_one_select(db, sql)
+
+
 def _first_rows(reader: pa.RecordBatchReader, limit: int) -> Result:
     rows: list[tuple[Any, ...]] = []
     for batch in reader:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from control_plane import artifacts, rollout_store, store
+from control_plane import artifacts, requests, rollout_store, store
 from control_plane.assign import Deployment, Plans, Rule, Target
 from control_plane.lineage import WindowKey
 from control_plane.selector import Selector, parse_selector
@@ -157,7 +157,7 @@ def deployments(db: Connection) -> list[Deployment]:
 
 def plans(db: Connection) -> Plans:
     admissions, lifts = rollout_store.paces(db), rollout_store.lifts(db)
-    return Plans(tuple(deployments(db)), tuple(rules(db)), artifacts.named(db), admissions, lifts)
+    return Plans(tuple(deployments(db)), tuple(rules(db)), artifacts.named(db), admissions, lifts, tuple(requests.asks(db)))
 
 
 def set_rule(db: Connection, rule: Rule, until: int = 0) -> None:

@@ -20,7 +20,7 @@ import uvicorn
 from nats.aio.msg import Msg
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane import artifacts, enrol, fleet, removal, rollouts
+from control_plane import artifacts, enrol, fleet, removal, requests, rollouts
 from control_plane.api import Api
 from control_plane.bus import Bus
 from control_plane.commands import Commands, Done, Writer
@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 FLUSH_SEEN_S = 10.0
 ROLL_S, REST_S = 5.0, 0.2  # between two looks at the rollouts: at most, at least
+FOLLOW_S = 0.5
 MAIN = "main"  # of the ingest processes of a data directory the one in the control plane itself
 
 
@@ -106,6 +107,7 @@ class ControlPlane:
                     group.create_task(self._serving.run()),
                     group.create_task(self._flush_seen()),
                     group.create_task(self._roll()),
+                    group.create_task(self._follow_requests()),
                 ]
                 api = group.create_task(http.serve(sockets=[self._api_socket]))
                 announce = group.create_task(self._announce(http))
@@ -232,6 +234,22 @@ class ControlPlane:
             except Exception as error:  # noqa: BLE001 - a full disk or a locked database must not end the process
                 log.error("rollouts wait", reason=str(error).partition("\n")[0])
             await asyncio.sleep(max(REST_S, 5 * (time.monotonic() - began)))
+
+    async def _follow_requests(self) -> None:
+        """Nodes whose answer is in the lake are asked no more; nor is anybody once a request's time is over (I7)."""
+        known: set[tuple[str, str]] = set()
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                until = await self.with_db(requests.open_until)
+                found = await self.in_background(requests.ends, self.config.lake_dir, until) if until else []
+                fresh = [answer for answer in found if (answer.request, answer.node) not in known]
+                if fresh or any(at <= now_us() for at in until.values()):
+                    await self.poke(await self.on_store(self.commands.settle_requests, fresh))
+                known = {(answer.request, answer.node) for answer in found}
+            except Exception as error:  # noqa: BLE001 - a full disk among them: looked at again
+                log.error("requests: not followed", reason=f"{type(error).__name__}: {error}".partition("\n")[0])
+                await asyncio.sleep(FLUSH_SEEN_S)
 
     async def _run_bus(self) -> None:
         await self.nats.is_ready.wait()

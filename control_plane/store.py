@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 5
+SCHEMA_FORMAT = 6
 _REPEATS = 5  # security events of a subject that are not told again
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
@@ -249,6 +249,28 @@ tokens = sa.Table(
     sa.Column("replaces", sa.Text, nullable=False),  # id of the node whose place its user takes; "" for none
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("by", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+requests = sa.Table(
+    "requests",  # to nodes
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("selector", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),  # JSON, as in the manifests
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),
+    sa.Column("closed", sa.Text, nullable=False, index=True),  # why it is in no manifest any more; "" while it is
+)
+
+request_answers = sa.Table(
+    "request_answers",  # a copy of the ends in the lake's table `requests`: these nodes are asked no more
+    _metadata,
+    sa.Column("request", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("how", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 

@@ -11,13 +11,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, incidents, registry, removal, store
+from control_plane import fleet, incidents, registry, removal, requests, store
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.fleet import Node
 from control_plane.lake_views import NodeName, table_names
 from control_plane.query import run_query
-from control_plane.times import iso
+from control_plane.requests import Answer, Asked, Standing, Target
+from control_plane.times import clock, iso
 from pipelines.contract.errors import Refused
 from pipelines.engine.sql import as_json
 
@@ -80,6 +81,11 @@ def node_id(db: Connection, name: str) -> str:
     return fleet.find_node(db, name).id
 
 
+def node_name(db: Connection, name: str) -> str:
+    """Of the node with this name or id. Raises `Refused`."""
+    return fleet.find_node(db, name).name
+
+
 def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
     found = fleet.find_node(db, name)
     audit = sa.select(store.audit).where(store.audit.c.subject == found.name).order_by(store.audit.c.id.desc()).limit(10)
@@ -92,6 +98,26 @@ def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
         "notes": [asdict(note) for note in found.notes],
         "audit": [{**row._asdict(), "at": iso(row.at)} for row in db.execute(audit)],
     }
+
+
+def standing(db: Connection, asked: Asked, contact: Contact, found: Sequence[Answer] = ()) -> Standing:
+    """Who has answered a request, as noted and as `found` in the lake; of the others, who is out of contact since when."""
+    told = requests.answers(db, asked.id)
+    wanted = {node for node, _, _ in requests.targets(db, asked.selector)} | {answer.node for answer in told}
+    nodes = [node for node in fleet.all_nodes(db) if node.id in wanted]
+    silent = {
+        n.id: "" if contact.is_in_contact(n) else f"unknown since {clock(contact.last_seen(n), contact.now)}" for n in nodes
+    }
+    return requests.fold([Target(node.id, node.name, silent[node.id]) for node in nodes], [*told, *found])
+
+
+def request(db: Connection, name: str, found: Sequence[Answer], contact: Contact) -> dict[str, Any]:
+    asked = requests.find(db, name)
+    return requests.shown(asked, standing(db, asked, contact, found))
+
+
+def all_requests(db: Connection, contact: Contact) -> list[dict[str, Any]]:
+    return [requests.shown(asked, standing(db, asked, contact)) for asked in requests.listed(db)]
 
 
 def audit(db: Connection, limit: int, only_security: bool = False) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from control_plane.cli import (
     notes,
     pipelines,
     refused,
+    requests,
     rollouts,
     server,
     testing,
@@ -33,7 +34,21 @@ from pipelines.contract.errors import TidewireError
 CONTROL_EXTRA = ("cryptography", "deltalake", "sqlalchemy")  # modules of the extra `control` in pyproject.toml
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for module in (server, authors, testing, catalog, pipelines, rollouts, artifacts, nodes, notes, incidents, lake, refused):
+for module in (
+    server,
+    authors,
+    testing,
+    catalog,
+    pipelines,
+    rollouts,
+    artifacts,
+    nodes,
+    notes,
+    incidents,
+    lake,
+    requests,
+    refused,
+):
     app.add_typer(module.app)
 
 

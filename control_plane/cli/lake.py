@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from control_plane import output
-from control_plane.cli.common import Json, client
+from control_plane.cli.common import DryRun, Json, Reason, client
+from control_plane.cli.requests import query_fleet, seconds
 from control_plane.times import iso, parse_time
 from pipelines.contract.errors import WrongUsage
 
@@ -22,10 +23,21 @@ def query(
     sql: str,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most rows to print.")] = 1000,
     timeout: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds before it is stopped.")] = 60,
+    fleet: Annotated[bool, typer.Option("--fleet", help="Ask the nodes instead: what the lake does not have yet.")] = False,
+    select: Annotated[str, typer.Option("--select", "-s", help="With --fleet: which nodes.")] = "all",
+    wait: Annotated[str, typer.Option(help="With --fleet: how long to wait for nodes in contact.")] = "30s",
+    reason: Reason = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One SELECT over the lake."""
+    """One SELECT over the lake, or (--fleet) on every node over what it still holds."""
+    if fleet:
+        form = "json" if as_json else "csv" if as_csv else "table"
+        query_fleet(sql, select, seconds(wait, "--wait"), limit, float(timeout), reason, dry_run=dry_run, form=form)
+        return
+    if select != "all" or dry_run:
+        raise WrongUsage("--select and --dry-run are for --fleet", op="query", hint="the lake answers for all nodes")
     result = client().post("/v1/query", {"sql": sql, "limit": limit, "timeout_s": float(timeout)})
     if as_json:
         output.print_json([dict(zip(result["columns"], row, strict=True)) for row in result["rows"]])
