@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 
 from control_plane.lake_views import LEDGERS, NodeName, dataset, table_names
 from control_plane.times import iso
+from pipelines.engine.answers import TABLE as ANSWERS
 
 NODES_SHOWN = 10  # beyond, figures are those of all nodes together
 LISTED_MAX = 100  # gaps, refused segments, differences, reasons: the newest, and how many more there are
@@ -297,7 +298,7 @@ def run_audit(lake_dir: Path, scope: Scope, nodes: Sequence[NodeName] = ()) -> A
             not differences,
             _shown(figures, names),
             heard=_heard(lineages, nodes, scope),
-            tables={table: _counted(db, table) for table in tables},
+            tables={table: _counted(db, table) for table in tables if table != ANSWERS},
             more={what: len(rows) - LISTED_MAX for what, rows in lists.items() if len(rows) > LISTED_MAX},
             **{what: [_named(row, names) for row in rows[:LISTED_MAX]] for what, rows in lists.items()},
         )
@@ -346,7 +347,7 @@ def _differences(
     db: duckdb.DuckDBPyConnection, tables: Iterable[str], scope: Scope, names: Mapping[str, str]
 ) -> list[Difference]:
     asked = [(name, sql) for name, sql in EQUATIONS.items() if name != "table"]
-    asked += [("table", TABLE.replace("TABLE", table)) for table in tables]
+    asked += [("table", TABLE.replace("TABLE", table)) for table in tables if table != ANSWERS]  # upkeep drops old ones
     found = [Difference(name, **row) for name, sql in asked for row in _rows(db, _LISTED.format(sql=sql))]
     return [replace(d, node=names.get(d.node, d.node)) for d in found if d.at >= scope.from_us]
 

@@ -20,6 +20,7 @@ from control_plane.sequence import Mark
 from control_plane.window_tables import made_from
 from pipelines.contract.language.base import LOG
 from pipelines.contract.segment import StreamKey
+from pipelines.engine.answers import TABLE as ANSWERS
 
 log = structlog.get_logger()
 
@@ -179,6 +180,7 @@ class Lake:
             stored = dataset.to_table(columns=["table_name", "rows"], filter=_IN_TABLE)
             sums = stored.group_by("table_name").aggregate([("rows", "sum")]).to_pylist()
             said = {row["table_name"]: row["rows_sum"] for row in sums}
+        said.pop(ANSWERS, None)  # upkeep drops old ones
         held = {name: _row_count(self._directory / name) for name in self.names() if name in said}
         wrong = {name: count for name, count in said.items() if held.get(name, 0) != count}
         return [{"table": name, "stored": count, "holds": held.get(name, 0)} for name, count in wrong.items()]

@@ -264,7 +264,7 @@ def rows(lake_dir: Path, request: str, nodes: Mapping[str, str], after: int = 0,
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in sorted(_read(lake_dir, wanted, ["_node", "n", "row", "_received_at"]), key=lambda r: r["_received_at"]):
         found.setdefault((row["_node"], row["n"]), row)
-    ordered = [found[key] for key in sorted(found)]
+    ordered = [found[key] for key in sorted(found, key=lambda key: (nodes[key[0]], key))]
     return [{"node": nodes[row["_node"]], "n": row["n"], "row": _row(row["row"])} for row in ordered[:limit]]
 
 

@@ -6,11 +6,13 @@ nothing refers to them.
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties
 from deltalake.exceptions import CommitFailedError
@@ -18,11 +20,13 @@ from deltalake.exceptions import CommitFailedError
 from control_plane import heal, window_tables
 from control_plane.durable import Disk, sync_filesystem
 from pipelines.contract.language.base import LOG
+from pipelines.engine.answers import TABLE as ANSWERS
 
 log = structlog.get_logger()
 
 SMALL_FILES_MAX = 50  # more are made into few
 REFRESH_S = 900.0  # of tables of windows
+ANSWERS_KEPT_S, FORGET_S = 7 * 86_400, 3600.0  # answers to requests are of no use for long; how often old ones go
 _SMALL_BYTES, _FILE_BYTES = 8 * 1024 * 1024, 64 * 1024 * 1024
 _VACUUM_AFTER_H = 1  # far longer than any query runs
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
@@ -34,7 +38,7 @@ class Upkeep:
     def __init__(self, lake: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._lake, self._clock = lake, clock
         self._seen: dict[str, int] = {}  # table -> its version at the last look
-        self._refreshed_at = -REFRESH_S
+        self._refreshed_at, self._forgot_at = -REFRESH_S, -FORGET_S
 
     def step(self) -> None:
         """Raises nothing: what fails now is done another time."""
@@ -48,6 +52,20 @@ class Upkeep:
         if self._clock() - self._refreshed_at >= REFRESH_S:
             self._refreshed_at = self._clock()
             self.refresh()
+
+        if self._clock() - self._forgot_at >= FORGET_S:
+            self._forgot_at = self._clock()
+            self.forget_answers(time.time() - ANSWERS_KEPT_S)
+
+    def forget_answers(self, before_s: float) -> None:
+        """Drop answers to requests received before then (seconds since 1970). Marks stay: none comes again (I2)."""
+        path, before = self._lake / ANSWERS, dt.datetime.fromtimestamp(before_s, dt.UTC)
+        old = pc.field("_received_at") < pa.scalar(before, pa.timestamp("us", tz="UTC"))
+        try:
+            if heal.latest_version(path) >= 0 and DeltaTable(path).to_pyarrow_dataset().count_rows(filter=old):
+                DeltaTable(path).delete(f"_received_at < '{before.isoformat()}'", post_commithook_properties=_NO_HOOKS)
+        except Exception as error:  # noqa: BLE001 - a full disk, another process; looked at again
+            log.error("lake: old answers are kept", reason=f"{type(error).__name__}: {error}".partition("\n")[0])
 
     def refresh(self) -> None:
         """Tables of windows show the latest revisions."""

@@ -244,6 +244,7 @@ def test_rows_of_two_tries_are_shown_once(tmp_path: Path) -> None:
     put(tmp_path, "a", [1, 2], at=2)
     put(tmp_path, "b", [7])
     put(tmp_path, "stranger", [66])
+    assert [row["node"] for row in requests.rows(tmp_path, "q", {"a": "z", "b": "y"})] == ["y", "z", "z"], "by name"
     nodes = {"a": "pi1", "b": "pi2"}
     found = [(row["node"], row["row"]["i"]) for row in requests.rows(tmp_path, "q", nodes)]
     assert found == [("pi1", 1), ("pi1", 2), ("pi2", 7)]

@@ -21,7 +21,8 @@ from control_plane.lake import Lake
 from control_plane.settle import Outcome, Settler, Upload
 from control_plane.upkeep import Upkeep
 from pipelines.contract.keys import Key
-from pipelines.contract.segment import INCIDENTS, LEDGER, QUARANTINE, Segment, StreamKey
+from pipelines.contract.segment import INCIDENTS, LEDGER, QUARANTINE, REQUESTS, Segment, StreamKey
+from pipelines.engine.answers import answer
 from pipelines.engine.run import INCIDENT_SCHEMA, QUARANTINE_SCHEMA
 
 KEY = Key.from_entropy(bytes(range(32)))
@@ -424,3 +425,26 @@ def test_times_are_microseconds_in_utc(rig: Rig) -> None:
     rig.send(stream().seal(pa.table({"ts": pa.array([1], pa.timestamp("ms", "UTC"))})))
     schema = pa.schema(DeltaTable(rig.directory / "lake" / "t").schema().to_arrow())
     assert schema.field("ts").type == STAMP and schema.field("_received_at").type == STAMP
+
+
+def test_old_answers_go_and_never_come_again(rig: Rig) -> None:
+    """The rest of the lake keeps what it has; a table from which upkeep drops rows is not one that lost some."""
+    answers = stream("_requests", "requests", kind=REQUESTS)
+    segments = [answers.seal(answer("q-1", 1, ['{"i": 1}'], 0, "done")), answers.seal(answer("q-2", 1, [], 0, "done"))]
+    rig.send(*segments[:1], stream().seal(rows(1.0)))
+    upkeep = Upkeep(rig.directory / "lake")
+    upkeep.forget_answers(0.0005)
+    assert len(rig.table("requests")) == 2, "received after that"
+    upkeep.forget_answers(0.002)
+    assert (rig.table("requests"), len(rig.table("t"))) == ([], 1)
+    assert mark(rig.send(*segments)) == 2
+    rig.restart()
+    assert mark(rig.send(*segments)) == 2
+    assert [row["request"] for row in rig.table("requests")] == ["q-2"]
+    assert Lake(rig.directory / "lake").differences() == []
+
+
+def test_only_answers_go_into_their_table(rig: Rig) -> None:
+    assert "may not go" in rig.send(stream(table="requests").seal(rows(1.0))).refused[0][2]
+    assert "may not go" in rig.send(stream("_requests", "t", kind=REQUESTS).seal(answer("q", 1, [], 0, "done"))).refused[0][2]
+    assert "none of the table" in rig.send(stream("_requests", "requests", kind=REQUESTS).seal(rows(1.0))).refused[0][2]

@@ -22,6 +22,7 @@ HEAD = """# Command line
 | run a control plane, and let nodes in | `tidewire up`, `join-token create`; on the node `tidewire-agent join`, `run` |
 | put pipelines on nodes | `tidewire apply`, `deploy`, `set`, `unset`; which nodes: `nodes label` |
 | see what happens | `tidewire nodes`, `pipelines`, `why`, `incidents`, `query`, `changes`; on the node `tidewire-agent status` |
+| ask nodes what they still hold | `tidewire query --fleet`, `tap`, `logs`, `requests` |
 | see whether a node can run it | on the node `tidewire-agent validate FILE` |
 | see where every row went | `tidewire audit`, `refused`; what a node still holds: `tidewire-agent buffer` |
 | see what was rejected | `tidewire query` of the table `quarantine`; on the node `tidewire-agent quarantine` |

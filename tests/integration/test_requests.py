@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from control_plane.demo.processes import CONTROL, module_command
 from prove.cluster import Cluster, cluster, eventually
+from tests.docs.blocks import blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "fleet-queries.md"
 
 PIPELINE = """
 tidewire: 1
@@ -33,7 +37,7 @@ def test_nodes_answer_for_themselves(tmp_path: Path) -> None:
 
 async def _run(home: Path) -> None:
     async with cluster(home) as made:
-        for name in ("node-1", "node-2"):
+        for name in ("pi-1", "pi-2"):
             await made.add_node(name)
         (home / "ovens.yaml").write_text(PIPELINE)
         await made.tidewire("apply", "ovens.yaml")
@@ -44,25 +48,26 @@ async def _run(home: Path) -> None:
         await _logs(made)
         await _one_is_away(made)
         await _bad_words(made)
+        await _page(made)
         assert (await _call(made, "audit"))[0] == 0, "answers are accounted for, too (I4)"
 
 
 async def _everybody(made: Cluster) -> None:
     status, out, err = await _call(made, "query", "select pipeline, phase from pipelines", "--fleet", "--wait", "60s")
     assert status == 0, err
-    assert out.split() == ["node", "pipeline", "phase", "node-1", "ovens", "running", "node-2", "ovens", "running"]
-    assert "asks 2 nodes: node-1, node-2" in err
+    assert out.split() == ["node", "pipeline", "phase", "pi-1", "ovens", "running", "pi-2", "ovens", "running"]
+    assert "asks 2 nodes: pi-1, pi-2" in err
     assert "2 of 2 nodes answered" in err
     status, out, err = await _call(
-        made, "query", "select count(*) as rows from oven_readings", "--fleet", "--json", "-s", "name=node-1"
+        made, "query", "select count(*) as rows from oven_readings", "--fleet", "--json", "-s", "name=pi-1"
     )
     assert [row["row"] for row in json.loads(out)["rows"]] == [{"rows": 0}], "what the lake has is no longer here"
 
 
 async def _tap(made: Cluster) -> None:
-    tapping = asyncio.create_task(_call(made, "tap", "node-1", "ovens", "--for", "60s", "--rows", "2", "--where", "temp_c > 50"))
+    tapping = asyncio.create_task(_call(made, "tap", "pi-1", "ovens", "--for", "60s", "--rows", "2", "--where", "temp_c > 50"))
     for temp_c in (10, *range(60, 160)):
-        _write(made.home / "node-1", temp_c)
+        _write(made.home / "pi-1", temp_c)
         await asyncio.wait({tapping}, timeout=1)
         if tapping.done():
             break
@@ -74,41 +79,41 @@ async def _tap(made: Cluster) -> None:
 
 
 async def _logs(made: Cluster) -> None:
-    status, out, err = await _call(made, "logs", "node-1", "--lines", "500")
+    status, out, err = await _call(made, "logs", "pi-1", "--lines", "500")
     assert status == 0, err
     assert "new manifest" in out
-    assert len((await _call(made, "logs", "node-1", "--lines", "2", "--json"))[1].splitlines()) > 2
+    assert len((await _call(made, "logs", "pi-1", "--lines", "2", "--json"))[1].splitlines()) > 2
 
 
 async def _one_is_away(made: Cluster) -> None:
     """It answers when it returns; the control plane was killed meanwhile."""
     assert made.server is not None
-    await made.agents["node-2"].stop()
+    await made.agents["pi-2"].stop()
     await made.server.stop()
     with closing(sqlite3.connect(next((made.home / "control").glob("*.db")))) as db, db:
-        db.execute("UPDATE nodes SET last_seen = last_seen - 3600000000 WHERE name = 'node-2'")
+        db.execute("UPDATE nodes SET last_seen = last_seen - 3600000000 WHERE name = 'pi-2'")
     await made.start_server()
-    await eventually("node-1 to be back", lambda: _is_in_contact(made, "node-1"))
+    await eventually("pi-1 to be back", lambda: _is_in_contact(made, "pi-1"))
     status, out, err = await _call(made, "query", "select 7 as seven", "--fleet", "--wait", "60s")
-    assert (status, out.split()) == (0, ["node", "seven", "node-1", "7"]), err
-    assert "1 of 2 nodes answered; missing: node-2 (unknown since" in err
+    assert (status, out.split()) == (0, ["node", "seven", "pi-1", "7"]), err
+    assert "1 of 2 nodes answered; missing: pi-2 (unknown since" in err
     name = err.rpartition("requests show ")[2].strip()
     await made.server.kill()
     await made.start_server()
-    await made.agents["node-2"].start()
-    await eventually("node-2 to answer", lambda: _has_answered(made, name, 2))
+    await made.agents["pi-2"].start()
+    await eventually("pi-2 to answer", lambda: _has_answered(made, name, 2))
     assert "every node answered" in (await made.tidewire("requests", "show", name))
     lake = made.rows(f"select kind, count(*) from requests where request = '{name}' group by all order by all")
     assert lake == [["done", 2], ["row", 2]], "nobody twice"
-    assert not (await made.node("node-2"))["manifest"]["requests"]
+    assert not (await made.node("pi-2"))["manifest"]["requests"]
 
 
 async def _bad_words(made: Cluster) -> None:
     for words in (
         ("query", "drop table nodes", "--fleet"),
         ("query", "select 1", "--fleet", "--select", "site=nowhere"),
-        ("tap", "node-1", "unknown"),
-        ("tap", "node-1", "ovens", "--where", "temp_c >"),
+        ("tap", "pi-1", "unknown"),
+        ("tap", "pi-1", "ovens", "--where", "temp_c >"),
         ("logs", "node-9"),
     ):
         status, _, err = await _call(made, *words)
@@ -120,6 +125,20 @@ async def _bad_words(made: Cluster) -> None:
     assert "no table elsewhere" in err
     open_ = [request for request in json.loads(await made.tidewire("requests", "--json"))["requests"] if not request["closed"]]
     assert not open_
+
+
+async def _page(made: Cluster) -> None:
+    """docs/fleet-queries.md, word for word."""
+    commands = [line for block in blocks(PAGE) if block.info == "sh" for line in block.text.splitlines()]
+    assert len(commands) >= 8
+    for command in commands:
+        program, *words = shlex.split(command)
+        calling = asyncio.create_task(_call(made, *words))
+        while not calling.done():
+            _write(made.home / "pi-1", 70)
+            await asyncio.wait({calling}, timeout=1)
+        status, _, err = calling.result()
+        assert (program, status) == ("tidewire", 0), (command, err)
 
 
 async def _call(made: Cluster, *words: str) -> tuple[int, str, str]:
