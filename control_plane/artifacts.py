@@ -137,7 +137,7 @@ class Chunks:
         if found is None or not 0 <= request.offset <= len(found.data):
             error = f"there is no artifact {request.digest} from {request.offset} on"
             return ArtifactReply(request.nonce, error=error, node=node), []
-        chunk = found.data[request.offset : request.offset + CHUNK_BYTES_MAX]
+        chunk = found.data[request.offset : request.offset + min(max(request.length, 1), CHUNK_BYTES_MAX)]
         return ArtifactReply(request.nonce, found.kind, len(found.data), found.number, node=node), [chunk, found.signature]
 
     async def _get(self, digest: str) -> Whole | None:

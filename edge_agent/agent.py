@@ -19,9 +19,9 @@ from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig, Identity
 from edge_agent.decisions import Decisions, shelves_of
 from edge_agent.fitting import fit, unset
-from edge_agent.host import NodeInfo, Services
+from edge_agent.host import Given, NodeInfo, Services
 from edge_agent.keeper import Keeper, Status
-from edge_agent.link import Link, LinkDown, Login, NatsLink
+from edge_agent.link import Link, Login, NatsLink
 from edge_agent.node_record import NodeRecord
 from edge_agent.policy import Policy
 from edge_agent.reconcile import Action, FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
@@ -32,6 +32,7 @@ from edge_agent.standing import StandingWatch
 from edge_agent.state_sync import StateSync
 from edge_agent.store import Store
 from edge_agent.supervisor import Supervisor
+from edge_agent.supplies import Supplies, Wish
 from edge_agent.target import Fit, Target, pinned_version, target_of
 from edge_agent.timers import Timers
 from edge_agent.uplink import Uplink
@@ -41,7 +42,6 @@ from pipelines.contract.folds import Decision, Effective, Register, decide, effe
 from pipelines.contract.node_state import Assignment, Note, Reported
 from pipelines.contract.version import PipelineVersion
 
-_FETCH_PAUSE_S = 5.0  # after a fetch that did not succeed
 _KEEPER_PAUSE_S = 5.0  # after one that failed, before it starts again
 _log = structlog.get_logger("agent")
 
@@ -72,14 +72,14 @@ class Agent:
         self.requests = Requests(self, self._supervisor)
         self._versions: dict[str, PipelineVersion] = {}
         self._obstacles: dict[str, Status] = {}  # pipelines that cannot be started, and why
-        self._fetching: set[str] = set()
-        self._fetches: set[asyncio.Task[None]] = set()
+        self.supplies = Supplies(config, store, identity, link, self.wake)
         self._keeping: set[asyncio.Task[None]] = set()
         self._wake, self._stopped = asyncio.Event(), asyncio.Event()
         self.timers = Timers(store, self.record, identity.node, self.wake)
         self._decisions = Decisions(store, self.record, self.keepers, identity.node)
         self._reporter = Reporter(store, self.record, self.wake)
         self._targets: dict[str, Target] = {}
+        self._given: dict[str, Given] = {}
         self._booted = clock.wall_text()
         self.record.on_change(self.wake)
         link.on_change(self.wake)
@@ -95,6 +95,7 @@ class Agent:
         from edge_agent.local_api import serve  # it needs this module
 
         await self.record.load()
+        await self.supplies.load()
         await self.timers.load()
         await self.actions.resume()
         try:
@@ -117,7 +118,8 @@ class Agent:
                 running[0].cancel()  # nothing is started any more
                 await asyncio.gather(*(keeper.suspend() for keeper in self.keepers.values()))
                 await asyncio.gather(*self._keeping)
-                for task in (*running, *self._fetches):
+                self.supplies.close()
+                for task in running:
                     task.cancel()
         finally:
             self.timers.close()
@@ -175,8 +177,12 @@ class Agent:
         startable = {name: t for name, t in self._targets.items() if name not in stopping and not t.is_paused}
         params = {name: target.params for name, target in startable.items() if target.params is not None}
         secrets = self._secret_digests(startable)
+        self._given = await self.supplies.give({name: startable[name].digest for name in params})
         for action in reconcile(startable, params, running, self._versions.keys(), self.labels, secrets):
             await self._perform(action)
+        for name, tables in self._given.items():
+            if name in self.keepers and self.keepers[name].wanted_digest == startable[name].digest:
+                await self.keepers[name].set_tables(tables)
         await self._decisions.hand_over()
         await self._reporter.report_node()
         await self._reporter.report({*self.record.manifest.assignments, *self.keepers}, self._reported)
@@ -188,6 +194,10 @@ class Agent:
         pins = {name: decided.get(Register(name, "pin")) for name in assignments}
         wanted = {a.digest: a.number for a in assignments.values()}
         await self._load_versions(wanted | dict(filter(None, (pinned_version(pin) for pin in pins.values()))))
+        wishes = {(name, a.digest): a.artifacts for name, a in assignments.items()}
+        wishes |= {(name, version[0]): assignments[name].artifacts for name, p in pins.items() if (version := pinned_version(p))}
+        found = [Wish(name, digest, self._versions.get(digest), tables) for (name, digest), tables in wishes.items()]
+        await self.supplies.look(found, self.keepers, self._tasks)
         targets = {}
         for name, assignment in assignments.items():
             fits = {digest: self._fit(name, digest, assignment, notes) for digest in self._digests(assignment, pins[name])}
@@ -202,10 +212,15 @@ class Agent:
 
     def _fit(self, pipeline: str, digest: str, assignment: Assignment, notes: Sequence[Note]) -> Fit:
         version, keeper = self._versions[digest], self.keepers.get(pipeline)
-        found = fit(version, pipeline, assignment, notes, node=self.identity.node)
-        if found.params is None or keeper is None or keeper.wanted_digest == digest:
-            return found  # with nothing else to run, its start says what is missing
-        return unset(version, found.params, self.labels, self.secrets.all())
+        found, supplied = (
+            fit(version, pipeline, assignment, notes, node=self.identity.node),
+            self.supplies.provision(pipeline, digest),
+        )
+        if found.params is not None and not supplied.may_start:
+            return Fit(None, supplied.code, supplied.reason, "pending")
+        if found.params is not None and keeper is not None and keeper.wanted_digest != digest:
+            found = unset(version, found.params, self.labels, self.secrets.all())  # else its start says what is missing
+        return found if found.params is None else replace(found, code=supplied.code, reason=supplied.reason)
 
     def _note_obstacle(self, pipeline: str, target: Target) -> None:
         if target.is_paused or (target.params is None and target.code != causes.FETCHING):
@@ -234,14 +249,17 @@ class Agent:
             _log.info("reconcile", action=type(action).__name__, pipeline=action.pipeline)
         match action:
             case FetchArtifact(pipeline, digest):
-                self._start_fetching(pipeline, digest)
+                code, words = self.supplies.why_not_here(digest)
+                self._block(pipeline, "pending", words, code)
             case Start(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
                 keeper = self.keepers[pipeline] = Keeper(self._services(), self._versions[digest], params, self.wake)
+                keeper.tables = self._given[pipeline]
                 keeper.shelves = shelves_of(self.record.document.notes(), self.identity.node, pipeline)
                 self._track(self._keeping, self._keep(keeper))
             case Replace(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
+                self.keepers[pipeline].tables = self._given[pipeline]
                 await self.keepers[pipeline].replace(self._versions[digest], params, self._services())
             case UpdateParams(pipeline, params):
                 await self.keepers[pipeline].update_params(params)
@@ -266,36 +284,10 @@ class Agent:
             self.store, self._supervisor, self.actions, self.policy, node, config.data_dir, self.secrets, config.commit_s
         )
 
-    def _start_fetching(self, pipeline: str, digest: str) -> None:
-        if digest in self._fetching:
-            return
-        if not self.link.is_up:
-            told = "its version is not on the node yet and the control plane is out of reach"
-            self._block(pipeline, "pending", told, causes.FETCHING)
-            return
-        _log.info("reconcile", action="FetchArtifact", pipeline=pipeline, digest=digest)
-        if pipeline not in self._obstacles:
-            self._block(pipeline, "pending", "its version is being fetched", causes.FETCHING)
-        self._fetching.add(digest)
-        self._track(self._fetches, self._fetch(pipeline, digest))
-
     def _track(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
         task = self._tasks.create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-
-    async def _fetch(self, pipeline: str, digest: str) -> None:
-        try:
-            await self.sync.fetch(digest)
-            keep = {assignment.digest for assignment in self.record.manifest.assignments.values()}
-            keep |= {target.digest for target in self._targets.values()}
-            await self.store.drop_artifacts(keep | {keeper.version.digest for keeper in self.keepers.values()})
-        except (LinkDown, Refused) as error:
-            self._block(pipeline, "pending", f"its version could not be fetched: {error}", error.code or causes.FETCHING)
-            await asyncio.sleep(_FETCH_PAUSE_S)
-        finally:
-            self._fetching.discard(digest)
-            self.wake()
 
     def _block(self, pipeline: str, phase: str, reason: str, code: str) -> None:
         now = self._obstacles.get(pipeline)

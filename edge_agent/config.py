@@ -29,6 +29,7 @@ class AgentConfig(BaseModel):
     commit_s: float = Field(5.0, gt=0, le=60)  # rows of a slow source wait this long to be durable and sealed; alarms never wait
     buffer_bytes: int = Field(2 * GIB, ge=MIB)  # about 10 days offline at 2.5 kB/s
     quarantine_bytes: int = Field(64 * MIB, ge=MIB)  # raw bytes of rejected records that stay on the node; the oldest go
+    artifacts_bytes: int = Field(256 * MIB, ge=MIB)  # versions, lookup tables; of what is not needed the oldest go
     runner_memory_bytes: int = Field(2 * GIB, ge=256 * MIB)  # address space of one runner process
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

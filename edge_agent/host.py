@@ -43,6 +43,7 @@ HUNG_LOOKS = 12  # a runner says something each second; one that was silent at s
 LOOK_S = 5.0
 _NOTES_KEPT = 20
 
+Given = Mapping[str, tuple[str, str]]  # what a pipeline calls an artifact -> path and digest of its bytes
 Shelves = Mapping[str, tuple[bool, str, str]]  # incident id or name of a trigger -> (is it shelved, by, reason)
 
 
@@ -107,13 +108,17 @@ class PipelineHost:
         on_ready: Callable[[], None] = lambda: None,
         on_trouble: Callable[[str], None] = lambda trouble: None,
         shelves: Shelves | None = None,
+        tables: Given | None = None,
+        on_tables: Callable[[Mapping[str, str]], None] = lambda in_use: None,
     ) -> None:
         """`on_trouble` hears what keeps its sources from giving rows, "" when nothing does any more. `shelves`: see
-        `set_shelves`; None: what the state says holds."""
+        `set_shelves`; None: what the state says holds. `tables` are the bytes of artifacts; `on_tables` hears which are in use,
+        as digests."""
         self._services, self.version, self.params = services, version, dict(params)
         self._given = {params_digest(params): self.params}  # every set of parameters the runner got, by digest
         self._mode, self._successor, self._shelves = mode, successor, shelves
         self._on_ready, self._on_trouble = on_ready, on_trouble
+        self._tables, self._on_tables = dict(tables or {}), on_tables
         self._troubles: dict[str, str] = {}  # `source x` or `lookup y` -> what keeps it from giving rows
         self._runner: RunnerProcess | None = None
         self._outcome: Outcome | None = None
@@ -195,6 +200,12 @@ class PipelineHost:
             self._shelves = shelves
             await self._send({"type": "shelves", "shelves": shelves})
 
+    async def set_tables(self, tables: Given) -> None:
+        """Other bytes of artifacts. Call it again once it is ready."""
+        if self.is_ready and dict(tables) != self._tables:
+            self._tables = dict(tables)
+            await self._send({"type": "tables", "tables": self._tables})
+
     def _secrets(self) -> dict[str, str]:
         """Those that the runner takes, once everything that the pipeline refers to is set. Raises `interpolate.Unset`."""
         pipeline, secrets = json.loads(self.version.canonical), self._services.secrets
@@ -231,6 +242,7 @@ class PipelineHost:
             "private": str(services.data_dir),
             "commit_s": services.commit_s,
             "shelves": self._shelves,
+            "tables": self._tables,
             "secrets": self._secrets(),
         }
         successor = self._successor.canonical if self._successor else b""
@@ -253,6 +265,7 @@ class PipelineHost:
             "commit": self._on_commit,
             "stats": self._on_stats,
             "note": self._on_note,
+            "tables": self._on_runner_tables,
         }
         while self._outcome is None:
             try:
@@ -272,7 +285,11 @@ class PipelineHost:
 
     def _on_runner_ready(self, header: dict[str, Any], blobs: list[bytes]) -> None:
         self._ready_at = time.monotonic()
+        self._on_runner_tables(header, blobs)
         self._on_ready()
+
+    def _on_runner_tables(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        self._on_tables(dict(header.get("tables", {})))
 
     def _on_act(self, header: dict[str, Any], blobs: list[bytes]) -> None:
         for action in header["actions"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from edge_agent import clock
-from edge_agent.host import Outcome, PipelineHost, Services, Shelves
+from edge_agent.host import Given, Outcome, PipelineHost, Services, Shelves
 from edge_agent.store import Checkpoint
 from pipelines.contract import causes
 from pipelines.contract.node_state import Scalar
@@ -48,6 +48,8 @@ class Keeper:
         self.deaths = 0  # quick ones in a row
         self.restarts = 0
         self.shelves: Shelves = {}
+        self.tables: Given = {}
+        self.tables_in_use: Mapping[str, str] = {}  # as the last runner said: artifact -> digest
         self._wanted: PipelineVersion | None = version
         self._is_suspended = False
         self.trouble = ""  # what keeps its sources from giving rows
@@ -102,6 +104,12 @@ class Keeper:
         if self.host is not None:
             await self.host.set_shelves(shelves)
 
+    async def set_tables(self, tables: Given) -> None:
+        """See `PipelineHost.set_tables`; a runner that starts later has them from the start."""
+        self.tables = tables
+        if self.host is not None and self.version.digest == self.wanted_digest:
+            await self.host.set_tables(tables)
+
     async def tell(self, what: str, incident: str, *, by: str, reason: str, at: str) -> None:
         """See `PipelineHost.tell`."""
         if self.host is not None:
@@ -123,6 +131,8 @@ class Keeper:
                 on_ready=self._on_ready,
                 on_trouble=self._on_trouble,
                 shelves=self.shelves,
+                tables=self.tables,
+                on_tables=self._on_tables,
             )
             outcome = await self._run_once(host)
             if not self._changed.is_set():
@@ -186,6 +196,11 @@ class Keeper:
         self._changed.set()
         if self.host is not None:
             await self.host.stop()
+
+    def _on_tables(self, in_use: Mapping[str, str]) -> None:
+        if in_use != self.tables_in_use:
+            self.tables_in_use = in_use
+            self._on_change()
 
     def _on_ready(self) -> None:
         self.trouble = ""

@@ -60,7 +60,7 @@ class Reporter:
 
 
 def _what_runs(reported: Reported) -> tuple[object, ...]:
-    return reported.digest, reported.params_digest, reported.bans, reported.code == "pinned"
+    return reported.digest, reported.params_digest, reported.bans, reported.code == "pinned", reported.artifacts
 
 
 def reported(
@@ -69,7 +69,8 @@ def reported(
     """What to say of one pipeline now; `before` itself when nothing changed but the generation."""
     if keeper is not None:
         version, params = keeper.version, dict(keeper.params)
-        now = Reported(version.digest, version.number, "", params, params_digest(params))
+        tables = dict(keeper.tables_in_use)
+        now = Reported(version.digest, version.number, "", params, params_digest(params), artifacts=tables)
     elif target is not None:
         now = Reported(target.digest, target.number, "")
     elif before is not None and before.phase != "stopped":

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from edge_agent.wire import Channel
 from pipelines.contract.errors import TidewireError
 
 if TYPE_CHECKING:
+    from edge_agent.lookups import LookupFiles
     from edge_agent.sources import SourceContext
     from pipelines.contract.interpolate import Values
     from pipelines.contract.language.sources import Source
@@ -87,7 +88,6 @@ def _fail(channel: Channel, reason: str, hint: str, code: str = "") -> None:
 
 class _Runner:
     def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]) -> None:
-        from edge_agent.lookups import LookupFiles
         from edge_agent.uncommitted import Uncommitted
         from pipelines.contract.spec import load_spec
         from pipelines.engine.plan import NodeFacts
@@ -106,7 +106,8 @@ class _Runner:
         self.node = NodeFacts(node["id"], node["name"], node.get("labels", {}), node.get("facts", {}))
         self.params_digest = start["params_digest"]
         self.context = self._context(start)
-        self.lookups = LookupFiles(self._lookup_paths(start["params"]), self.context.may_read)
+        self.given = {name: tuple(given) for name, given in start.get("tables", {}).items()}
+        self.lookups = self._open_lookups(start["params"])
         self.plan = self._compile(start["params"])
         ledger = start["ledger"] or {}
         epoch = int(ledger.get("epoch", 0)) + 1
@@ -130,7 +131,7 @@ class _Runner:
         self.ended: set[str] = set()
 
     def run(self) -> None:
-        self.channel.send({"type": "ready"})
+        self.channel.send({"type": "ready", "tables": self.lookups.in_use})
         if self.shelves is not None and self.mode == "follow":
             self._shelve(self.shelves)  # before the first row: what is shelved must not sound once more
         if self.mode == "drain":
@@ -303,6 +304,10 @@ class _Runner:
                 source.acknowledge(self.confirmed.get(name, {}))
         elif kind == "stop":
             self.stopping = True
+        elif kind == "tables":
+            self.given = {name: tuple(given) for name, given in header["tables"].items()}
+            self._take_tables(self.lookups.changed(self.given))
+            self.channel.send({"type": "tables", "tables": self.lookups.in_use})
         elif kind == "params":
             self._set_params(header["params"], header["params_digest"])
         elif kind in ("acknowledge", "reset"):
@@ -330,10 +335,13 @@ class _Runner:
         return compile_plan(self.spec, params, self.node, secrets=self.secrets, lookups=tables)
 
     def _look_at_lookups(self) -> None:
-        """Take over tables whose file changed. One that does not fit leaves the former in use, and is told."""
+        self._take_tables(self.lookups.look().items())
+
+    def _take_tables(self, changed: Iterable[tuple[str, Any]]) -> None:
+        """Use the tables as they are now. One that does not fit leaves the former in use, and is told."""
         from pipelines.engine.plan import compile_plan
 
-        for name, found in self.lookups.look().items():
+        for name, found in changed:
             try:
                 if isinstance(found, TidewireError):
                     raise found
@@ -349,10 +357,8 @@ class _Runner:
 
     def _set_params(self, params: dict[str, Any], digest: str) -> None:
         """From the next batch on. A source whose settings they change is opened anew where it stands."""
-        from edge_agent.lookups import LookupFiles
-
-        if (paths := self._lookup_paths(params)) != self.lookups.paths:
-            self.lookups = LookupFiles(paths, self.context.may_read)
+        if self._lookup_paths(params) != self.lookups.paths:
+            self.lookups = self._open_lookups(params)
             self.uncommitted.lookups = self.lookups.digests
         self.plan, self.params_digest = self._compile(params), digest
         for name, settings in self._settings(params).items():
@@ -381,6 +387,12 @@ class _Runner:
         files = {name: table.file for name, table in self.spec.lookups.items() if table.file and self.mode != "drain"}
         paths: dict[str, str] = resolve(files, self._values(params))
         return paths
+
+    def _open_lookups(self, params: dict[str, Any]) -> LookupFiles:
+        from edge_agent.lookups import LookupFiles
+
+        named = {name: table.artifact for name, table in self.spec.lookups.items() if table.artifact and self.mode != "drain"}
+        return LookupFiles(self._lookup_paths(params), self.context.may_read, named, self.given)
 
     def _values(self, params: dict[str, Any]) -> Values:
         from pipelines.contract.interpolate import Values

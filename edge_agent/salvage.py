@@ -451,7 +451,7 @@ def _is_sound(table: str, row: Record) -> bool:
             zlib.decompress(row["data"])
     except (ValueError, TypeError, zlib.error):
         return False
-    return table != "artifacts" or sha256(row["data"]) == row["digest"]
+    return table != "artifacts" or row["data"] is None or sha256(row["data"]) == row["digest"]
 
 
 def _create(path: Path) -> sqlite3.Connection:

@@ -18,6 +18,7 @@ FORMAT = 2
 # segment `seq`, `run_rows` are the rows of the run through it.
 # timers: node time when a note ends that was made for some time.
 # gates: what the gate of a pipeline found out about its versions (JSON of gate.Gatebook).
+# artifacts: in the order in which they came; without `data` the bytes are a file in artifacts/ (artifacts.py).
 # buffers: what the last version of the pipeline here said of its buffer (JSON of shares.Buffer).
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -79,7 +80,8 @@ CREATE TABLE actions (
 );
 CREATE INDEX actions_status ON actions (status, finished_us);
 CREATE TABLE artifacts (
-    digest TEXT PRIMARY KEY, kind TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, signature BLOB NOT NULL
+    digest TEXT PRIMARY KEY, kind TEXT NOT NULL, number INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    signature BLOB NOT NULL, data BLOB
 );
 """
 

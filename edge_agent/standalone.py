@@ -7,6 +7,7 @@ DATA/lake, exactly once: a file's name says which segments it holds, so what a c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from rich.table import Table
 
 from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig, make_private_dir, write_private
-from edge_agent.host import NodeInfo, Outcome, PipelineHost, Services
+from edge_agent.host import Given, NodeInfo, Outcome, PipelineHost, Services
 from edge_agent.keeper import Keeper
 from edge_agent.outbox import Mark, Pending
 from edge_agent.policy import Policy
@@ -64,6 +65,7 @@ class _Job:
     labels: Mapping[str, str]
     until_eof: bool
     json_output: bool
+    tables: Given
 
 
 def run_file(
@@ -72,6 +74,7 @@ def run_file(
     *,
     params: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
+    artifacts: Mapping[str, str] | None = None,
     until_eof: bool = False,
     json_output: bool = False,
 ) -> int:
@@ -87,7 +90,7 @@ def run_file(
     check_spec(spec)
     values = _param_values(spec, params or {})
     compile_plan(spec, values)
-    job = _Job(PipelineVersion.of(spec), values, labels or {}, until_eof, json_output)
+    job = _Job(PipelineVersion.of(spec), values, labels or {}, until_eof, json_output, _tables(spec, artifacts or {}))
     return asyncio.run(_run(AgentConfig.load(data_dir), job))
 
 
@@ -106,6 +109,28 @@ def _param_values(spec: PipelineSpec, words: Mapping[str, str]) -> dict[str, Sca
     if unset:
         raise SpecError(map(spec.locate, unset))
     return values
+
+
+def _tables(spec: PipelineSpec, artifacts: Mapping[str, str]) -> Given:
+    """The CSV files that stand for the artifacts that the pipeline names: all of them, and no others."""
+    named = sorted({lookup.artifact for lookup in spec.lookups.values() if lookup.artifact})
+    for name in artifacts:
+        if name not in named:
+            cause = f'no lookup table of the pipeline is the artifact "{name}"{did_you_mean(name, named)}'
+            raise Refused(cause, op="--artifact", hint=f"its artifacts: {', '.join(named) or 'none'}")
+    missing = [name for name in named if name not in artifacts]
+    if missing:
+        hint = " ".join(f"--artifact {name}=FILE.csv" for name in missing)
+        raise Refused(f"it looks things up in {', '.join(missing)}", op=f"run {spec.pipeline}", hint=f"give {hint}")
+    tables = {}
+    for name, file in artifacts.items():
+        path = Path(file).absolute()
+        try:
+            with path.open("rb") as opened:
+                tables[name] = (str(path), f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}")
+        except OSError as error:
+            raise TidewireError(error.strerror or str(error), op="read", place=file, hint="name a CSV file") from None
+    return tables
 
 
 async def _run(config: AgentConfig, job: _Job) -> int:
@@ -143,7 +168,7 @@ async def _run_host(services: Services, job: _Job, lake: Path, key: Key) -> Outc
     version = job.version
     await services.store.put_artifact(Artifact.sign(PIPELINE_VERSION, version.canonical, key), 0)
     await Keeper(services, version, job.params, lambda: None).drain_other_version()
-    host = PipelineHost(services, version, job.params, mode="until_eof" if job.until_eof else "follow")
+    host = PipelineHost(services, version, job.params, mode="until_eof" if job.until_eof else "follow", tables=job.tables)
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Exchange the NodeState with the control plane, fetch artifacts, send heartbeats. Level-triggered: hints only hurry it (I7)."""
+"""Exchange the NodeState with the control plane, send heartbeats. Level-triggered: hints only hurry it (I7)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from edge_agent.link import Link, LinkDown
 from edge_agent.node_record import NodeRecord
 from edge_agent.store import Store
 from pipelines.contract import subjects
-from pipelines.contract.artifact import Artifact
 from pipelines.contract.errors import Refused
-from pipelines.contract.messages import ArtifactReply, ArtifactRequest, Exchange, ExchangeReply, Heartbeat
+from pipelines.contract.messages import Exchange, ExchangeReply, Heartbeat
 
-ARTIFACT_BYTES_MAX = 64 * 1024 * 1024
 AGENT = metadata.version("tidewire")
 _log = structlog.get_logger("state")
 
@@ -56,28 +54,6 @@ class StateSync:
             await asyncio.sleep(self._config.heartbeat_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads a fleet
             if self._link.is_up:
                 await self._beat()
-
-    async def fetch(self, digest: str) -> None:
-        """Pull an artifact by digest, verify it (I13) and store it. Raises `LinkDown` or `Refused`."""
-        reply, data, signature = await self._chunk(digest, 0)
-        while len(data) < reply.size:
-            _, more, _ = await self._chunk(digest, len(data))
-            if not more:
-                raise Refused(f"it ends after {len(data)} of {reply.size} bytes", op="fetch artifact", place=digest)
-            data += more
-        artifact = Artifact(reply.kind, data, signature)
-        artifact.verify(digest, self._identity.author)
-        await self._store.put_artifact(artifact, reply.number)
-
-    async def _chunk(self, digest: str, offset: int) -> tuple[ArtifactReply, bytes, bytes]:
-        node = self._identity.node
-        request = ArtifactRequest(node, secrets.token_hex(8), digest, offset)
-        raw = await self._link.request(subjects.artifact(node), request.pack(), self._config.request_timeout_s)
-        reply, blobs = ArtifactReply.unseal(self._identity.control, raw)
-        is_answer = (reply.nonce, reply.node) == (request.nonce, node)
-        if not is_answer or reply.error or len(blobs) != 2 or not 0 <= reply.size <= ARTIFACT_BYTES_MAX:
-            raise Refused(reply.error or "not an answer to what was asked", op="fetch artifact", place=digest)
-        return reply, blobs[0], blobs[1]
 
     async def _exchange_once(self) -> None:
         try:

@@ -23,6 +23,7 @@ async def status(agent: Agent) -> dict[str, Any]:
         "link": _link(agent),
         "manifest": {"term": manifest.term, "generation": manifest.generation},
         "pipelines": [_pipeline(agent, name) for name in names],
+        "fetches": agent.supplies.under_way,
         "backlog": asdict(await store.backlog()),
         "streams": await store.streams(),
         "incidents": await _incidents(agent),

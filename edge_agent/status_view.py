@@ -30,6 +30,8 @@ def show(facts: dict[str, Any]) -> None:
             console.print(Text("  " + line))
     for note in facts["notes"]:
         console.print(Text(_note(note)), soft_wrap=True)
+    for fetch in facts["fetches"]:
+        console.print(Text(_fetch(fetch), "yellow"), soft_wrap=True)
     for incident in facts["incidents"]:
         console.print(Text(_incident(incident), "yellow" if incident["acknowledged"] else "bold red"))
     for action in [a for a in facts["actions"] if a["status"] != "done"]:
@@ -46,6 +48,11 @@ def show_quarantine(rows: list[dict[str, Any]]) -> None:
         console.print(Text(f"  {row['raw']}", "dim"), soft_wrap=True)
     if not rows:
         console.print("no rejected records are kept on this node")
+
+
+def _fetch(fetch: dict[str, Any]) -> str:
+    done = f"{fetch['bytes'] / fetch['size']:.0%} of {size(fetch['size'])}" if fetch["size"] else "not begun"
+    return f"fetching {fetch['kind']} {fetch['digest'][:19]}: {done}" + (f"; {fetch['trouble']}" if fetch["trouble"] else "")
 
 
 def _link(link: dict[str, Any]) -> Text:

@@ -447,6 +447,11 @@ class Store:
         """(bytes that the buffer may take, bytes of them that the disk has room for), as of the last commit."""
         return self._limit, self._budget
 
+    async def room(self) -> int:
+        """Bytes that the buffer may have, with what it holds: the node's limit, or what the disk has room for now."""
+        used, free = await self._read(lambda db: (outbox.used_bytes(db), free_bytes(db)))
+        return min(self._limit, used + reserve.room_bytes(self._db.path) + free)
+
     async def buffer_lasts_s(self) -> float | None:
         """How long the free part of the buffer lasts at the measured rate; None while that is not known."""
         free = self._budget - (await self.backlog()).bytes
@@ -530,17 +535,27 @@ class Store:
 
     async def put_artifact(self, artifact: Artifact, number: int) -> None:
         """Keep an artifact that its caller verified (I13)."""
-        values = (artifact.digest, artifact.kind, number, artifact.data, artifact.signature)
-        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", values))
+        values = (artifact.digest, artifact.kind, number, len(artifact.data), artifact.signature, artifact.data)
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?, ?)", values))
 
     async def versions(self) -> list[tuple[str, int]]:
         """Digest and number of every pipeline version whose bytes are here."""
         query = "SELECT digest, number FROM artifacts WHERE kind = ? ORDER BY number"
         return await self._read(lambda db: db.execute(query, (PIPELINE_VERSION,)).fetchall())
 
-    async def drop_artifacts(self, keep: set[str]) -> None:
-        """Forget artifacts that are neither in `keep` nor wrote the state of a pipeline (which may have to be drained)."""
-        await self._write(lambda db: _drop_artifacts(db, keep))
+    async def put_file(self, digest: str, kind: str, number: int, size: int, signature: bytes) -> None:
+        """Know of an artifact whose bytes are in a file beside the store, and were verified (I13)."""
+        values = (digest, kind, number, size, signature)
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?, NULL)", values))
+
+    async def artifacts(self) -> list[tuple[str, str, int, int, bytes]]:
+        """Digest, kind, number, size and signature of every artifact, in the order in which they came."""
+        query = "SELECT digest, kind, number, bytes, signature FROM artifacts ORDER BY rowid"
+        return await self._read(lambda db: db.execute(query).fetchall())
+
+    async def forget_artifacts(self, digests: Iterable[str]) -> None:
+        """But for those that wrote the state of a pipeline, which may have to be drained."""
+        await self._write(lambda db: _forget_artifacts(db, list(digests)))
 
     async def timers(self) -> dict[str, int]:
         """Notes that hold for some time -> node time when that is over."""
@@ -755,12 +770,11 @@ def _set_timers(db: sqlite3.Connection, begin: Mapping[str, int], forget: Iterab
 
 
 def _artifact(db: sqlite3.Connection, digest: str) -> tuple[Artifact, int] | None:
-    row = db.execute("SELECT kind, data, signature, number FROM artifacts WHERE digest = ?", (digest,)).fetchone()
+    query = "SELECT kind, data, signature, number FROM artifacts WHERE digest = ? AND data IS NOT NULL"
+    row = db.execute(query, (digest,)).fetchone()
     return (Artifact(row[0], row[1], row[2]), row[3]) if row else None
 
 
-def _drop_artifacts(db: sqlite3.Connection, keep: set[str]) -> None:
-    in_use = keep | {row[0] for row in db.execute("SELECT digest FROM pipelines")}
-    for (digest,) in db.execute("SELECT digest FROM artifacts").fetchall():
-        if digest not in in_use:
-            db.execute("DELETE FROM artifacts WHERE digest = ?", (digest,))
+def _forget_artifacts(db: sqlite3.Connection, digests: Sequence[str]) -> None:
+    for digest in digests:
+        db.execute("DELETE FROM artifacts WHERE digest = ? AND digest NOT IN (SELECT digest FROM pipelines)", (digest,))

@@ -105,6 +105,9 @@ def run(
     until_eof: Annotated[bool, typer.Option("--until-eof", help="With FILE: end when its sources do.")] = False,
     params: Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="With FILE: a parameter.")] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="With FILE: a node label.")] = None,
+    artifacts: Annotated[
+        list[str] | None, typer.Option("--artifact", metavar="NAME=FILE", help="With FILE: the CSV of a table that it names.")
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -113,10 +116,11 @@ def run(
         from edge_agent.standalone import run_file  # a managed agent does without it
 
         given = {"params": pairs("--param", params or []), "labels": pairs("--label", labels or [])}
+        given["artifacts"] = pairs("--artifact", artifacts or [])
         raise typer.Exit(run_file(file, data_dir, until_eof=until_eof, json_output=as_json, **given))
-    if until_eof or as_json or params or labels:
+    if until_eof or as_json or params or labels or artifacts:
         hint = "tidewire-agent run FILE --until-eof"
-        raise WrongUsage("--until-eof, --param, --label and --json go with a FILE", op="run", hint=hint)
+        raise WrongUsage("--until-eof, --param, --label, --artifact and --json go with a FILE", op="run", hint=hint)
     config = AgentConfig.load(data_dir)
     identity = Identity.load(config.data_dir)
     if identity is None:

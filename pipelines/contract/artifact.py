@@ -38,7 +38,7 @@ class Artifact:
     def verify(self, digest: str, author: str) -> None:
         """Raise `Refused` unless these are the bytes named `digest`, released by the holder of the nkey `author`."""
         if self.digest != digest:
-            raise Refused(f"the bytes have digest {self.digest}", op="verify artifact", place=digest)
+            raise Refused(f"the bytes have digest {self.digest}", op="verify artifact", place=digest, code=causes.SIGNATURE)
         check_released(self.kind, digest, self.signature, author)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, pack, unpack
 from pipelines.contract.keys import Key, seal, unseal
@@ -129,12 +130,13 @@ class Receipts(_Message):
 
 @dataclass(frozen=True)
 class ArtifactRequest(_Message):
-    """Node -> control: the bytes of `digest` from `offset` on."""
+    """Node -> control: `length` bytes of `digest` from `offset` on, or as many of them as one answer holds."""
 
     node: str
     nonce: str
     digest: str
     offset: int = 0
+    length: int = CHUNK_BYTES_MAX
 
 
 @dataclass(frozen=True)

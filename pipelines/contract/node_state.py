@@ -115,6 +115,8 @@ class Manifest:
 
 def read_assignment(raw: Mapping[str, Any]) -> Assignment:
     params = {name: Setting(**setting) for name, setting in raw["params"].items()}
+    if not all(isinstance(text, str) for pair in raw["artifacts"].items() for text in pair):
+        raise ValueError("artifacts are digests by name")
     return Assignment(**{**raw, "params": params, "gate": Gate(**raw["gate"])})
 
 

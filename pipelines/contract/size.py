@@ -27,4 +27,12 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
+def shown_size(size: int) -> str:
+    """For people, in the units in which sizes are written: 1181116006 -> `1.1 GiB`."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size >= BYTES_PER[unit]:
+            return f"{size / BYTES_PER[unit]:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size} B"
+
+
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, return_type=str)]

@@ -177,6 +177,52 @@ def test_policy_and_limits_hold_for_lookup_files(tmp_path: Path, monkeypatch: py
         LookupFiles({"t": str(path)}, lambda _: True)
 
 
+ARTIFACT = """
+lookups:
+  places: {artifact: places, key: [k], columns: {floor: integer}}
+steps:
+  - lookup: {table: places, take: [floor]}
+"""
+
+
+def test_an_artifact_is_taken_over_without_a_restart_and_its_digest_is_lineage(tmp_path: Path) -> None:
+    """The agent keeps the bytes in its own directory, which no source and no file of the pipeline may read."""
+    log, private = tmp_path / "a.log", tmp_path / "private"
+    private.mkdir()
+    texts = {"one": "k,floor\na,1\n", "two": "k,floor\na,2\n", "misfit": "k,storey\na,3\n"}
+    digests = {name: put(private / name, text) for name, text in texts.items()}
+
+    def given(name: str, digest: str = "") -> dict[str, Any]:
+        return {"places": [str(private / name), digest or digests[name]]}
+
+    append(log, line(0, 1))
+    with running(log, (HEAD + ARTIFACT + SINKS).replace("FILE", str(log))) as agent:
+        agent.start(private=str(private), tables=given("one"))
+        assert agent.until("ready")["tables"] == {"places": digests["one"]}
+        agent.until(lambda m: len(agent.rows()) == 1)
+        for name, says in [("misfit", 'no column "floor"'), ("gone", "No such file")]:
+            agent.channel.send({"type": "tables", "tables": given(name, sha256(name.encode()) if name == "gone" else "")})
+            note = agent.until(lambda m: m["type"] == "note" and m["about"] == "lookup places")
+            assert says in note["text"] and "the former table stays in use" in note["text"]
+            assert agent.until("tables")["tables"] == {"places": digests["one"]}
+        agent.channel.send({"type": "tables", "tables": given("two", sha256(b"others"))})
+        assert "it is damaged" in agent.until(lambda m: m["type"] == "note" and m["about"] == "lookup places")["text"]
+        agent.channel.send({"type": "tables", "tables": given("two")})
+        assert agent.until(lambda m: m["type"] == "tables" and m["tables"] == {"places": digests["two"]})
+        agent.until(lambda m: bool(_see(log, agent) and agent.rows()[-1]["floor"] == 2))
+    made_with = {r["floor"]: head["lookups"] for head, payload in agent.segments for r in _rows(agent, head, payload)}
+    assert made_with == {1: {"places": digests["one"]}, 2: {"places": digests["two"]}}
+
+
+def test_a_damaged_artifact_does_not_start_a_pipeline(tmp_path: Path) -> None:
+    log, table = tmp_path / "a.log", tmp_path / "t"
+    digest = put(table, "k,floor\na,1\n")
+    put(table, "k,floor\na,9\n")
+    with running(log, (HEAD + ARTIFACT + SINKS).replace("FILE", str(log))) as agent:
+        agent.start(tables={"places": [str(table), digest]})
+        assert "it is damaged" in failed(agent)[0]
+
+
 def test_a_file_that_is_being_written_is_left_alone_until_it_lies_still(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     put(path, "k\na\n")
