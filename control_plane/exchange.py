@@ -45,9 +45,11 @@ def exchange(db: Connection, keys: KeyRing, node_id: str, data: bytes) -> tuple[
     try:
         changed = _take(db, before, request, blob)
     except Refused as error:
-        store.record_security(db, before.name, f"document refused: {error}")
+        fleet.note_refused(db, before, str(error))
         return ExchangeReply(request.nonce, before.document_digest, now_us(), error=str(error), node=node_id), []
     node = _after(db, keys, before) if changed else before
+    if blob is not None or node.document_digest == request.document:
+        fleet.note_taken(db, node_id)
     _saw(db, node, request)
     if node.document_digest == request.document:
         node = _settle(db, node, request)

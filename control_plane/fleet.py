@@ -215,7 +215,24 @@ def delete(db: Connection, node: str) -> None:
     """Have no such node any more. Its history stays, as rows of a document that nobody holds."""
     db.execute(store.nodes.delete().where(store.nodes.c.id == node))
     db.execute(store.reports.delete().where(store.reports.c.node == node))
+    note_taken(db, node)
     db.execute(store.notes.update().where(store.notes.c.node == node).values(collected=1))
+
+
+def note_refused(db: Connection, node: Node, reason: str) -> None:
+    """What a node sent of its document was not taken; until it is, this is why."""
+    note_taken(db, node.id)
+    db.execute(store.refused_documents.insert().values(node=node.id, reason=reason, at=now_us()))
+    store.record_security(db, node.name, f"document refused: {reason}")
+
+
+def note_taken(db: Connection, node: str) -> None:
+    db.execute(store.refused_documents.delete().where(store.refused_documents.c.node == node))
+
+
+def refused_documents(db: Connection) -> dict[str, str]:
+    """Node id -> why its document is not taken."""
+    return {row.node: row.reason for row in db.execute(sa.select(store.refused_documents))}
 
 
 def flush_last_seen(db: Connection, seen: Mapping[str, int]) -> None:

@@ -225,6 +225,14 @@ notes = sa.Table(
     sa.Column("collected", sa.Integer, nullable=False),  # the epoch without it; 0: it is in the document
 )
 
+refused_documents = sa.Table(
+    "refused_documents",
+    _metadata,
+    sa.Column("node", sa.Text, primary_key=True),  # one whose document was not taken when it last sent it
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
 removed_nodes = sa.Table(
     "removed_nodes",
     _metadata,

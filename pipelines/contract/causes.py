@@ -53,3 +53,4 @@ PARAMS_PENDING = "params_pending"
 STILL_RUNNING = "still_running"  # though nothing wants it
 
 CODES = frozenset(value for name, value in globals().items() if name.isupper() and isinstance(value, str))
+RUNS_AS_WANTED = frozenset({AS_WANTED, SOAKING, TROUBLED})  # the wanted version with the wanted parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pipelines.contract.causes import GATE_HELD, RUNS_AS_WANTED
 from pipelines.contract.node_state import Assignment, Ban, Manifest, Note, Reported, Scalar, Setting
 
 # kind -> (register, whether the note sets it). A register holds one thing per subject; `param` and `label` have one per name.
@@ -148,9 +149,12 @@ def differences(manifest: Manifest, reported: Mapping[str, Reported]) -> dict[st
         now = reported.get(name)
         if now is None or now.digest != assignment.digest:
             running = f"version {now.number}" if now else "nothing"
-            wrong[name] = f"wanted version {assignment.number}, {running} reported"
+            told = f": {now.reason}" if now and now.reason else ""
+            wrong[name] = f"wanted version {assignment.number}, {running} reported{told}"
         elif now.phase != "running":
             wrong[name] = f"{now.phase}: {now.reason}" if now.reason else now.phase
+        elif now.gate == "held" or (now.code and now.code not in RUNS_AS_WANTED):
+            wrong[name] = f"running, but {now.code or GATE_HELD}" + (f": {now.reason}" if now.reason else "")
         elif other := sorted(assignment.artifacts.items() - now.artifacts.items()):
             names = ", ".join(table for table, _ in other)
             wrong[name] = f"running, but not yet with the wanted table {names}" + (f": {now.reason}" if now.reason else "")

@@ -297,7 +297,7 @@ def test_why_says_the_cause_first(server: ServerProcess) -> None:
     server.apply()
 
     def cause(*words: str) -> str:
-        return str(server.json("why", *words)["cause"])
+        return str(server.json("why", *words)["code"])
 
     async def story() -> None:
         node = await FakeNode.join(server.token("--label", "site=lyon"), "pi")
@@ -329,7 +329,8 @@ def test_why_says_the_cause_first(server: ServerProcess) -> None:
         assert "1 as wanted" in server.cli("why", "press").stdout
         server.cli("deploy", "press", "-s", "name=pi", "--remove")
         await node.exchange()
-        assert cause("pi", "press") == "still_running"
+        await node.beat()
+        await until(lambda: cause("pi", "press") == "still_running")
         await node.close()
 
     asyncio.run(story())
@@ -608,4 +609,4 @@ def test_i8_silence_is_unknown_not_failed(server: ServerProcess) -> None:
     assert row["converged"], "what it last reported stands"
     preview = server.cli("set", "press", "limit_c=70", "-s", "all").stdout
     assert preview.startswith("1 node: pi (out of contact since ")
-    assert server.json("why", "pi", "press")["cause"] == "out_of_contact"
+    assert server.json("why", "pi", "press")["code"] == "out_of_contact"
