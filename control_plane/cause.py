@@ -12,17 +12,21 @@ from functools import cached_property
 
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, registry
-from control_plane.assign import Target
+from control_plane import fleet, registry, rollout_store
+from control_plane.assign import Pace, Target
 from control_plane.effects import Contact
 from control_plane.fleet import Node
+from control_plane.rollout import HELD, PAUSED, UNDONE, Rollout
+from control_plane.selector import Selector, parse_selector
 from pipelines.contract import causes
 from pipelines.contract.folds import Effective, is_banned
 from pipelines.contract.node_state import Assignment, Reported, params_digest
 
 UNWANTED = frozenset({causes.NOT_DEPLOYED, causes.NOT_SELECTED})
-FINE = causes.RUNS_AS_WANTED | UNWANTED | {causes.OTHER_TARGET}
+ROLLOUT = frozenset({causes.WAITING, causes.ROLLOUT_PAUSED, causes.ROLLOUT_HELD, causes.ROLLOUT_UNDONE})
+FINE = causes.RUNS_AS_WANTED | UNWANTED | ROLLOUT | {causes.OTHER_TARGET}
 _PASSING = frozenset({causes.STARTING, causes.FETCHING, causes.NOT_APPLIED, causes.PARAMS_PENDING, causes.STILL_RUNNING})
+_HELD_BACK = {PAUSED: causes.ROLLOUT_PAUSED, HELD: causes.ROLLOUT_HELD, UNDONE: causes.ROLLOUT_UNDONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Causes:
 
     def __init__(self, db: Connection, contact: Contact) -> None:
         self._db, self._contact = db, contact
+        self._rollouts: dict[str, list[Rollout]] = {}
 
     def of(self, node: Node, pipeline: str) -> Cause:
         cause = self._of(node, pipeline)
@@ -81,6 +86,8 @@ class Causes:
             if (late := self._late(node)) is not None:
                 return late
             return Cause(causes.STILL_RUNNING, f"version {now.number} is {now.phase} though nothing wants it any more")
+        if (step := self._rollout(node, pipeline, "nothing runs meanwhile")) is not None:
+            return step
         if not self.targets(pipeline):
             return Cause(causes.NOT_DEPLOYED, f"{pipeline} is deployed nowhere")
         selectors = " | ".join(str(target.selector) for target in self.targets(pipeline))
@@ -110,17 +117,47 @@ class Causes:
             return Cause(causes.TROUBLED, f"version {now.number} runs as wanted, but{told or ' something it needs fails'}")
         if now.gate == "soaking":
             return Cause(causes.SOAKING, f"version {now.number} runs as wanted; its gate is not passed yet")
-        return self._beaten(node, pipeline, now) or Cause(causes.AS_WANTED, f"version {now.number} runs as wanted")
+        fine = Cause(causes.AS_WANTED, f"version {now.number} runs as wanted")
+        return self._rollout(node, pipeline, f"version {now.number} runs on") or self._beaten(node, pipeline, now) or fine
+
+    def _rollout(self, node: Node, pipeline: str, meanwhile: str) -> Cause | None:
+        """The node has what it had before a rollout that did not take it yet, or that was undone."""
+        target = next(iter(self._mine(node, pipeline)), None)
+        pace = self._paces.get(target.rollout) if target else None
+        newest = self._newest(pipeline)
+        if target is not None and pace is not None and node.id not in pace.admitted and node.id in pace.before:
+            rollout = next((r for r in newest if r.id == target.rollout), None)
+            code = _HELD_BACK.get(rollout.state, causes.WAITING) if rollout else causes.WAITING
+            step = f"step {rollout.step + 1} of {len(rollout.steps)}" if rollout else "its step"
+            words = f"{rollout.state} {rollout.why}".rstrip() if rollout and code != causes.WAITING else f"at {step}"
+            turn = "" if code != causes.WAITING else f": the turn of {node.name} comes"
+            return Cause(code, f"the rollout of version {target.number} is {words}{turn}; {meanwhile}")
+        if newest and newest[0].state == UNDONE and _matches(parse_selector(newest[0].selector), node):
+            said = f" {newest[0].why}" if newest[0].why else ""
+            return Cause(causes.ROLLOUT_UNDONE, f"the rollout of version {newest[0].number} was undone{said}; {meanwhile}")
+        return None
+
+    def _mine(self, node: Node, pipeline: str) -> list[Target]:
+        """The targets that select the node; the first wins."""
+        return [target for target in self.targets(pipeline) if _matches(target.selector, node)]
+
+    def _newest(self, pipeline: str) -> list[Rollout]:
+        if pipeline not in self._rollouts:
+            self._rollouts[pipeline] = rollout_store.latest(self._db, pipeline)
+        return self._rollouts[pipeline]
 
     def _beaten(self, node: Node, pipeline: str, now: Reported) -> Cause | None:
         """The later target with a newer version that this node would have, did not an earlier one select it."""
-        labels = {**node.labels, **node.local_labels}
-        mine = [target for target in self.targets(pipeline) if target.selector.matches(node.name, labels)]
+        mine = self._mine(node, pipeline)
         newer = [target for target in mine[1:] if target.number > now.number]
         if not newer:
             return None
         text = f"version {now.number} runs as the first target that selects {node.name} wants it: {mine[0].selector}"
         return Cause(causes.OTHER_TARGET, f"{text}; {newer[0].selector} -> version {newer[0].number} comes after it")
+
+    @cached_property
+    def _paces(self) -> Mapping[int, Pace]:
+        return rollout_store.paces(self._db)
 
     @cached_property
     def _refused(self) -> Mapping[str, str]:
@@ -129,6 +166,10 @@ class Causes:
     @cached_property
     def _targets(self) -> Mapping[str, tuple[Target, ...]]:
         return {deployment.pipeline: deployment.targets for deployment in registry.deployments(self._db)}
+
+
+def _matches(selector: Selector, node: Node) -> bool:
+    return selector.matches(node.name, node.member.selectable)
 
 
 def _told(wanted: Assignment, now: Reported | None, params: str) -> Cause | None:

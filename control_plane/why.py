@@ -121,7 +121,8 @@ def _of_pipeline(db: Connection, nodes: list[Node], pipeline: str, found: Causes
     """Its causes counted, then the nodes that are odd."""
     every = {node.name: found.of(node, pipeline) for node in nodes}
     counts = Counter(cause.code for cause in every.values() if cause.code not in UNWANTED)
-    counted = [f"{count} {code.replace('_', ' ')}" for code, count in counts.most_common()]
+    ordered = sorted(counts.items(), key=lambda item: (item[0] != causes.AS_WANTED, -item[1], item[0]))
+    counted = [f"{count} {code.replace('_', ' ')}" for code, count in ordered]
     counted += [f"{rest} not for it"] if (rest := len(every) - counts.total()) else []
     odd = [name for name, cause in every.items() if not cause.is_fine]
     targets = found.targets(pipeline)
