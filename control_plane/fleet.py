@@ -222,7 +222,7 @@ def delete(db: Connection, node: str) -> None:
 def note_refused(db: Connection, node: Node, reason: str) -> None:
     """What a node sent of its document was not taken; until it is, this is why."""
     note_taken(db, node.id)
-    db.execute(store.refused_documents.insert().values(node=node.id, reason=reason, at=now_us()))
+    db.execute(store.refused_documents.insert().values(node=node.id, reason=reason, at=store.now_us()))
     store.record_security(db, node.name, f"document refused: {reason}")
 
 

@@ -16,6 +16,7 @@ from control_plane import cli, fleet, store
 from control_plane.cause import FINE
 from control_plane.commands import Commands, Writer
 from control_plane.effects import Contact
+from control_plane.exchange import exchange
 from control_plane.keys import KeyRing
 from control_plane.notes_commands import NoteCommands
 from control_plane.rollout import Pacing, parse_steps
@@ -90,8 +91,7 @@ class Fleet:
 
     def answer(self, node: str, data: bytes) -> tuple[Any, list[bytes]]:
         with self.store.write() as db:
-            reply = fleet.exchange(db, self.keys, node, data)
-            return reply, fleet.exchange_blobs(db, node, reply)
+            return exchange(db, self.keys, node, data)
 
     @property
     def contact(self) -> Contact:
