@@ -72,6 +72,7 @@ def _pipeline(agent: Agent, name: str) -> dict[str, Any]:
         **asdict(agent.status_of(name)),
         "why": why,
         "params": _params(agent, name),
+        "tables": dict(keeper.tables_in_use) if keeper else {},
         "restarts": keeper.restarts if keeper else 0,
         "counts": host.stats if host else {},
         "notes": list(host.notes) if host else [],

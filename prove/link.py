@@ -28,6 +28,7 @@ class FaultyLink(Link):
     def __init__(self) -> None:
         super().__init__()
         self.up, self.down = OPEN, OPEN
+        self.passed = {"up": 0, "down": 0}  # bytes, of all connections
         self._epoch = 0
         self._changed = asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
@@ -111,3 +112,4 @@ class FaultyLink(Link):
             now = getattr(self, way)
         if pause_s := now.delay_s + (size / now.bytes_per_s if now.bytes_per_s else 0.0):
             await asyncio.sleep(pause_s)
+        self.passed[way] += size

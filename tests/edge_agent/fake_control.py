@@ -12,7 +12,7 @@ import nats
 from nats.aio.msg import Msg
 
 from pipelines.contract import messages, subjects
-from pipelines.contract.artifact import CHUNK_BYTES_MAX, PIPELINE_VERSION, Artifact
+from pipelines.contract.artifact import CHUNK_BYTES_MAX, LOOKUP_TABLE, PIPELINE_VERSION, Artifact
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import CONTROL, Assignment, Manifest, Note, Setting, SignedManifest
@@ -70,11 +70,13 @@ class FakeControl:
         self.stored = FakeLake()
         self.heartbeats: list[messages.Heartbeat] = []
         self.requests: list[str] = []
+        self.fetches: list[tuple[str, int]] = []  # digest and offset
         self.busy = 0  # this many uploads are answered `busy`
         self.mute = 0  # this many uploads are stored, but never answered
         self.delay_s = 0.0  # of an upload's answer
         self.manifest: SignedManifest | None = None
         self.labels: dict[str, str] = {}
+        self.tables: dict[str, str] = {}  # in every assignment: what a version calls an artifact -> digest
         self._order = (1, 0)
 
     async def serve(self, broker: Broker) -> None:
@@ -97,10 +99,20 @@ class FakeControl:
             artifact = Artifact.sign(PIPELINE_VERSION, version.canonical, self.author)
             self.artifacts[version.digest] = (artifact, version.number)
         self._order = (self._order[0], self._order[1] + 1)
-        assignments = {v.pipeline: Assignment(v.digest, v.number, params, "ann", "because") for v in versions}
+        assignments = {
+            v.pipeline: Assignment(v.digest, v.number, params, "ann", "because", artifacts=self.tables) for v in versions
+        }
         self.manifest = SignedManifest.sign(Manifest(self.node, *self._order, assignments, self.labels), self.key)
         if poke:
             await self.poke()
+
+    def put_table(self, name: str, data: bytes, *, is_here: bool = True) -> str:
+        """From the next `assign` on; one that is not here is named, and nobody has it."""
+        table = Artifact.sign(LOOKUP_TABLE, data, self.author)
+        self.tables = {**self.tables, name: table.digest}
+        if is_here:
+            self.artifacts[table.digest] = (table, 1)
+        return table.digest
 
     async def acknowledge(self, incident: str) -> None:
         await self.note("acknowledge", incident)
@@ -150,8 +162,13 @@ class FakeControl:
 
     async def _on_artifact(self, message: Msg) -> None:
         request, _ = messages.ArtifactRequest.unpack(message.data)
+        self.fetches.append((request.digest, request.offset))
+        if request.digest not in self.artifacts:
+            reply = messages.ArtifactReply(request.nonce, error="there is no such artifact", node=self.node)
+            await message.respond(reply.seal(self.key))
+            return
         artifact, number = self.artifacts[request.digest]
-        chunk = artifact.data[request.offset : request.offset + CHUNK_BYTES_MAX]
+        chunk = artifact.data[request.offset : request.offset + min(request.length, CHUNK_BYTES_MAX)]
         reply = messages.ArtifactReply(request.nonce, artifact.kind, len(artifact.data), number, node=self.node)
         await message.respond(reply.seal(self.key, [chunk, artifact.signature]))
 

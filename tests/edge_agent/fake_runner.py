@@ -45,7 +45,7 @@ class FakeRunner:
         for step in self.version.get("do", []):
             for name, argument in step.items():
                 getattr(self, f"do_{name}")(argument)
-        self.channel.send({"type": "ready"}) if not self.version.get("do") else None
+        self.do_ready(None) if not self.version.get("do") else None
         while not self.stopping:
             self.listen(None)
         self.channel.send({"type": "stopped"})
@@ -60,6 +60,9 @@ class FakeRunner:
             self.committed = header["n"]
         elif header["type"] == "stop":
             self.stopping = True
+        elif header["type"] == "tables":
+            self.start["tables"] = header["tables"]
+            self.channel.send({"type": "tables", "tables": self.tables})
         elif header["type"] == "params":
             self.channel.send({"type": "stats", "params": header["params"]})
         elif header["type"] == "shelves":
@@ -104,7 +107,11 @@ class FakeRunner:
         self.commit(1, transitions=[row])
 
     def do_ready(self, _: Any) -> None:
-        self.channel.send({"type": "ready"})
+        self.channel.send({"type": "ready", "tables": self.tables})
+
+    @property
+    def tables(self) -> dict[str, str]:
+        return {name: digest for name, (_, digest) in self.start["tables"].items()}
 
     def do_number_rows(self, rows: int) -> None:
         """Commit without end, up to four commits in flight."""

@@ -43,9 +43,10 @@ class World:
         )
 
     @contextlib.asynccontextmanager
-    async def agent(self) -> AsyncIterator[Agent]:
-        config = AgentConfig(data_dir=self.folder / "node", heartbeat_s=0.3, exchange_s=0.5, request_timeout_s=1.0, commit_s=1.0)
-        store = Store.open(config.data_dir, NODE, self.key)
+    async def agent(self, **settings: Any) -> AsyncIterator[Agent]:
+        rhythm: dict[str, Any] = {"heartbeat_s": 0.3, "exchange_s": 0.5, "request_timeout_s": 1.0, "commit_s": 1.0}
+        config = AgentConfig(data_dir=self.folder / "node", **rhythm, **settings)
+        store = Store.open(config.data_dir, NODE, self.key, config.buffer_bytes)
         link = NatsLink(Login(self.broker.url, subjects.inbox(NODE)))
         supervisor = Supervisor(entry="fake_runner:main", preload=[])
         agent = Agent(config, self.identity, store, link, supervisor=supervisor, policy=Policy())

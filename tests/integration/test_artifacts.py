@@ -1,0 +1,104 @@
+"""A new table reaches a node over a link that is cut in the middle of it: real processes, and the bytes counted on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.contract.frames import sha256
+from prove.cluster import Cluster, cluster, eventually, send
+from prove.link import OPEN, Way
+
+PIPELINE = """
+tidewire: 1
+pipeline: ovens
+sources:
+  log:
+    file: {path: "*.jsonl"}
+schema:
+  ts: {type: timestamp, event_time: true}
+  n: {type: integer}
+  sensor: {type: string}
+lookups:
+  assets: {artifact: asset_register, key: [sensor]}
+steps:
+  - lookup: {table: assets, take: [asset]}
+sinks:
+  readings: {lake: {table: oven_readings}}
+"""
+SMALL = "sensor,asset,note\ns1,old oven,x\n"
+MIB = 1 << 20
+
+
+def large(rows: int = 40_000) -> str:
+    """20 MiB that do not compress."""
+    noise = random.Random(7)
+    lines = "".join(f"s{i},new oven {i},{noise.randbytes(255).hex()}\n" for i in range(rows))
+    return "sensor,asset,note\n" + lines
+
+
+def test_a_table_is_fetched_over_a_cut_and_rows_say_which_one_they_were_made_with(tmp_path: Path) -> None:
+    asyncio.run(_run(tmp_path))
+
+
+async def _run(home: Path) -> None:
+    async with cluster(home) as made:
+        directory = await made.add_node("node-1")
+        table = home / "assets.csv"
+        table.write_text(SMALL)
+        (home / "ovens.yaml").write_text(PIPELINE)
+        await made.tidewire("apply", "ovens.yaml")
+        await made.tidewire("artifact", "put", "asset_register", "assets.csv")
+        await made.tidewire("deploy", "ovens", "--select", "all")
+        await eventually("the pipeline to run", lambda: _is_running(made))
+        _write(directory, 1)
+        await eventually("a row with the old asset", lambda: _assets(made) == {1: "old oven"})
+        text = large()
+        table.write_text(text)
+        made.link.set(OPEN, Way(bytes_per_s=4 * MIB))
+        before = made.link.passed["down"]
+        await made.tidewire("artifact", "put", "asset_register", "assets.csv", "--reason", "the line was rebuilt")
+        await eventually("half of it", lambda: _share(made, 0.4))
+        made.link.cut()
+        _write(directory, 2)  # while it is cut the old table is in use
+        send(made.agents["node-1"].pid)
+        await made.agents["node-1"].start()
+        await eventually("the node to run on its own (I12)", lambda: _runs_with(made, SMALL))
+        made.link.heal()
+        await eventually("both sides to agree", made.has_converged)
+        fetched = made.link.passed["down"] - before
+        assert len(text) <= fetched < len(text) * 1.15, f"{fetched} bytes went over for a table of {len(text)}"
+        assert await _runs_with(made, text)
+        _write(directory, 3)
+        await eventually("rows with both", lambda: _assets(made) == {1: "old oven", 2: "old oven", 3: "new oven 1"})
+        digests = {json.loads(row[0])["assets"] for row in made.rows("select lookups from segments where stream = 'readings'")}
+        assert digests == {sha256(SMALL.encode()), sha256(text.encode())}
+        used = json.loads(await made.tidewire("artifact", "show", "asset_register", "--json"))
+        assert used["nodes"] == [{"node": "node-1", "pipeline": "ovens", "wanted": True, "in_use": True}]
+
+
+async def _is_running(made: Cluster) -> bool:
+    return any(p["phase"] == "running" for p in (await made.status("node-1")).get("pipelines", []))
+
+
+async def _share(made: Cluster, share: float) -> bool:
+    fetches: list[dict[str, Any]] = (await made.status("node-1")).get("fetches", [])
+    return any(fetch["size"] and fetch["bytes"] > share * fetch["size"] for fetch in fetches)
+
+
+async def _runs_with(made: Cluster, text: str) -> bool:
+    pipelines = (await made.status("node-1")).get("pipelines", [])
+    return any(p["phase"] == "running" and p["tables"] == {"asset_register": sha256(text.encode())} for p in pipelines)
+
+
+def _assets(made: Cluster) -> dict[int, str]:
+    return dict(map(tuple, made.rows("select n, asset from oven_readings")))
+
+
+def _write(directory: Path, n: int) -> None:
+    with (directory / "ovens.jsonl").open("a") as file:
+        file.write(json.dumps({"ts": datetime.now(UTC).isoformat(), "n": n, "sensor": "s1"}) + "\n")
