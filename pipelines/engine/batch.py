@@ -6,10 +6,13 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipelines.engine.records.spans import Spans
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -24,17 +27,28 @@ _TYPES = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "TIMESTAMP": pa.timestam
 
 @dataclass(frozen=True)
 class Lines:
-    """Framed records: `text` without line ends, `offsets` their byte positions in the input, `bad` index -> why not decodable."""
+    """Framed records without line ends, as a column (`text`) or where they lie (`spans`): `texts` is one of them, the other is
+    made of it when it is asked for. `offsets`: their byte positions in the input; `bad` index -> why not decodable."""
 
-    text: pa.StringArray
+    texts: pa.StringArray | Spans
     offsets: pa.Int64Array
     bad: Mapping[int, str] = field(default_factory=dict)
 
+    @cached_property
+    def text(self) -> pa.StringArray:
+        return self.texts.texts() if isinstance(self.texts, Spans) else self.texts
+
+    @cached_property
+    def spans(self) -> Spans:
+        return self.texts if isinstance(self.texts, Spans) else Spans.of(self.texts)
+
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self.texts)
 
     def without_first(self) -> Lines:
-        return Lines(self.text[1:], self.offsets[1:], {i - 1: why for i, why in self.bad.items() if i})
+        rest = slice(1, None)
+        texts = self.texts.pick(rest) if isinstance(self.texts, Spans) else self.texts[rest]
+        return Lines(texts, self.offsets[1:], {i - 1: why for i, why in self.bad.items() if i})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -16,6 +17,7 @@ from pipelines.engine.records import json_reader as json_records
 from pipelines.engine.records.convert import converter
 from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
 from pipelines.engine.records.json_text import DEPTH_MAX
+from pipelines.engine.records.spans import Spans
 from pipelines.engine.records.table_read import TableRead, merge
 
 NOW_US = 1_767_225_600_000_000
@@ -45,10 +47,21 @@ def one_by_one(made: JsonReader, lines: list[str], bad: dict[int, str] | None = 
     return merge([made._one_by_one(texts, None, bad or {}, NOW_US)], made.types, len(lines), many=made._rows is not None)
 
 
+def apart(lines: list[str]) -> Spans:
+    """The lines in a block in which other bytes lie between them, as in a file."""
+    starts, block = [], b"#, "
+    for line in lines:
+        starts.append(len(block))
+        block += line.encode() + b',"\r\n'
+    lengths = np.array([len(line.encode()) for line in lines], np.int64)
+    return Spans(np.frombuffer(block, np.uint8), np.array(starts, np.int64), np.array(starts, np.int64) + lengths)
+
+
 def agree(made: JsonReader, lines: list[str]) -> None:
     texts = pa.array(lines, pa.string())
     expected = plain(one_by_one(made, lines))
-    assert plain(made.read(texts, {}, NOW_US)) == expected
+    assert plain(made.read(Spans.of(texts), {}, NOW_US)) == expected
+    assert plain(made.read(apart(lines), {}, NOW_US)) == expected
     general = list(made._general(texts, None, NOW_US))
     assert plain(merge(general, made.types, len(lines), many=made._rows is not None)) == expected
 
@@ -294,7 +307,7 @@ def taken(made: JsonReader, lines: list[str], monkeypatch: pytest.MonkeyPatch) -
             return found
 
         monkeypatch.setattr(JsonReader, name, spy)
-    made.read(pa.array(lines), {}, NOW_US)
+    made.read(Spans.of(pa.array(lines)), {}, NOW_US)
     return used
 
 
@@ -305,7 +318,8 @@ def test_clean_lines_are_cut_by_one_pattern(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_lines_of_many_shapes_are_read_as_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [json.dumps({"s": "a\n", f"k{i}": i, "d": i / 2}) for i in range(50)]
-    assert taken(reader({name: ALL_TYPES[name] for name in ("s", "d")}), lines, monkeypatch) == ["_whole_block"]
+    used = taken(reader({name: ALL_TYPES[name] for name in ("s", "d")}), lines, monkeypatch)
+    assert used[-1] == "_whole_block" and "_one_by_one" not in used
 
 
 def test_arrays_of_clean_elements_are_read_as_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +336,7 @@ def test_dirty_lines_alone_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         JsonReader, "_one_by_one", lambda self, texts, *rest: read.append(len(texts)) or original(self, texts, *rest)
     )
-    found = made.read(pa.array(lines), {}, NOW_US)
+    found = made.read(Spans.of(pa.array(lines)), {}, NOW_US)
     assert read == [10]
     assert sorted(found.unfit) == list(range(7, 1000, 100))
     assert found.columns[0].to_pylist() == [f"k{i}" for i in range(1000)]
@@ -332,7 +346,7 @@ def test_values_are_those_of_python() -> None:
     """Against the standard library, without any of ours."""
     rows = [{"s": f"é{i}", "d": i * 1.1e-3, "i": i * 10**15, "b": i % 2 == 0} for i in range(200)]
     found = reader({name: ALL_TYPES[name] for name in ("s", "d", "i", "b")}).read(
-        pa.array([json.dumps(r) for r in rows]), {}, NOW_US
+        Spans.of(pa.array([json.dumps(r) for r in rows])), {}, NOW_US
     )
     assert [
         dict(zip(("s", "d", "i", "b"), values, strict=True))
@@ -344,7 +358,7 @@ def test_values_are_those_of_python() -> None:
 @pytest.mark.parametrize("deep", ["[" * 100_000, '{"k":' * 100_000, "[" * 100_000 + "]" * 100_000])
 def test_depth_harms_nobody(n: int, deep: str) -> None:
     lines = [f'{{"i": {i}}}' for i in range(n)] + [f'{{"i": 1, "k": {deep}}}', deep]
-    found = reader({"i": {"type": "integer"}}).read(pa.array(lines), {}, NOW_US)
+    found = reader({"i": {"type": "integer"}}).read(Spans.of(pa.array(lines)), {}, NOW_US)
     assert found.columns[0].to_pylist() == [*range(n), None, None]
     assert set(found.undecodable.values()) <= {"not a JSON object", f"nested deeper than {DEPTH_MAX} levels"}
     assert sorted(found.undecodable) == [n, n + 1]
@@ -363,7 +377,7 @@ def test_rows_of_a_message() -> None:
         '{"gateway": "g1", "readings": {"t": 1}}',
         f'{{"gateway": "g1", "readings": [{", ".join(["1"] * 10_001)}]}}',
     ]
-    found = made.read(pa.array(lines), {}, NOW_US)
+    found = made.read(Spans.of(pa.array(lines)), {}, NOW_US)
     assert found.count == 6
     assert found.line is not None
     assert found.line.to_pylist() == [0, 0, 0, 2, 3, 4]
@@ -379,7 +393,7 @@ def test_rows_of_a_message() -> None:
 def test_unknown_fields() -> None:
     fields = {"i": {"type": "integer"}, "x": {"type": "double", "from": "data.x", "nullable": True}}
     lines = ['{"i": 1, "data": {"x": 1}}', '{"i": 2, "data": {"x": 1, "y": [1.50]}, "z": "é"}', '{"i": 3, "data": 7}']
-    kept = reader(fields, unknown="keep").read(pa.array(lines), {}, NOW_US)
+    kept = reader(fields, unknown="keep").read(Spans.of(pa.array(lines)), {}, NOW_US)
     assert kept.columns[-1].to_pylist() == [None, '{"data":{"y":[1.50]},"z":"é"}', '{"data":7}']
-    rejected = reader(fields, unknown="reject").read(pa.array(lines), {}, NOW_US)
+    rejected = reader(fields, unknown="reject").read(Spans.of(pa.array(lines)), {}, NOW_US)
     assert {row: list(names) for row, names in rejected.unknown.items()} == {1: ["data.y", "z"], 2: ["data"]}

@@ -24,7 +24,7 @@ from pipelines.contract.language.schema import Element, FieldSpec, fit_decimal, 
 from pipelines.engine.records import timestamps
 from pipelines.engine.records.json_template import INTEGER, NUMBER
 from pipelines.engine.records.json_text import Doubled, NotJson, Number, parse, text_of
-from pipelines.engine.records.raw import raw_bytes
+from pipelines.engine.records.spans import bytes_of
 from pipelines.engine.records.timestamps import MICROS, Format
 from pipelines.engine.types import of_field, to_arrow
 
@@ -203,8 +203,10 @@ class Integer(Converter):
 
 def _hexadecimal(texts: pa.Array) -> pa.Array | None:
     """Arrow reads 0x1F as an integer; here it is none."""
-    raw = raw_bytes(texts)
-    return pc.or_(pc.starts_with(texts, "0x"), pc.starts_with(texts, "0X")) if b"x" in raw or b"X" in raw else None
+    raw = bytes_of(texts)
+    if not len(raw) or raw.max() < ord("X"):
+        return None
+    return pc.or_(pc.starts_with(texts, "0x"), pc.starts_with(texts, "0X"))
 
 
 class Double(Converter):

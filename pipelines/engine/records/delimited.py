@@ -10,11 +10,12 @@ import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.batch import Lines
-from pipelines.engine.records.raw import raw_bytes
+from pipelines.engine.records.spans import Mask, Spans, either, find
 
 
 @dataclass(frozen=True)
@@ -28,52 +29,50 @@ class Delimited:
         self, lines: Lines, wanted: Sequence[str], header: Sequence[str] = (), received_at_us: int | None = None
     ) -> tuple[dict[str, pa.Array], dict[int, str]]:
         """Text columns by name, NULL where the header has no such column or the line has nothing there; and why lines are bad."""
-        n, texts = len(lines), lines.text
+        n = len(lines)
         doubled = next((name for name in wanted if header.count(name) > 1), None)
         if doubled is not None:
             why = f'the header has the column "{doubled}" twice'
             return {name: pa.nulls(n, pa.string()) for name in wanted}, dict.fromkeys(range(n), why)
         bad: dict[int, str] = dict(lines.bad)
         places = {name: header.index(name) for name in wanted if name in header}
-        has_quotes = self.quote is not None and self.quote.encode() in raw_bytes(texts)
-        found = self._cut(texts, list(places.values()), len(header), bad, has_quotes=has_quotes)
+        found = self._cut(lines, list(places.values()), len(header), bad)
         columns = {name: found[at] if (at := places.get(name)) is not None else pa.nulls(n, pa.string()) for name in wanted}
-        self._find_headers(texts, columns, header, bad)
+        self._find_headers(lines, columns, header, bad)
         return {name: _absent_as_null(column) for name, column in columns.items()}, bad
 
-    def _cut(
-        self, texts: pa.Array, places: Sequence[int], width: int, bad: dict[int, str], *, has_quotes: bool
-    ) -> Mapping[int, pa.Array]:
-        """The columns at these places; lines that have other than `width` values become bad and are NULL."""
-        quoted = pc.match_substring(texts, self.quote) if has_quotes else None
-        by_hand = [] if quoted is None else pc.indices_nonzero(quoted).to_pylist()
-        plain = texts if not by_hand else pc.if_else(quoted, self.delimiter * (width - 1), texts)
-        parts = pc.split_pattern(plain, self.delimiter)
-        fits = pc.equal(pc.list_value_length(parts), pa.scalar(width, pa.int32()))
-        if pc.all(fits).as_py() is False:
-            lengths = pc.list_value_length(parts)
-            for row in pc.indices_nonzero(pc.invert(fits)).to_pylist():
-                bad.setdefault(row, f"{lengths[row].as_py()} fields, the header has {width}")
-            parts = pc.split_pattern(pc.if_else(fits, plain, self.delimiter * (width - 1)), self.delimiter)
-        flat = parts.values
-        found = {at: flat.take(pa.arange(at, len(flat), width).cast(pa.int32())) for at in places}
-        return self._put_quoted(found, texts, quoted, by_hand, width, bad) if by_hand else found
+    def _cut(self, lines: Lines, places: Sequence[int], width: int, bad: dict[int, str]) -> Mapping[int, pa.Array]:
+        """The columns at these places; lines that have other than `width` values become bad and have nothing there."""
+        spans, mark, quoted = lines.spans, self.delimiter.encode(), self._quoted(lines.spans)
+        marks, odd = spans.cut(mark, width - 1)
+        for row in np.flatnonzero(odd if quoted is None else odd & ~quoted).tolist() if odd is not None else []:
+            bad.setdefault(row, f"{lines.text[row].as_py().count(self.delimiter) + 1} fields, the header has {width}")
+        starts = [spans.starts, *(marks.T + len(mark))]
+        stops = [*marks.T, spans.stops]
+        odd = either(odd, quoted)
+        if odd is not None:
+            starts = [np.where(odd, spans.starts, each) for each in starts]
+            stops = [np.where(odd, spans.starts, each) for each in stops]
+        found = {at: Spans(spans.data, starts[at], stops[at]).texts() for at in places}
+        return found if quoted is None else self._put_quoted(found, lines.text, quoted, width, bad)
+
+    def _quoted(self, lines: Spans) -> Mask | None:
+        """Which lines have a quote in them; None: none has."""
+        if self.quote is None or not len(lines):
+            return None
+        quotes = find(lines.data, self.quote.encode(), int(lines.starts[0]), int(lines.stops[-1]))
+        if not len(quotes):
+            return None
+        return np.searchsorted(quotes, lines.stops) > np.searchsorted(quotes, lines.starts)
 
     def _put_quoted(
-        self,
-        found: Mapping[int, pa.Array],
-        texts: pa.Array,
-        quoted: pa.Array,
-        rows: Sequence[int],
-        width: int,
-        bad: dict[int, str],
+        self, found: Mapping[int, pa.Array], texts: pa.Array, quoted: Mask, width: int, bad: dict[int, str]
     ) -> Mapping[int, pa.Array]:
-        empty = [""] * width
-        values = [
-            self._parse(row, text, width, bad) or empty for row, text in zip(rows, texts.filter(quoted).to_pylist(), strict=True)
-        ]
+        which, empty = pa.array(quoted), [""] * width
+        by_hand = zip(np.flatnonzero(quoted).tolist(), texts.filter(which).to_pylist(), strict=True)
+        values = [self._parse(row, text, width, bad) or empty for row, text in by_hand]
         return {
-            at: pc.replace_with_mask(column, quoted, pa.array([row[at] for row in values], pa.string()))
+            at: pc.replace_with_mask(column, which, pa.array([row[at] for row in values], pa.string()))
             for at, column in found.items()
         }
 
@@ -88,14 +87,14 @@ class Delimited:
             return []
         return values
 
-    def _find_headers(self, texts: pa.Array, columns: Mapping[str, pa.Array], header: Sequence[str], bad: dict[int, str]) -> None:
+    def _find_headers(self, lines: Lines, columns: Mapping[str, pa.Array], header: Sequence[str], bad: dict[int, str]) -> None:
         """A line that has the columns' own names as values is a header within the file."""
         column = next((column for name, column in columns.items() if name in header), None)
         if column is None or not _has_lengths(column, {len(name.encode()) for name in header}):
             return
         is_name = pc.is_in(column, pa.array(header, pa.string()))
         for row in pc.indices_nonzero(is_name).to_pylist() if pc.any(is_name).as_py() else []:
-            values = self._parse(row, texts[row].as_py(), len(header), dict(bad))
+            values = self._parse(row, lines.text[row].as_py(), len(header), dict(bad))
             if sorted(value.strip() for value in values) == sorted(header):
                 bad.setdefault(row, "a header within the file")
 

@@ -6,15 +6,18 @@ record over the limit is passed over however long it is, and leaves one undecoda
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contract.language.sources import RECORD_BYTES_MAX, Framing
 from pipelines.engine.batch import Lines
+from pipelines.engine.records.spans import Bytes, Mask, Places, Spans, find, has_byte
 
 RECORD_BYTES_KEPT = 4096  # of a record that is too long
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -42,9 +45,9 @@ class Framer(Protocol):
 
 def open_framer(spec: Framing | None) -> Framer:
     if spec is None or spec.lines:
-        return Marked(b"\n", "\r", spec.lines.max if spec and spec.lines else RECORD_BYTES_MAX)
+        return Marked(b"\n", b"\r", spec.lines.max if spec and spec.lines else RECORD_BYTES_MAX)
     if spec.delimiter:
-        return Marked(spec.delimiter.text.encode(), "\r\n", spec.delimiter.max)
+        return Marked(spec.delimiter.text.encode(), b"\r\n", spec.delimiter.max)
     if spec.length:
         return Counted(spec.length.bytes, spec.length.order, spec.length.includes_itself, spec.length.max)
     assert spec.multiline is not None
@@ -55,17 +58,17 @@ def open_framer(spec: Framing | None) -> Framer:
 
 def frame_lines(block: bytes, base: int = 0) -> Lines:
     """The lines of a block, the last one with or without its line end. Blank lines and a byte order mark are no records."""
-    lines = Marked(b"\n", "\r", RECORD_BYTES_MAX).frame(block, base, is_last=True).lines
+    lines = Marked(b"\n", b"\r", RECORD_BYTES_MAX).frame(block, base, is_last=True).lines
     assert lines is not None
     return lines
 
 
 @dataclass(frozen=True)
 class Marked:
-    """Records that end with `mark`. Characters of `trim` around a record are no part of it."""
+    """Records that end with `mark`. Bytes of `trim` around a record are no part of it."""
 
     mark: bytes
-    trim: str
+    trim: bytes
     max_bytes: int
 
     def frame(self, data: bytes, base: int, skipping: int = 0, *, is_last: bool = False) -> Framed:
@@ -74,18 +77,18 @@ class Marked:
             start = data.find(self.mark) + len(self.mark)
             if start < len(self.mark):
                 return Framed(None, len(data) if is_last else max(0, len(data) - len(self.mark) + 1), 1)
-        raw = pc.split_pattern(_one(data, start, len(data)), self.mark).values
-        starts = _positions(raw, len(self.mark), start)
+        block = np.frombuffer(data, np.uint8)
+        marks = _marks(block, self.mark, start)
+        starts, stops = np.concatenate(([start], marks + len(self.mark))), np.concatenate((marks, [len(data)]))
         end = len(data)
         if not is_last:
-            end = starts[-1].as_py()
-            raw, starts = raw[:-1], starts[:-1]
+            end = int(starts[-1])
+            starts, stops = starts[:-1], stops[:-1]
             if end == start and len(data) - len(self.mark) + 1 - start > self.max_bytes:  # its end may be a part of the mark
                 return Framed(_too_long(data, start, base, self.max_bytes), len(data) - len(self.mark) + 1, 1)
-        elif data.endswith(self.mark):
-            raw, starts = raw[:-1], starts[:-1]
-        trim = self.trim if any(character in data for character in self.trim.encode()) else ""
-        return Framed(_lines(raw, pc.add(starts, base), trim, self.max_bytes), end)
+        elif starts[-1] == len(data):
+            starts, stops = starts[:-1], stops[:-1]
+        return Framed(_lines(Spans(block, starts, stops), base, self.trim, self.max_bytes), end)
 
 
 @dataclass(frozen=True)
@@ -153,30 +156,29 @@ class MultiLine:
         if not len(starts):
             return Framed(None, end, 1 if data[end - 1 : end] == b"\n" else _IN_LINE)
         if not is_last:
-            last = starts[-1].as_py()
+            last = int(starts[-1])
             if len(starts) == 1 and end - last > self.max_bytes:
                 skip = 1 if data[end - 1 : end] == b"\n" else _IN_LINE
                 return Framed(_too_long(data, last, base, self.max_bytes), end, skip)
             end, starts = last, starts[:-1]
         return Framed(self._records(data, starts, end, base), end)
 
-    def _starts(self, data: bytes, start: int, end: int, *, must_begin: bool) -> pa.Int64Array:
+    def _starts(self, data: bytes, start: int, end: int, *, must_begin: bool) -> Places:
         """Where records begin; the first line begins one even where it does not look so, unless one is being passed over."""
-        raw = pc.split_pattern(_one(data, start, end), b"\n").values
-        starts = _positions(raw, 1, start)
-        if data[end - 1 : end] == b"\n":
-            raw, starts = raw[:-1], starts[:-1]
-        begins = pc.match_substring_regex(_unchecked(raw), self.pattern)
-        begins = begins if self.matches_first else pc.invert(begins)
-        if must_begin and not begins[0].as_py():
-            begins = pa.concat_arrays([pa.array([True]), begins[1:]])
-        return starts.filter(begins)
+        block = np.frombuffer(data, np.uint8)
+        ends = find(block, b"\n", start, end)
+        if data[end - 1 : end] != b"\n":
+            ends = np.append(ends, end)
+        starts = np.concatenate(([start], ends[:-1] + 1))
+        begins: Mask = pc.match_substring_regex(Spans(block, starts, ends).texts(), self.pattern).to_numpy(zero_copy_only=False)
+        begins = begins.copy() if self.matches_first else ~begins
+        begins[0] |= must_begin
+        return starts[begins]
 
-    def _records(self, data: bytes, starts: pa.Int64Array, end: int, base: int) -> Lines:
-        """Records lie one behind the other, so that they are the block itself, with offsets."""
-        offsets = pa.concat_arrays([starts, pa.array([end], pa.int64())]).cast(pa.int32())
-        raw = pa.Array.from_buffers(pa.binary(), len(starts), [None, offsets.buffers()[1], pa.py_buffer(data)])
-        lines = _lines(raw, pc.add(starts, base), "\r\n", self.max_bytes)
+    def _records(self, data: bytes, starts: Places, end: int, base: int) -> Lines:
+        """Records lie one behind the other."""
+        bounds = np.append(starts, end)
+        lines = _lines(Spans(np.frombuffer(data, np.uint8), bounds[:-1], bounds[1:]), base, b"\r\n", self.max_bytes)
         if b"\r" not in data:
             return lines
         return Lines(pc.replace_substring(lines.text, "\r\n", "\n"), lines.offsets, lines.bad)
@@ -186,38 +188,68 @@ def _after_byte_order_mark(data: bytes, base: int) -> int:
     return len(_BYTE_ORDER_MARK) if base == 0 and data.startswith(_BYTE_ORDER_MARK) else 0
 
 
-def _one(data: bytes, start: int, end: int) -> pa.BinaryArray:
+def _one(data: bytes | Bytes, start: int, end: int) -> pa.BinaryArray:
     """A part of the bytes as an array of one value, nothing copied."""
     offsets = pa.array([start, end], pa.int32()).buffers()[1]
     return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
 
 
-def _positions(raw: pa.BinaryArray, mark_bytes: int, start: int) -> pa.Int64Array:
-    """Where the values of one split lay: their offsets, plus the marks that were taken out between them."""
-    offsets = pa.Array.from_buffers(pa.int32(), len(raw), [None, raw.buffers()[1]])
-    return pc.add(offsets, pa.arange(start, start + len(raw) * mark_bytes, mark_bytes))
+def _marks(block: Bytes, mark: bytes, start: int) -> Places:
+    if any(mark.startswith(mark[i:]) for i in range(1, len(mark))):  # a second one may begin within the first
+        return np.array([found.start() for found in re.compile(re.escape(mark)).finditer(block.data, start)], np.int64)
+    return find(block, mark, start, len(block))
 
 
-def _unchecked(raw: pa.BinaryArray) -> pa.StringArray:
-    """As text without a look at whether it is UTF-8: for kernels that work on bytes."""
-    return raw.view(pa.string())
+def _lines(raw: Spans, base: int, trim: bytes, max_bytes: int) -> Lines:
+    """Records of what lies there; empty ones are none. `trim`: bytes that are no part of a record at its ends."""
+    is_long, offsets = raw.lengths > max_bytes, raw.starts + base
+    records = _trimmed(raw, trim)
+    if is_long.any():
+        kept = np.where(is_long, raw.starts + _kept(max_bytes), records.stops)
+        records = Spans(raw.data, np.where(is_long, raw.starts, records.starts), kept)
+    if len(raw) and records.lengths.min() <= 0:
+        is_record = records.lengths > 0
+        records, offsets, is_long = records.pick(is_record), offsets[is_record], is_long[is_record]
+    bad = dict.fromkeys(np.flatnonzero(is_long).tolist(), _longer_than(max_bytes))
+    if bad or not _is_text(records):
+        return Lines(_valid_text(records.texts().view(pa.binary()), bad), pa.array(offsets), bad)
+    return Lines(records, pa.array(offsets))
 
 
-def _lines(raw: pa.BinaryArray, starts: pa.Int64Array, trim: str, max_bytes: int) -> Lines:
-    too_long: pa.BooleanArray | None = None
-    if (pc.max(pc.binary_length(raw)).as_py() or 0) > max_bytes:
-        too_long = pc.greater(pc.binary_length(raw), max_bytes)
-        raw = pa.array([value[: _kept(max_bytes)] if len(value) > max_bytes else value for value in raw.to_pylist()], pa.binary())
-    text = _unchecked(raw)
-    if trim:
-        trimmed = pc.ascii_trim(text, trim) if "\n" in trim else pc.ascii_rtrim(text, trim)
-        text = trimmed if too_long is None else pc.if_else(too_long, text, trimmed)
-    if pc.min(pc.binary_length(text)).as_py() == 0:
-        is_record = pc.greater(pc.binary_length(text), 0)
-        text, starts = text.filter(is_record), starts.filter(is_record)
-        too_long = too_long.filter(is_record) if too_long is not None else None
-    bad = {i: _longer_than(max_bytes) for i in pc.indices_nonzero(too_long).to_pylist()} if too_long is not None else {}
-    return Lines(_valid_text(text.view(pa.binary()), bad), starts, bad)
+def _trimmed(raw: Spans, trim: bytes) -> Spans:
+    """Without bytes of `trim` at their ends; without "\\n" among them, at the last one only."""
+    if not len(raw) or not any(has_byte(raw.data[raw.starts[0] : raw.stops[-1]], byte) for byte in trim):
+        return raw
+    starts, stops = raw.starts, raw.stops - _has_one(raw, raw.stops - 1, trim)  # more than one are rare
+    if b"\n" in trim:
+        starts = starts + _has_one(Spans(raw.data, starts, stops), starts, trim)
+    found = Spans(raw.data, starts, stops)
+    more = _has_one(found, stops - 1, trim)
+    if b"\n" in trim:
+        more |= _has_one(found, starts, trim)
+    for i in np.flatnonzero(more):
+        text = raw.data[starts[i] : stops[i]].tobytes()
+        stops[i] = starts[i] + len(text.rstrip(trim))
+        starts[i] += len(text.rstrip(trim)) - len(text.strip(trim)) if b"\n" in trim else 0
+    return Spans(raw.data, starts, stops)
+
+
+def _has_one(texts: Spans, places: Places, few: bytes) -> Mask:
+    """Which texts have one of a few bytes at these places, of which they have none when they are empty."""
+    found = np.zeros(len(texts), np.bool_)
+    for byte in few:
+        found |= texts.data[places] == byte
+    return found & (texts.lengths > 0)
+
+
+def _is_text(records: Spans) -> bool:
+    """Whether all is UTF-8; they were cut at whole characters."""
+    if len(records):
+        try:
+            _one(records.data, int(records.starts[0]), int(records.stops[-1])).cast(pa.string())
+        except pa.ArrowInvalid:
+            return False
+    return True
 
 
 def _valid_text(raw: pa.BinaryArray, bad: dict[int, str]) -> pa.StringArray:

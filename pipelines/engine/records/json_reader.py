@@ -2,7 +2,7 @@
 
 Three readers that agree. `_one_by_one` is the definition: Python's json and one value at a time. The others read thousands of
 lines at once, ten and twenty times as fast; they take only what they are sure to read the same way. `_templated` takes lines that
-look like the first one (json_template.py). `_whole_block` is `pyarrow.json` with an explicit schema:
+look like one of them (json_template.py). `_whole_block` is `pyarrow.json` with an explicit schema:
 
 * a line that does not begin with { and end with }, or is nested deep, is read alone;
 * more or fewer objects than lines (two in one line), a value of another kind than the first line has, a key given twice, any
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
@@ -25,6 +26,7 @@ import pyarrow.json as pa_json
 from pipelines.engine.records.convert import Converter, Native, Unfit, either
 from pipelines.engine.records.json_template import Path, Template, make_template
 from pipelines.engine.records.json_text import DEPTH_MAX, Doubled, NotJson, parse_object, to_json
+from pipelines.engine.records.spans import Mask, Spans
 from pipelines.engine.records.table_read import Part, TableRead, merge
 
 ROWS_MAX = 10_000  # elements of one message's array
@@ -37,7 +39,7 @@ _FEW = 50  # a fiftieth of the lines is read one by one without ado
 _ARROW_ROW = re.compile(r" in row (\d+)")
 _LONG = 2 * DEPTH_MAX  # a line nested deeper than DEPTH_MAX is longer than this
 
-Some = tuple[pa.Array, pa.Array | None]  # lines, and their numbers in the batch (None: all, in order)
+Some = tuple[Spans, pa.Array | None]  # lines, and their numbers in the batch (None: all, in order)
 _Known = tuple[Template, Sequence[Native | None]]  # a shape of lines, and by field what is made of its value
 
 
@@ -80,23 +82,25 @@ class JsonReader:
         self._former: _Known | None = None  # the shape that lines had last: no result depends on it
         self.types = [f.converter.type for f in fields] + ([pa.string()] if unknown == "keep" else [])
 
-    def read(self, texts: pa.Array, bad: Mapping[int, str], received_us: int) -> TableRead:
+    def read(self, lines: Spans, bad: Mapping[int, str], received_us: int) -> TableRead:
         """`bad` lines are undecodable already."""
-        parts = list(self._divide(texts, bad, received_us))
-        return merge(parts, self.types, len(texts), many=self._rows is not None)
+        parts = list(self._divide(lines, bad, received_us))
+        return merge(parts, self.types, len(lines), many=self._rows is not None)
 
     # -- a block
 
-    def _divide(self, texts: pa.Array, bad: Mapping[int, str], received_us: int) -> Iterator[Part]:
+    def _divide(self, lines: Spans, bad: Mapping[int, str], received_us: int) -> Iterator[Part]:
         """Parts that together hold every line."""
-        if len(texts) < BLOCK_ROWS_MIN:
-            yield self._one_by_one(texts, None, bad, received_us)
+        if len(lines) < BLOCK_ROWS_MIN:
+            yield self._one_by_one(lines.texts(), None, bad, received_us)
             return
-        rest: Some = (texts, None)
+        rest: Some = (lines, None)
         if bad:
-            spoilt = _mask(bad, len(texts))
-            yield self._one_by_one(*_pick(*rest, spoilt), bad, received_us)
-            rest = _pick(*rest, pc.invert(spoilt))
+            spoilt = np.zeros(len(lines), np.bool_)
+            spoilt[list(bad)] = True
+            some, numbers = _pick(*rest, spoilt)
+            yield self._one_by_one(some.texts(), numbers, bad, received_us)
+            rest = _pick(*rest, ~spoilt)
         for _ in range(_TEMPLATES_MAX):
             parts, left = self._templated(*rest, received_us)
             yield from parts
@@ -105,17 +109,18 @@ class JsonReader:
             rest = left
             if not len(rest[0]):
                 return
-        if len(rest[0]) <= len(texts) // _FEW:
-            yield self._one_by_one(*rest, {}, received_us)
+        some, numbers = rest
+        if len(some) <= len(lines) // _FEW:
+            yield self._one_by_one(some.texts(), numbers, {}, received_us)
         else:
-            yield from self._general(*rest, received_us)
+            yield from self._general(some.texts(), numbers, received_us)
 
     def _general(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> Iterator[Part]:
         alone = self._read_alone(texts)
-        work: list[Some] = [(texts, lines)]
+        work = [(texts, lines)]
         if alone is not None:
-            yield self._one_by_one(*_pick(texts, lines, alone), {}, received_us)
-            work = [_pick(texts, lines, pc.invert(alone))]
+            yield self._one_by_one(*_take(texts, lines, alone), {}, received_us)
+            work = [_take(texts, lines, pc.invert(alone))]
         screened = False
         while work:
             some, lines = work.pop()
@@ -130,66 +135,55 @@ class JsonReader:
             dirty = None if screened else self._dirty(some)
             screened = True
             if dirty is not None:
-                yield self._one_by_one(*_pick(some, lines, dirty), {}, received_us)
-                work.append(_pick(some, lines, pc.invert(dirty)))
+                yield self._one_by_one(*_take(some, lines, dirty), {}, received_us)
+                work.append(_take(some, lines, pc.invert(dirty)))
             else:
                 work += _halves(some, lines, why)
 
-    def _templated(self, texts: pa.Array, lines: pa.Array | None, received_us: int) -> tuple[list[Part], Some | None]:
+    def _templated(self, texts: Spans, lines: pa.Array | None, received_us: int) -> tuple[list[Part], Some | None]:
         """The lines that look like one of them, and the others; None: it is not worth while."""
-        nothing: tuple[list[Part], Some | None] = ([], None)
-        if len(texts) < BLOCK_ROWS_MIN or self._rows is not None:
-            return nothing
-        if self._former is not None and (part := self._all_alike(self._former, texts, lines, received_us)):
-            return [part], (texts.slice(0, 0), None)
-        for start in (0, len(texts) // 2):  # the first line may be an odd one
-            found = self._template(texts.slice(start, _EXAMPLES).to_pylist())
-            if found is None:
-                continue
-            if found[0] != (self._former and self._former[0]) and (part := self._all_alike(found, texts, lines, received_us)):
-                self._former = found
-                return [part], (texts.slice(0, 0), None)
-            template, natives = found
-            matches = template.matches(texts)
-            count = pc.sum(matches).as_py()
-            if count * _FEW_ALIKE >= len(texts):
-                break
-        else:
-            return nothing
-        alike, others = (texts, lines), None
-        if len(texts) - count <= len(texts) // _FEW_ODD and self._is_flat:
-            example = texts[pc.index(matches, pa.scalar(True)).as_py()]
-            try:
-                columns, doubt = self._cut(template, natives, pc.if_else(matches, texts, example), received_us)
-            except pa.ArrowInvalid:
-                return nothing
-            odd = either(pc.invert(matches), doubt)
-            return [self._patched(columns, odd, texts, lines, received_us)], (texts.slice(0, 0), None)
-        if count < len(texts):
-            alike, others = _pick(texts, lines, matches), _pick(texts, lines, pc.invert(matches))
-        try:
-            columns, doubt = self._cut(template, natives, alike[0], received_us)
-        except pa.ArrowInvalid:
-            return nothing
-        return list(self._sure(*alike, columns, None, doubt, received_us)), others or (texts.slice(0, 0), None)
+        n = len(texts)
+        if n >= BLOCK_ROWS_MIN and self._rows is None:
+            for known in self._known(texts):
+                try:
+                    columns, odd, doubt = self._cut(*known, texts, received_us)
+                except pa.ArrowInvalid:
+                    continue
+                count = 0 if odd is None else int(odd.sum())
+                if (n - count) * _FEW_ALIKE < n:
+                    continue
+                self._former = known
+                if count <= n // _FEW_ODD and self._is_flat:
+                    doubt = either(None if odd is None else pa.array(odd), doubt)
+                    return [self._patched(columns, doubt, texts, lines, received_us)], (texts.pick(slice(0, 0)), None)
+                others = texts.pick(slice(0, 0)), None
+                if odd is not None:
+                    alike = pa.array(~odd)
+                    columns = [column.filter(alike) for column in columns]
+                    doubt = None if doubt is None else doubt.filter(alike)
+                    others, (texts, lines) = _pick(texts, lines, odd), _pick(texts, lines, ~odd)
+                return list(self._sure(texts, lines, columns, None, doubt, received_us)), others
+        return [], None
 
-    def _all_alike(self, found: _Known, texts: pa.Array, lines: pa.Array | None, received_us: int) -> Part | None:
-        """All lines at once; None where not all look like the template."""
-        try:
-            columns, doubt = self._cut(*found, texts, received_us)
-        except pa.ArrowInvalid:
-            return None
-        if doubt is None or not pc.any(doubt).as_py():
-            return Part(columns, None, lines, len(texts))
-        return self._patched(columns, doubt, texts, lines, received_us) if self._is_flat else None
+    def _known(self, texts: Spans) -> Iterator[_Known]:
+        """Shapes that the lines may have: the former one, those of the first line and of the middle one."""
+        if self._former is not None:
+            yield self._former
+        for start in (0, len(texts) // 2):
+            found = self._template(texts.pick(slice(start, start + _EXAMPLES)).texts().to_pylist())
+            if found is not None and found[0] != (self._former and self._former[0]):
+                yield found
 
     def _patched(
-        self, columns: Sequence[pa.Array], odd: pa.Array, texts: pa.Array, lines: pa.Array | None, received_us: int
+        self, columns: Sequence[pa.Array], odd: pa.Array | None, texts: Spans, lines: pa.Array | None, received_us: int
     ) -> Part:
         """All lines, the odd ones read one by one."""
-        odd = pc.fill_null(odd, False)
+        odd = None if odd is None else pc.fill_null(odd, False)
+        if odd is None or not pc.any(odd).as_py():
+            return Part(columns, None, lines, len(texts))
         rows = pc.indices_nonzero(odd).cast(pa.int32())
-        alone = self._one_by_one(texts.filter(odd), rows if lines is None else lines.take(rows), {}, received_us)
+        some = texts.pick(rows.to_numpy()).texts()
+        alone = self._one_by_one(some, rows if lines is None else lines.take(rows), {}, received_us)
         columns = [pc.replace_with_mask(column, odd, found) for column, found in zip(columns, alone.columns, strict=True)]
         at = rows.to_pylist()
         unfit = {at[row]: why for row, why in alone.unfit.items()}
@@ -217,12 +211,15 @@ class JsonReader:
         return template, natives
 
     def _cut(
-        self, template: Template, natives: Sequence[Native | None], texts: pa.Array, received_us: int
-    ) -> tuple[list[pa.Array], pa.Array | None]:
-        """(columns, the rows to doubt or None) of lines that match. Raises ArrowInvalid."""
+        self, template: Template, natives: Sequence[Native | None], texts: Spans, received_us: int
+    ) -> tuple[list[pa.Array], Mask | None, pa.Array | None]:
+        """(columns, the lines of another shape or None, the rows to doubt or None). Raises ArrowInvalid."""
         types = {f.path: native.type for f, native in zip(self._fields, natives, strict=True) if native is not None}
-        found, doubt = template.cut(texts, types), None
-        columns = []
+        found, odd = template.cut(texts, types)
+        columns: list[pa.Array] = []
+        doubt: pa.Array | None = None
+        if odd is not None and odd.all():
+            return columns, odd, doubt
         for leaf, native in zip(self._fields, natives, strict=True):
             kind = template.kind(leaf.path)
             if kind == "null" or native is None:
@@ -234,7 +231,7 @@ class JsonReader:
             doubt = either(doubt, unsure)
         if self._unknown == "keep":
             columns.append(pa.nulls(len(texts), pa.string()))
-        return columns, doubt
+        return columns, odd, doubt
 
     def _read_alone(self, texts: pa.Array) -> pa.Array | None:
         """The lines that `pyarrow.json` must not see, None: it may see all."""
@@ -264,11 +261,11 @@ class JsonReader:
         if table.num_rows != len(texts):
             raise pa.ArrowInvalid("two objects in one line")
         columns, parents, doubt = self._columns(table, shape, received_us)
-        yield from self._sure(texts, lines, columns, parents, doubt, received_us)
+        yield from self._sure(Spans.of(texts), lines, columns, parents, doubt, received_us)
 
     def _sure(
         self,
-        texts: pa.Array,
+        texts: Spans,
         lines: pa.Array | None,
         columns: list[pa.Array],
         parents: pa.Array | None,
@@ -292,7 +289,7 @@ class JsonReader:
             numbers.filter(sure),
             len(texts) - len(doubtful),
         )
-        yield self._one_by_one(texts.take(doubtful), numbers.take(doubtful), {}, received_us)
+        yield self._one_by_one(texts.pick(doubtful.to_numpy()).texts(), numbers.take(doubtful), {}, received_us)
 
     def _columns(
         self, table: pa.Table, shape: _Shape, received_us: int
@@ -572,16 +569,18 @@ def _read_json(texts: pa.Array, schema: pa.Schema, *, strict: bool) -> pa.Table:
     )
 
 
-def _mask(rows: Mapping[int, object], n: int) -> pa.Array:
-    return pc.is_in(pa.arange(0, n).cast(pa.int32()), pa.array(list(rows), pa.int32()))
+def _pick(texts: Spans, lines: pa.Array | None, which: Mask) -> Some:
+    chosen = np.flatnonzero(which)
+    numbers = pa.array(chosen, pa.int32())
+    return texts.pick(chosen), numbers if lines is None else lines.take(numbers)
 
 
-def _pick(texts: pa.Array, lines: pa.Array | None, mask: pa.Array) -> Some:
-    chosen = pc.indices_nonzero(mask).cast(pa.int32())
+def _take(texts: pa.Array, lines: pa.Array | None, which: pa.Array) -> tuple[pa.Array, pa.Array]:
+    chosen = pc.indices_nonzero(which).cast(pa.int32())
     return texts.take(chosen), chosen if lines is None else lines.take(chosen)
 
 
-def _halves(texts: pa.Array, lines: pa.Array | None, why: str) -> list[Some]:
+def _halves(texts: pa.Array, lines: pa.Array | None, why: str) -> list[tuple[pa.Array, pa.Array]]:
     """What to try next: what lies before and after the line that pyarrow names, or the two halves."""
     numbers = pa.arange(0, len(texts)).cast(pa.int32()) if lines is None else lines
     found = _ARROW_ROW.search(why)

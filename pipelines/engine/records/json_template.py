@@ -1,22 +1,24 @@
 """Lines that look like one example: machines write the same keys in the same order, and only the values change.
 
-The example gives a template: the constant text before, between and behind its scalars. Lines are cut at separators, and then
-every byte is accounted for: the constant texts of all lines are put side by side and compared with the template's at once, and
-each scalar is shown to be one of the example's kind. Either all lines are proven to have exactly the template's shape, or none
-is taken. Nothing is guessed, and hardly a byte is looked at twice.
+The example gives a template: the constant text before, between and behind its scalars. Every line is cut at the separators it
+must have, and then each of its bytes is accounted for: the constant text lies where it must, and each scalar is shown to be of
+the example's kind. A line for which that does not hold is told apart; nothing is guessed, hardly a byte is looked at twice.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.records.raw import raw_bytes
+from pipelines.engine.records.spans import Mask, Places, Spans, bytes_of, differ, either, has_byte
 
 Path = tuple[str | int, ...]
 SCALARS_MAX = 64  # of an example; wider records are for the general reader
@@ -25,12 +27,9 @@ _TOKEN = re.compile(
 )
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 INTEGER = r"-?(?:0|[1-9][0-9]{0,17})"
-_STRING = r'[^"\\\x00-\x1f]*'
-_ANY_INTEGER = r"-?(?:0|[1-9][0-9]*)"
+_NO_STRING = r'["\\\x00-\x1f]'
 _SEPARATORS = (",", ', "', ',"')  # the first is found fastest; the others bear commas in texts
-_TILES_MAX = 1 << 18  # distances that are kept: a block of more values is cut in parts
-_TRUE, _FALSE, _NULL, _ONE = (pa.scalar(text) for text in ("true", "false", "null", "1"))
-_TWICE = pa.scalar((1 << 32) + 1, pa.int64())
+_ZERO, _NINE, _MINUS, _POINT, _SLASH, _QUOTE, _BACKSLASH = b'09-./"\\'
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Template:
-    """`pattern` (RE2) matches the lines of its shape. `numbers`: what a number at a path looks like, where not any will do.
-    `empty` are the paths of `{}` and `[]`, which have no value; `layouts`: the ways to cut, to be tried in turn."""
+    """`gaps`: the constant texts around the scalars. `numbers`: what a number at a path looks like, where not any will do.
+    `empty` are the paths of `{}` and `[]`, which have no value; `layouts`: the ways to find the values, to be tried in turn."""
 
-    pattern: str
+    gaps: Sequence[bytes]
     scalars: Sequence[Scalar]
     numbers: Mapping[Path, str]
     empty: frozenset[Path]
@@ -62,157 +61,156 @@ class Template:
         """Whether the example has an object or a list at the path."""
         return any(known[: len(path)] == path for known in (*(s.path for s in self.scalars), *self.empty))
 
-    def matches(self, texts: pa.Array) -> pa.Array:
-        return pc.match_substring_regex(texts, self.pattern)
+    def cut(self, lines: Spans, types: Mapping[Path, pa.DataType]) -> tuple[dict[Path, pa.Array], Mask | None]:
+        """The values: text, booleans, numbers of the given types; and the lines of another shape, None: all have this one. Such
+        lines have anything in the columns; where all are, there are none. Raises ArrowInvalid for numbers that cannot be cast."""
+        spans, odd = self._spans(lines)
+        columns = {}
+        for scalar, values in zip(self.scalars, spans, strict=False):
+            columns[scalar.path], wrong = self._proven(scalar, values, types.get(scalar.path, pa.float64()))
+            odd = either(odd, wrong)
+        return columns, odd
 
-    def cut(self, texts: pa.Array, types: Mapping[Path, pa.DataType]) -> dict[Path, pa.Array]:
-        """The values of lines that have this shape: text, booleans, numbers of the given types. Raises ArrowInvalid unless all
-        have it."""
-        for layout in self.layouts:
-            try:
-                found = layout.cut(texts)
-            except pa.ArrowInvalid:
-                continue
-            return {s.path: self._proven(s, v, types) for s, v in zip(self.scalars, found, strict=True)}
-        raise pa.ArrowInvalid("lines of another shape")
+    def _spans(self, lines: Spans) -> tuple[list[Spans], Mask | None]:
+        """Where the values lie, by the layout that most lines have."""
+        spans, odd = self.layouts[0].cut(lines, self.gaps)
+        for layout in self.layouts[1:]:
+            if odd is None:
+                break
+            others, left = layout.cut(lines, self.gaps)
+            if left is None or left.sum() < odd.sum():
+                spans, odd = others, left
+        return spans, odd
 
-    def _proven(self, scalar: Scalar, values: pa.Array, types: Mapping[Path, pa.DataType]) -> pa.Array:
-        """Raises ArrowInvalid unless each text is a JSON scalar of the kind, and a number one that its field takes."""
-        if scalar.kind in ("boolean", "null"):
-            is_first = pc.equal(values, _TRUE if scalar.kind == "boolean" else _NULL)
-            _require(pc.all(pc.or_(is_first, pc.equal(values, _FALSE)) if scalar.kind == "boolean" else is_first).as_py())
-            return is_first
+    def _proven(self, scalar: Scalar, values: Spans, type_: pa.DataType) -> tuple[pa.Array, Mask | None]:
+        """The values as a column, and which are no JSON scalar of the kind, or a number that its field does not take."""
+        if scalar.kind == "boolean":
+            is_true = _are(values, b"true")
+            return pa.array(is_true), _none_if_clean(~(is_true | _are(values, b"false")))
+        if scalar.kind == "null":
+            return pa.nulls(len(values)), _none_if_clean(~_are(values, b"null"))
+        texts = values.texts()
         if scalar.kind == "string":
-            _require(_is_plain(values))
-            return values
+            return texts, None if _are_plain(texts) else _matching(texts, _NO_STRING)
         pattern = self.numbers.get(scalar.path, NUMBER)
-        is_plain = _are_plain_numbers(values, pattern)
-        made = values.cast(types.get(scalar.path, pa.float64()))  # it takes no second point
-        if not is_plain:
-            pattern = _ANY_INTEGER if pattern == INTEGER and pc.max(pc.binary_length(values)).as_py() <= 18 else pattern
-            _require(pc.all(pc.match_substring_regex(values, rf"\A(?:{pattern})\z")).as_py())
-        return made
+        if _are_plain_numbers(values, texts, pattern):
+            with suppress(pa.ArrowInvalid):
+                return texts.cast(type_), None  # it takes no second point
+        odd = _none_if_clean(~_matching(texts, rf"\A(?:{pattern})\z"))
+        return (texts if odd is None else pc.if_else(pa.array(odd), None, texts)).cast(type_), odd
 
 
-def _require(holds: bool | None) -> None:
-    if holds is False:
-        raise pa.ArrowInvalid("lines of another shape")
+def _are(values: Spans, text: bytes) -> Mask:
+    """Which of them are this text."""
+    found: Mask = values.lengths == len(text)
+    some = np.flatnonzero(found)
+    odd = differ(values.data, values.starts[some], text)
+    if odd is not None:
+        found[some[odd]] = False
+    return found
 
 
-def _is_plain(values: pa.Array) -> bool:
+def _matching(texts: pa.Array, pattern: str) -> Mask:
+    found: Mask = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _none_if_clean(odd: Mask) -> Mask | None:
+    return odd if odd.any() else None
+
+
+def _are_plain(texts: pa.Array) -> bool:
     """Whether the texts, which lie side by side, stand for themselves between quotes."""
-    least, _, data = _bytes(values)
-    return least >= 0x20 and b'"' not in data and b"\\" not in data
+    data = bytes_of(texts)
+    return not len(data) or bool(data.min() >= 0x20 and not has_byte(data, _QUOTE) and not has_byte(data, _BACKSLASH))
 
 
-def _are_plain_numbers(values: pa.Array, pattern: str) -> bool:
-    """Whether these are digits that do not begin with 0, and where `pattern` allows it a point after one and before another: JSON
-    numbers, if there is no second point in any. A quick look; False means that another has to be taken."""
-    least, most, data = _bytes(values)
-    if pattern not in (INTEGER, NUMBER) or most > ord("9") or not pc.all(pc.greater_equal(values, _ONE)).as_py():
+def _are_plain_numbers(values: Spans, texts: pa.Array, pattern: str) -> bool:
+    """Whether all are digits without a 0 before others, maybe behind a minus, and where `pattern` allows it with a point between
+    two: JSON numbers, if none has a second point. A quick look; False means that another has to be taken."""
+    data, starts, lengths = bytes_of(texts), values.starts, values.lengths
+    if pattern not in (INTEGER, NUMBER) or lengths.min() < 1 or (pattern == INTEGER and lengths.max() > 18):
         return False
-    if least >= ord("0"):
+    least = data.min()
+    if least < _MINUS or data.max() > _NINE or values.data[values.stops - 1].min() < _ZERO:
+        return False
+    if least == _MINUS:
+        is_negative = values.data[starts] == _MINUS
+        if is_negative.sum() != (data == _MINUS).sum():
+            return False
+        starts, lengths = starts + is_negative, lengths - is_negative
+    if least < _ZERO and (has_byte(data, _SLASH) or (pattern == INTEGER and has_byte(data, _POINT))):
+        return False
+    first = values.data[starts]
+    if first.min() > _ZERO:
         return True
-    return pattern == NUMBER and least == ord(".") and b"/" not in data and not pc.any(pc.ends_with(values, ".")).as_py()
-
-
-def _bytes(values: pa.Array) -> tuple[int, int, bytes]:
-    """The least and the greatest byte of texts that lie side by side, and all bytes."""
-    data = raw_bytes(values)
-    bounds = pc.min_max(pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)])).as_py()
-    return (bounds["min"], bounds["max"], data) if data else (0x7F, 0, data)
+    led = np.flatnonzero((first == _ZERO) & (lengths > 1))  # by a 0
+    return bool(first.min() == _ZERO and (values.data[starts[led] + 1] == _POINT).all())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How lines are cut: at `separator` into pieces that hold one value each. `margins`: how many bytes lie before and behind it
-    in the piece; `constant`: all bytes of a line that are neither values nor separators."""
+    """How the values are found: a separator that stands `count` times in a line, in each gap but the outer ones, and in no value.
+    `inner`: for each of those gaps which one it is, and how far behind the gap's beginning."""
 
-    separator: str
-    margins: Sequence[tuple[int, int]]
-    constant: bytes
-    tiles: dict[int, pa.Array] = field(default_factory=dict, compare=False)
+    separator: bytes
+    count: int
+    inner: Sequence[tuple[int, int]]
 
-    def cut(self, texts: pa.Array) -> list[pa.Array]:
-        """The texts of the values, a column each. Raises ArrowInvalid unless everything else in the lines is `constant`."""
-        rows_max = _TILES_MAX // len(self.margins)
-        parts = [self._cut(texts.slice(start, rows_max)) for start in range(0, len(texts), rows_max)]
-        return parts[0] if len(parts) == 1 else [pa.concat_arrays(column) for column in zip(*parts, strict=True)]
-
-    def _cut(self, texts: pa.Array) -> list[pa.Array]:
-        n, width, split = len(texts), len(self.margins), pc.split_pattern(texts, self.separator)
-        pieces = split.values
-        _require(len(pieces) == n * width)
-        _require(pc.all(pc.equal(pc.list_value_length(split), pa.scalar(width, pa.int32()))).as_py())
-        bounds = self._bounds(pieces)
-        _require(pc.min(pc.subtract(bounds[1:], bounds[:-1])).as_py() >= 0)
-        segments = pa.Array.from_buffers(pa.binary(), len(bounds) - 1, [None, bounds.buffers()[1], pieces.buffers()[2]])
-        constants = segments.take(_numbers(0, 2 * len(pieces) + 1, 2)).buffers()[2]
-        _require(constants.equals(pa.py_buffer(self.constant * n)))
-        return [_as_text(segments.take(_numbers(2 * at + 1, 2 * len(pieces), 2 * width))) for at in range(width)]
-
-    def _bounds(self, pieces: pa.Array) -> pa.Array:
-        """Where constant text and values begin and end in turn, in the data of the pieces: 0, begin and end of each value, the
-        end of the data. Two bounds are one number: where a value ends, and in its upper half where the next one begins."""
-        n = len(pieces)
-        ends = pa.Array.from_buffers(pa.int32(), n, [None, pieces.buffers()[1]], offset=1)
-        pairs = pc.add(pc.multiply(ends.cast(pa.int64()), _TWICE), self._tile(n).slice(0, n))
-        values = pa.Array.from_buffers(pa.int32(), 2 * n - 1, [None, pairs.buffers()[1]])
-        return pa.concat_arrays([pa.array([0, self.margins[0][0]], pa.int32()), values, ends[-1:]])
-
-    def _tile(self, pieces: int) -> pa.Array:
-        """What is to be added to the ends of so many pieces, at least."""
-        size = 1 << max(10, (pieces - 1).bit_length())
-        if size not in self.tiles:
-            before = [before for before, _ in self.margins[1:]] + [self.margins[0][0]]
-            line = [(first << 32) - behind for first, (_, behind) in zip(before, self.margins, strict=True)]
-            self.tiles[size] = pa.array(line * (size // len(line) + 1), pa.int64())
-        return self.tiles[size]
+    def cut(self, lines: Spans, gaps: Sequence[bytes]) -> tuple[list[Spans], Mask | None]:
+        """Where the values lie in the lines whose other bytes are those of the gaps; the lines that have others, which are given
+        the places of one that has not."""
+        marks, odd = lines.cut(self.separator, self.count)
+        if odd is not None:
+            if odd.all():
+                return [], odd
+            lines = lines.pick(_but(odd))
+        stops = [*(marks[:, which] - behind for which, behind in self.inner), lines.stops - len(gaps[-1])]
+        starts = [lines.starts + len(gaps[0]), *(stop + len(gap) for stop, gap in zip(stops, gaps[1:-1], strict=False))]
+        spans = [Spans(lines.data, start, stop) for start, stop in zip(starts, stops, strict=True)]
+        spans, odd = _without(spans, odd, [_none_if_clean(values.lengths < 0) for values in spans])
+        if not spans:
+            return spans, odd
+        wrong = [differ(lines.data, spans[0].starts - len(gaps[0]), gaps[0])]
+        wrong += [differ(lines.data, values.stops, gap) for values, gap in zip(spans, gaps[1:], strict=True)]
+        return _without(spans, odd, wrong)
 
 
-def _numbers(start: int, stop: int, step: int) -> pa.Array:
-    return pa.arange(start, stop, step).cast(pa.int32())
+def _without(spans: list[Spans], odd: Mask | None, wrong: Sequence[Mask | None]) -> tuple[list[Spans], Mask | None]:
+    """The spans with those of one good line in the place of wrong ones; none where all are."""
+    more = reduce(either, wrong)
+    if more is None:
+        return spans, odd
+    odd = more if odd is None else odd | more
+    return [] if odd.all() else [values.pick(_but(odd)) for values in spans], odd
+
+
+def _but(odd: Mask) -> Places:
+    """Each line's number, that of one which is not odd in place of those that are."""
+    return np.where(odd, np.argmin(odd), np.arange(len(odd)))
 
 
 def make_template(example: str, numbers: Mapping[Path, str]) -> Template | None:
     """`numbers` as in Template. None: there is no such template."""
     scalars, empty = _scalars(example)
-    if not scalars or not example.isascii() or len({s.path for s in scalars}) < len(scalars) or _inner_space(example):
+    if not scalars or len({s.path for s in scalars}) < len(scalars) or any(c < " " for c in example):
         return None
-    layouts = [layout for separator in _SEPARATORS if (layout := _layout(example, scalars, separator))]
-    if not layouts:
+    bounds = [0, *(at for scalar in scalars for at in (scalar.start, scalar.stop)), len(example)]
+    gaps = [example[start:stop].encode() for start, stop in zip(bounds[0::2], bounds[1::2], strict=True)]
+    values = [example[scalar.start : scalar.stop] for scalar in scalars]
+    layouts = [found for separator in _SEPARATORS if (found := _layout(separator.encode(), gaps, values))]
+    return Template(gaps, scalars, numbers, frozenset(empty), layouts) if layouts else None
+
+
+def _layout(separator: bytes, gaps: Sequence[bytes], values: Sequence[str]) -> Layout | None:
+    """None: it does not stand in each inner gap, or in some value."""
+    inner, count = [], gaps[0].count(separator)
+    for gap in gaps[1:-1]:
+        inner.append((count, gap.find(separator)))
+        count += gap.count(separator)
+    if any(behind < 0 for _, behind in inner) or any(separator.decode() in value for value in values):
         return None
-    return Template(_pattern(example, scalars, numbers), scalars, numbers, frozenset(empty), layouts)
-
-
-def _layout(example: str, scalars: Sequence[Scalar], separator: str) -> Layout | None:
-    """None: the pieces between separators do not hold one value each."""
-    pieces = example.split(separator)
-    if len(pieces) != len(scalars):
-        return None
-    margins, constant, start = [], "", 0
-    for piece, scalar in zip(pieces, scalars, strict=True):
-        before, behind = scalar.start - start, start + len(piece) - scalar.stop
-        if before < 0 or behind < 0:
-            return None
-        margins.append((before, behind))
-        constant += piece[:before] + piece[len(piece) - behind :]
-        start += len(piece) + len(separator)
-    return Layout(separator, margins, constant.encode())
-
-
-def _inner_space(example: str) -> bool:
-    return any(c < " " for c in example)
-
-
-def _pattern(example: str, scalars: Sequence[Scalar], numbers: Mapping[Path, str]) -> str:
-    kinds = {"string": _STRING, "boolean": "(?:true|false)", "null": "null"}
-    parts, at = [], 0
-    for scalar in scalars:
-        value = kinds.get(scalar.kind) or numbers.get(scalar.path, NUMBER)
-        parts += [re.escape(example[at : scalar.start]), value]
-        at = scalar.stop
-    return rf"\A{''.join(parts)}{re.escape(example[at:])}\z"
+    return Layout(separator, count + gaps[-1].count(separator), inner)
 
 
 def _scalars(example: str) -> tuple[list[Scalar], list[Path]]:
@@ -266,8 +264,3 @@ def _scalar(path: Path, text: str, start: int) -> Scalar:
         else "integer"
     )
     return Scalar(path, kind, start, start + len(text))
-
-
-def _as_text(raw: pa.Array) -> pa.Array:
-    """Bytes cut out of text at ASCII characters are text."""
-    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), raw.null_count, raw.offset)

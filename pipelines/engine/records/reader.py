@@ -187,7 +187,7 @@ class _JsonLines:
     reader: JsonReader
 
     def read(self, batch: Batch, lines: Lines) -> TableRead:
-        return self.reader.read(lines.text, lines.bad, batch.received_at_us)
+        return self.reader.read(lines.spans, lines.bad, batch.received_at_us)
 
 
 @dataclass(frozen=True)

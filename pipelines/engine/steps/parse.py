@@ -20,6 +20,7 @@ from pipelines.engine.records.convert import Converter, Unfit, converter
 from pipelines.engine.records.delimited import Delimited
 from pipelines.engine.records.enforce import Contract, Reasons, has_sensitive
 from pipelines.engine.records.json_reader import JsonField, JsonReader, parse_path
+from pipelines.engine.records.spans import Spans
 from pipelines.engine.stage import Stages, attach
 from pipelines.engine.state import State
 from pipelines.engine.steps.fold import spread
@@ -131,7 +132,7 @@ class _Json(_Reader):
         self._reader = JsonReader([JsonField(parse_path(f.source), f.converter) for f in fields], None, (), "ignore")
 
     def read(self, texts: pa.Array, received_us: int) -> _Read:
-        found = self._reader.read(texts, {}, received_us)
+        found = self._reader.read(Spans.of(texts), {}, received_us)
         return found.columns, found.unfit, found.undecodable
 
 
