@@ -105,13 +105,13 @@ def put_target(
     by: str,
     reason: str,
     *,
-    gate: Gate,
-    rollout: int,
+    gate: Gate | None = None,
+    rollout: int = 0,
 ) -> None:
     """Have the nodes of `selector` run `version`. A selector already there keeps its place; a new one goes first, `all` last."""
     table, text = store.targets, str(selector)
     values = {"number": version.number, "digest": version.digest, "by": by, "reason": reason, "at": now_us()}
-    values |= {"gate": json.dumps(asdict(gate)), "rollout": rollout}
+    values |= {"gate": json.dumps(asdict(gate or Gate())), "rollout": rollout}
     here = sa.and_(table.c.pipeline == version.pipeline, table.c.selector == text)
     present = db.execute(sa.select(table).where(here)).first()
     if present is not None:
