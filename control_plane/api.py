@@ -80,6 +80,7 @@ class _File(BaseModel):
 
 class Apply(_Write):
     files: Annotated[list[_File], Field(min_length=1)]
+    allow_empty: bool = False
 
 
 class Deploy(_Write):
@@ -194,7 +195,7 @@ class Api:
         routes = [
             ("GET", "/v1/health", self.health),
             ("GET", "/v1/pipelines", self.pipelines),
-            ("POST", "/v1/versions", self.apply),
+            ("POST", "/v1/apply", self.apply),
             ("GET", "/v1/artifacts", self.artifacts),
             ("GET", "/v1/artifacts/{reference:path}", self.artifact),
             ("POST", "/v1/artifacts/{name:path}", self.put_artifact),
@@ -249,7 +250,8 @@ class Api:
     async def apply(self, request: Request) -> Any:
         body = Apply.model_validate_json(await _body(request))
         files = [(file.name, file.text) for file in body.files]
-        return await self._done(self._backend.commands.apply, files, body.who)
+        args = (files, body.who, self._backend.contact())
+        return await self._done(self._backend.commands.apply, *args, allow_empty=body.allow_empty)
 
     async def artifacts(self, request: Request) -> Any:
         found = await self._backend.with_db(artifacts.listed, request.query_params.get("name", ""))

@@ -9,18 +9,29 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import artifacts, deployments, effects, enrol, fleet, registry, requests, rollouts, store, tables, views
+from control_plane import (
+    artifacts,
+    declare,
+    deployments,
+    effects,
+    enrol,
+    fleet,
+    registry,
+    requests,
+    rollouts,
+    store,
+    tables,
+    views,
+)
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.keys import KeyRing
 from control_plane.rollout import AT_ONCE, Pacing
-from control_plane.selector import Selector, check_label, parse_selector
+from control_plane.selector import check_label, parse_selector
 from control_plane.store import Store, now_us
 from control_plane.times import iso
-from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError
+from pipelines.contract.errors import Refused
 from pipelines.contract.node_state import Request
-from pipelines.contract.spec import PipelineSpec
-from pipelines.engine.plan import load_checked
 
 VERBS = ("pause", "resume", "retry", "unban")  # of `Commands.steer`
 
@@ -48,24 +59,18 @@ class Commands:
     def __init__(self, store: Store, keys: KeyRing) -> None:
         self._store, self._keys = store, keys
 
-    def apply(self, files: Sequence[tuple[str, str]], who: Writer) -> Done:
-        """Register the pipelines in `files` (name, text): all of them, or none. Raises `SpecError` with every problem."""
-        problems = list[Problem]()
-        specs = list[tuple[str, PipelineSpec]]()
-        for name, text in files:
-            try:
-                specs.append((name, load_checked(text, name)))
-            except SpecError as error:
-                problems += error.problems
-        if problems:
-            raise SpecError(problems)
-        with self._transaction(who) as db:
-            registered = [(name, *registry.register(db, spec, self._keys.author, who.by, who.reason)) for name, spec in specs]
-        rows = [
-            {"file": name, "pipeline": version.pipeline, "number": version.number, "digest": version.digest, "new": new}
-            for name, version, new in registered
-        ]
-        return Done({"versions": rows})
+    def apply(self, files: Sequence[tuple[str, str]], who: Writer, contact: Contact, *, allow_empty: bool = False) -> Done:
+        """Register the pipelines in `files` (name, text) and bring the deployments in line with those in them: all of it, or
+        nothing. Raises `SpecError` with every problem."""
+        declared = declare.read_files(files)
+
+        def write(db: Connection) -> dict[str, Any]:
+            before = declare.present(db, declared)
+            versions = declare.register(db, declared, self._keys.author, who.by, who.reason)
+            deployed = declare.deploy(db, declared, who.by, who.reason, allow_empty=allow_empty)
+            return {"versions": versions, "deployments": deployed, "diff": declare.difference(db, declared, before)}
+
+        return self._and_issue(write, who, contact)
 
     def deploy(
         self,
@@ -83,12 +88,12 @@ class Commands:
         def write(db: Connection) -> dict[str, Any]:
             version, before = registry.find_version(db, name, number), registry.plans(db)
             tables.check_deployable(db, version)
-            check_matches(db, selector, allow_empty=allow_empty)
+            effects.check_matches(db, selector, allow_empty=allow_empty)
             values = registry.parse_params(version, params)
             rollout = rollouts.create(db, version, str(selector), pacing, who.by, who.reason)
             gate = pacing.gate
             registry.put_target(db, version, selector, values, who.by, who.reason, gate=gate, rollout=rollout.id)
-            _check_rules(db, version)
+            registry.check_rules(db, version)
             deployments.remember(db, name, "deploy", who.by, who.reason)
             rollouts.begin(db, [rollout], before, name)
             return {"pipeline": name, "version": version.number, "select": str(selector), "rollout": rollout.id}
@@ -169,7 +174,7 @@ class Commands:
         selector, until = parse_selector(select), contact.now + for_us if for_us else 0
 
         def write(db: Connection) -> dict[str, Any]:
-            check_matches(db, selector, allow_empty=allow_empty)
+            effects.check_matches(db, selector, allow_empty=allow_empty)
             values = registry.parse_params(_assigned_version(db, pipeline), words)
             for name, value in values.items():
                 registry.set_rule(db, Rule(0, pipeline, name, value, selector, who.by, who.reason, force, lock), until)
@@ -323,34 +328,6 @@ def _assigned_version(db: Connection, pipeline: str) -> registry.Version:
     """The newest version that some target assigns, else the newest there is: parameters are checked against it."""
     targets = next((d.targets for d in registry.deployments(db) if d.pipeline == pipeline), ())
     return registry.find_version(db, pipeline, max((target.number for target in targets), default=None))
-
-
-def check_matches(db: Connection, selector: Selector, *, allow_empty: bool) -> None:
-    """A selector that requires something which no node has is a slip of the pen, unless somebody says otherwise."""
-    nodes = [node for node in fleet.all_nodes(db) if not node.replaced_by]
-    if allow_empty or selector.is_everything or any(selector.matches(n.name, n.member.selectable) for n in nodes):
-        return
-    values: dict[str, set[str]] = {}
-    for node in nodes:
-        for key, value in {"name": node.name, **node.member.selectable}.items():
-            values.setdefault(key, set()).add(value)
-    keys = [key for key in dict.fromkeys([r.key for r in selector.requirements] + sorted(values)) if key in values]
-    known = "; ".join(f"{key}={','.join(sorted(values[key])[:8])}" for key in keys[:6]) or "no node has joined yet"
-    raise Refused(f"no node matches {selector}", op="select", hint=f"there are: {known}; for nodes to come: --allow-empty")
-
-
-def _check_rules(db: Connection, version: registry.Version) -> None:
-    """Standing rules must hold for what is deployed: a value out of its range would stop the pipeline on the node."""
-    standing = {r.name: r.value for r in registry.rules(db) if r.pipeline == version.pipeline and r.name in version.spec.params}
-    try:
-        registry.check_params(version, standing)
-    except SpecError as error:
-        raise TidewireError(
-            f"a standing rule does not fit: {error}",
-            op="deploy",
-            place=f"{version.pipeline}@{version.number}",
-            hint="tidewire set or unset it first",
-        ) from None
 
 
 def _runs(node: fleet.Node) -> set[str]:

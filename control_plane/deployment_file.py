@@ -15,21 +15,21 @@ rollout: {steps: [1, 10%, 100%], soak: 10m, gate: {rejected: 1%, crashes: 0, mem
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from control_plane.rollout import Pacing, Step, parse_steps
 from control_plane.selector import Selector, parse_selector
 from pipelines.contract import yaml_reader
-from pipelines.contract.duration import US_PER, Duration
+from pipelines.contract.duration import US_PER, Duration, format_duration
 from pipelines.contract.errors import Problem, SpecError, WrongUsage
 from pipelines.contract.language.base import Model, PipelineName, Word
 from pipelines.contract.node_state import Gate, Scalar
-from pipelines.contract.size import Size
+from pipelines.contract.size import Size, format_size
 from pipelines.contract.spec_problems import explain
 
-NEWEST = "newest"
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%\Z")
 _DEFAULT = Gate()
 
@@ -136,14 +136,21 @@ def located(problem: Problem, text: str, file: str) -> Problem:
     return yaml_reader.read(text, file).locate(problem)
 
 
-def as_lines(targets: Any) -> list[str]:
-    """Targets, `(select, version, params)` each, as a file has them: what two states are compared by."""
+def as_lines(targets: Iterable[tuple[str, int, Mapping[str, Scalar], Gate]]) -> list[str]:
+    """Targets much as a file has them: what two states are compared by."""
     lines = ["targets:"]
-    for select, version, params in targets:
+    for select, version, params, gate in targets:
         lines += [f"  - select: {select}", f"    version: {version}"]
         lines += ["    params:"] if params else []
         lines += [f"      {name}: {_scalar(value)}" for name, value in sorted(params.items())]
+        lines += [f"    gate: {describe_gate(gate)}"] if gate != _DEFAULT else []
     return lines
+
+
+def describe_gate(gate: Gate) -> str:
+    memory = f", memory {format_size(gate.memory_bytes)}" if gate.memory_bytes else ""
+    soak = format_duration(round(gate.soak_s * US_PER["s"]))
+    return f"soak {soak}, rejected {gate.rejected * 100:g}%, crashes {gate.crashes}{memory}, slower {gate.slower:g}"
 
 
 def _scalar(value: Scalar) -> str:

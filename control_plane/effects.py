@@ -11,7 +11,9 @@ from sqlalchemy.engine import Connection
 from control_plane import fleet
 from control_plane.assign import changed_pipelines, is_about_requests
 from control_plane.fleet import Change, Node
+from control_plane.selector import Selector
 from control_plane.times import clock
+from pipelines.contract.errors import Refused
 from pipelines.contract.messages import Heartbeat
 from pipelines.contract.node_state import Manifest
 
@@ -124,3 +126,22 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _count(rows: Sequence[object], noun: str) -> str:
     return f"{len(rows)} {noun}{'' if len(rows) == 1 else 's'}"
+
+
+def check_matches(db: Connection, selector: Selector, *, allow_empty: bool) -> None:
+    """A selector that requires something which no node has is a slip of the pen, unless somebody says otherwise."""
+    if allow_empty or selector.is_everything or matches_any(db, selector):
+        return
+    nodes = [node for node in fleet.all_nodes(db) if not node.replaced_by]
+    values: dict[str, set[str]] = {}
+    for node in nodes:
+        for key, value in {"name": node.name, **node.member.selectable}.items():
+            values.setdefault(key, set()).add(value)
+    keys = [key for key in dict.fromkeys([r.key for r in selector.requirements] + sorted(values)) if key in values]
+    known = "; ".join(f"{key}={','.join(sorted(values[key])[:8])}" for key in keys[:6]) or "no node has joined yet"
+    raise Refused(f"no node matches {selector}", op="select", hint=f"there are: {known}; for nodes to come: --allow-empty")
+
+
+def matches_any(db: Connection, selector: Selector) -> bool:
+    nodes = (node for node in fleet.all_nodes(db) if not node.replaced_by)
+    return selector.is_everything or any(selector.matches(node.name, node.member.selectable) for node in nodes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from control_plane.selector import Selector, parse_selector
 from control_plane.store import now_us
 from control_plane.times import iso
 from pipelines.contract.artifact import PIPELINE_VERSION, Artifact
-from pipelines.contract.errors import Problem, Refused, SpecError, WrongUsage
+from pipelines.contract.errors import Problem, Refused, SpecError, TidewireError, WrongUsage
 from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Gate, Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
@@ -125,6 +125,37 @@ def put_target(
         row = {"pipeline": version.pipeline, "selector": text, "position": position or 0, "params": json.dumps(dict(params))}
         db.execute(table.insert().values(**row, **values))
     store.record(db, by, "deploy", f"{version.pipeline}@{version.number}", text, reason)
+
+
+def replace_target(
+    db: Connection,
+    version: Version,
+    selector: Selector,
+    params: Mapping[str, Scalar],
+    by: str,
+    reason: str,
+    *,
+    gate: Gate,
+    rollout: int,
+) -> None:
+    """As `put_target`, with these parameters and no others."""
+    here = sa.and_(store.targets.c.pipeline == version.pipeline, store.targets.c.selector == str(selector))
+    db.execute(store.targets.delete().where(here))
+    put_target(db, version, selector, params, by, reason, gate=gate, rollout=rollout)
+
+
+def set_gate(db: Connection, pipeline: str, selector: Selector, gate: Gate) -> None:
+    here = sa.and_(store.targets.c.pipeline == pipeline, store.targets.c.selector == str(selector))
+    db.execute(store.targets.update().where(here).values(gate=json.dumps(asdict(gate))))
+
+
+def keep_targets(db: Connection, pipeline: str, selectors: Sequence[Selector]) -> None:
+    """Let the deployment have these targets and no others, in this order."""
+    table = store.targets
+    names = [str(selector) for selector in selectors]
+    db.execute(table.delete().where(table.c.pipeline == pipeline, table.c.selector.not_in(names)))
+    for position, name in enumerate(names):
+        db.execute(table.update().where(table.c.pipeline == pipeline, table.c.selector == name).values(position=position))
 
 
 def remove_target(db: Connection, pipeline: str, selector: Selector, by: str, reason: str) -> None:
@@ -242,6 +273,20 @@ def check_params(version: Version, values: Mapping[str, Scalar]) -> None:
             problems.append(Problem(str(error), f"{version.pipeline}@{version.number} {name}", _range(version, name)))
     if problems:
         raise SpecError(problems)
+
+
+def check_rules(db: Connection, version: Version) -> None:
+    """Standing rules must hold for what is deployed: a value out of its range would stop the pipeline on the node."""
+    standing = {r.name: r.value for r in rules(db) if r.pipeline == version.pipeline and r.name in version.spec.params}
+    try:
+        check_params(version, standing)
+    except SpecError as error:
+        raise TidewireError(
+            f"a standing rule does not fit: {error}",
+            op="deploy",
+            place=f"{version.pipeline}@{version.number}",
+            hint="tidewire set or unset it first",
+        ) from None
 
 
 def parse_reference(text: str) -> tuple[str, int | None]:

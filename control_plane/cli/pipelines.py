@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from control_plane import output
-from control_plane.cli.common import AllowEmpty, DryRun, Json, Params, Reason, Select, client, pairs, read, seconds, who, write
+from control_plane.cli.common import (
+    AllowEmpty,
+    DryRun,
+    Json,
+    Params,
+    Reason,
+    Select,
+    client,
+    pairs,
+    print_diff,
+    read,
+    seconds,
+    who,
+    write,
+)
 from control_plane.cli.rollouts import Timeout, Wait, wait_for_rollout
 from pipelines.contract.errors import TidewireError
 
@@ -17,27 +31,69 @@ app = typer.Typer()
 
 @app.command("apply")
 def apply_(
-    path: Annotated[Path, typer.Argument(help="A pipeline file, or a directory of *.yaml.")],
+    path: Annotated[Path, typer.Argument(help="A pipeline or deployment file, or a directory of *.yaml.")],
+    allow_empty: AllowEmpty = False,
     reason: Reason = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Register new versions of pipelines: all of them, or none when one has a problem."""
-    files = sorted(f for f in path.glob("*.yaml") if not f.name.endswith(".cases.yaml")) if path.is_dir() else [path]
-    if not files:
-        raise TidewireError("no *.yaml in it", op="apply", place=str(path), hint="name a pipeline file or a directory of them")
-    body = {"files": [{"name": str(file), "text": read(file)} for file in files], **who(reason, dry_run)}
-    done = client().post("/v1/versions", body)
+    """Register new versions of pipelines and bring deployments in line with their files: all of it, or nothing."""
+    body = {"files": _files(path, "apply"), "allow_empty": allow_empty}
+    server = client()
+    done = server.post("/v1/apply", {**body, **who(reason, True)})
+    if not as_json:
+        _print_versions(done["versions"], dry_run)
+        print("\n".join(map(output.plain, _deployed(done))), end="\n" if done["deployments"] else "")
+    if not dry_run:
+        done = server.post("/v1/apply", {**body, **who(reason, False)})
     if as_json:
         output.print_json(done)
-        return
-    for row in done["versions"]:
-        what = f"version {row['number']}" if row["new"] else f"unchanged, it is version {row['number']}"
-        print(
-            f"{row['pipeline']}: {what} ({row['digest'][:19]})" + (" (not registered: dry run)" if dry_run and row["new"] else "")
-        )
-    if not dry_run and any(row["new"] for row in done["versions"]):
+    elif done["deployments"]:
+        print("dry run: nothing changed" if dry_run else "done")
+    elif not dry_run and any(row["new"] for row in done["versions"]):
         print(f"  next: tidewire deploy {done['versions'][0]['pipeline']} --select all")
+
+
+@app.command("diff")
+def diff_(
+    path: Annotated[Path, typer.Argument(help="A pipeline or deployment file, or a directory of *.yaml.")],
+    as_json: Json = False,
+) -> None:
+    """What `apply` would change: versions, targets, and what that means for each node. Exit status 1 when something differs."""
+    body = {"files": _files(path, "diff"), "allow_empty": True, **who("", True)}
+    done = client().post("/v1/apply", body)
+    if as_json:
+        output.print_json(done)
+    else:
+        print_diff(map(output.plain, done["diff"]))
+        if done["diff"] and done["deployments"]:
+            print("\n".join(map(output.plain, _deployed(done))))
+    if done["diff"] or done["nodes"]:
+        raise typer.Exit(1)
+
+
+def _files(path: Path, op: str) -> list[dict[str, str]]:
+    files = sorted(f for f in path.glob("*.yaml") if not f.name.endswith(".cases.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise TidewireError("no *.yaml in it", op=op, place=str(path), hint="name a pipeline file or a directory of them")
+    return [{"name": str(file), "text": read(file)} for file in files]
+
+
+def _print_versions(versions: list[dict[str, Any]], dry_run: bool) -> None:
+    for row in versions:
+        what = f"version {row['number']}" if row["new"] else f"unchanged, it is version {row['number']}"
+        suffix = " (not registered: dry run)" if dry_run and row["new"] else ""
+        print(f"{row['pipeline']}: {what} ({row['digest'][:19]}){suffix}")
+
+
+def _deployed(done: dict[str, Any]) -> list[str]:
+    """What becomes of the deployments, and of the nodes."""
+    lines = []
+    for row in done["deployments"]:
+        changed = [*row["changed"], *(f"{select} (removed)" for select in row["removed"])]
+        lines.append(f"deployment {row['pipeline']}: {', '.join(changed) or 'no target changes'}")
+        lines += [f"  no node matches {select} yet" for select in row["matches_nothing"]]
+    return lines + (done["summary"] if lines else [])
 
 
 @app.command()

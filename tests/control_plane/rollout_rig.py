@@ -124,7 +124,7 @@ class Plant:
         """So many versions of the pipeline `press`."""
         for number in range(1, count + 1):
             text = PRESS.replace("Press temperatures", f"Press temperatures {number}")
-            self.commands.apply([("press.yaml", text)], WHO)
+            self.commands.apply([("press.yaml", text)], WHO, self.contact)
 
     def deploy(self, reference: str, select: str = "all", **rollout: Any) -> dict[str, Any]:
         pacing = RolloutWords.model_validate(rollout).pacing

@@ -173,5 +173,5 @@ class Rig(Cluster):
 
 def deploy(rig: Rig, text: str = NUMBERS) -> None:
     """Register a version and have all nodes run it."""
-    rig.client.post("/v1/versions", {"files": [{"name": "numbers.yaml", "text": text}]})
+    rig.client.post("/v1/apply", {"files": [{"name": "numbers.yaml", "text": text}]})
     rig.client.post("/v1/deployments", {"reference": "numbers", "select": "all"})
