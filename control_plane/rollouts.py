@@ -166,18 +166,17 @@ def undo(db: Connection, pipeline: str, by: str, reason: str) -> list[Rollout]:
 
 
 def status(db: Connection, pipeline: str | None, contact: Contact) -> list[dict[str, Any]]:
-    """The newest rollout of each target, with the state of each node in a word."""
+    """The rollouts that brought the targets there, and those undone since; each with the state of every node in a word."""
     if pipeline is not None:
         registry.find_version(db, pipeline)
     names = [pipeline] if pipeline else sorted({version.pipeline for version in registry.newest_versions(db)})
     nodes, plans = _nodes(db), registry.plans(db)
-    current = set(rollout_store.current_ids(db))
     shown = []
     for name in names:
-        latest = rollout_store.latest(db, name)
-        kept = [r for r in latest if r.id in current or r.state == UNDONE]
-        kept = [r for r in kept if r.state != UNDONE or r.id == max(k.id for k in kept)]
-        shown += [_shown(db, rollout, nodes, plans, contact) for rollout in kept]
+        undone = [r for r in rollout_store.latest(db, name) if r.state == UNDONE]
+        current = rollout_store.load(db, rollout_store.current_ids(db, name)).values()
+        found = sorted([*undone, *current], key=lambda r: -r.id)
+        shown += [_shown(db, rollout, nodes, plans, contact) for rollout in found]
     return shown
 
 

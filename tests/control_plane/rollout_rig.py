@@ -9,10 +9,11 @@ from typing import Any
 
 from server_process import PRESS
 
-from control_plane import fleet, rollouts, store
+from control_plane import rollouts, store
 from control_plane.commands import Commands, Writer
 from control_plane.deployment_file import RolloutWords
 from control_plane.effects import Contact
+from control_plane.exchange import exchange
 from control_plane.keys import KeyRing
 from control_plane.store import Store, now_us
 from pipelines.contract.document import NodeDocument
@@ -85,8 +86,7 @@ class Edge:
     def _exchange(self) -> None:
         request = Exchange(self.id, "x", *self.manifest.order, self.document.digest(), True)
         with self.plant.store.write() as db:
-            reply = fleet.exchange(db, self.plant.keys, self.id, request.seal(self.key, [self.document.save()]))
-            blobs = fleet.exchange_blobs(db, self.id, reply)
+            reply, blobs = exchange(db, self.plant.keys, self.id, request.seal(self.key, [self.document.save()]))
         if signed := reply.manifest(blobs):
             self.manifest = signed.open(self.id, self.plant.keys.control.public)
         if reply.has_document:
