@@ -273,14 +273,13 @@ class Commands:
         request = replace(request, by=who.by, reason=who.reason, at=iso(at))
         with self._transaction(who) as db:
             asked, found = requests.create(db, request, selector, at + int(until_s * 1e6))
-            known = {node.id: node for node in (fleet.find_node(db, node) for node, _ in found)}
-            if request.kind == "tap" and not any(request.body["pipeline"] in _runs(node) for node in known.values()):
-                runs = ", ".join(sorted({name for node in known.values() for name in _runs(node)})) or "none"
-                raise Refused(f"{request.body['pipeline']} does not run there", op="tap", hint=f"what runs: {runs}")
-            changes = fleet.issue(db, self._keys, list(known))
+            if request.kind == "tap" and request.body["pipeline"] not in (runs := _runs(fleet.find_node(db, found[0].id))):
+                hint = f"what runs: {', '.join(sorted(runs)) or 'nothing'}"
+                raise Refused(f"{request.body['pipeline']} does not run on {found[0].name}", op="tap", hint=hint)
+            changes = fleet.issue(db, self._keys, [target.id for target in found])
             standing = views.standing(db, asked, contact)
         silent = standing.of("missing")
-        summary = [f"asks {len(known)} node{'s' * (len(known) != 1)}: {requests.named(standing.nodes)}"]
+        summary = [f"asks {len(found)} node{'s' * (len(found) != 1)}: {requests.named(standing.nodes)}"]
         if silent:
             summary.append(f"  {len(silent)} out of contact: asked until {iso(asked.until)}, they answer when they return")
         result = {**requests.shown(asked, standing), "summary": summary, "dry_run": who.dry_run}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.engine import Connection
 
@@ -18,6 +18,15 @@ from pipelines.contract.messages import Heartbeat
 from pipelines.contract.node_state import Manifest
 
 _NAMES_SHOWN = 10
+
+
+class Heard(Protocol):
+    """Whoever is heard of: `last_seen` as stored."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def last_seen(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,10 @@ class Contact:
         size = {"rows": told.backlog_rows, "bytes": told.backlog_bytes}
         return {**size, "lost_rows": told.lost_rows, "lasts_s": told.buffer_lasts_s}
 
-    def last_seen(self, node: Node) -> int:
+    def last_seen(self, node: Heard) -> int:
         return max(self.seen.get(node.id, 0), node.last_seen)
 
-    def is_in_contact(self, node: Node) -> bool:
+    def is_in_contact(self, node: Heard) -> bool:
         return self.now - self.last_seen(node) < fleet.IN_CONTACT_S * 1_000_000
 
     def words(self, node: Node) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A node that is asked, and whether it is in contact: "" or since when it is not known."""
+    """A node that is asked. `silent`: "" while it is in contact, else since when it is not known."""
 
     id: str
     name: str
     silent: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    last_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,8 @@ def _state(target: Target, answer: Answer | None) -> State:
 # SQL
 
 
-def create(db: Connection, request: Request, selector: Selector, until: int) -> tuple[Asked, list[tuple[str, str]]]:
-    """The request, and (id, name) of the nodes that it is for. One on which too many are open refuses it at once; raises
+def create(db: Connection, request: Request, selector: Selector, until: int) -> tuple[Asked, list[Target]]:
+    """The request, and the nodes that it is for. One on which too many are open refuses it at once; raises
     `Refused` when none is left, and nothing is asked."""
     found = targets(db, selector)
     if not found:
@@ -131,7 +133,7 @@ def create(db: Connection, request: Request, selector: Selector, until: int) -> 
     standing = asks(db)
     if len(standing) >= OPEN_MAX:
         raise Refused(f"{OPEN_MAX} requests are open", op=request.kind, hint="see: tidewire requests; cancel what nobody needs")
-    full = {node for node, name, labels in found if _open_on(standing, node, name, labels) >= REQUESTS_MAX}
+    full = {target.id for target in found if _open_on(standing, target) >= REQUESTS_MAX}
     if len(full) == len(found):
         where = "on it" if len(found) == 1 else "on each of them"
         hint = "see: tidewire requests; cancel what nobody needs any more"
@@ -144,19 +146,22 @@ def create(db: Connection, request: Request, selector: Selector, until: int) -> 
     )
     note(db, [Answer(asked.id, node, REFUSED, 0, f"{REQUESTS_MAX} requests are open on it already", asked.at) for node in full])
     store.record(db, request.by, request.kind, asked.id, f"{selector}: {json.dumps(dict(request.body))[:500]}", request.reason)
-    return asked, [(node, name) for node, name, _ in found]
+    return asked, found
 
 
-def _open_on(standing: Sequence[Ask], node: str, name: str, labels: Mapping[str, str]) -> int:
-    return sum(node not in ask.answered and ask.selector.matches(name, labels) for ask in standing)
+def _open_on(standing: Sequence[Ask], target: Target) -> int:
+    return sum(target.id not in ask.answered and ask.selector.matches(target.name, target.labels) for ask in standing)
 
 
-def targets(db: Connection, selector: Selector) -> list[tuple[str, str, dict[str, str]]]:
-    """(id, name, labels) of the nodes that match."""
+def targets(db: Connection, selector: Selector, also: Collection[str] = ()) -> list[Target]:
+    """The nodes that match, and those with the ids `also`."""
     c = store.nodes.c
-    rows = db.execute(sa.select(c.id, c.name, c.labels, c.local).where(c.replaced_by == "").order_by(c.name))
-    found = [(row.id, row.name, {**json.loads(row.labels), **json.loads(row.local)}) for row in rows]
-    return [(node, name, labels) for node, name, labels in found if selector.matches(name, labels)]
+    rows = db.execute(sa.select(c.id, c.name, c.labels, c.local, c.last_seen, c.replaced_by).order_by(c.name))
+    found = [
+        (Target(row.id, row.name, "", {**json.loads(row.labels), **json.loads(row.local)}, row.last_seen), row.replaced_by)
+        for row in rows
+    ]
+    return [one for one, by in found if one.id in also or (not by and selector.matches(one.name, one.labels))]
 
 
 def asks(db: Connection) -> list[Ask]:
@@ -217,7 +222,7 @@ def settle(db: Connection, found: Iterable[Answer], now: int) -> tuple[list[str]
     for name in {answer.request for answer in fresh}:
         asked = find(db, name)
         answered = {answer.node for answer in answers(db, name)}
-        if not asked.closed and {node for node, _, _ in targets(db, asked.selector)} <= answered:
+        if not asked.closed and {target.id for target in targets(db, asked.selector)} <= answered:
             close(db, name, "every node answered")
     _forget(db, now - KEPT_US)
     return touched, is_late

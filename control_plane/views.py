@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from control_plane.effects import Contact
 from control_plane.fleet import Node
 from control_plane.lake_views import NodeName, table_names
 from control_plane.query import run_query
-from control_plane.requests import Answer, Asked, Standing, Target
+from control_plane.requests import Answer, Asked, Standing
 from control_plane.times import clock, iso
 from pipelines.contract.errors import Refused
 from pipelines.engine.sql import as_json
@@ -103,12 +103,10 @@ def node(db: Connection, name: str, contact: Contact) -> dict[str, Any]:
 def standing(db: Connection, asked: Asked, contact: Contact, found: Sequence[Answer] = ()) -> Standing:
     """Who has answered a request, as noted and as `found` in the lake; of the others, who is out of contact since when."""
     told = requests.answers(db, asked.id)
-    wanted = {node for node, _, _ in requests.targets(db, asked.selector)} | {answer.node for answer in told}
-    nodes = [node for node in fleet.all_nodes(db) if node.id in wanted]
-    silent = {
-        n.id: "" if contact.is_in_contact(n) else f"unknown since {clock(contact.last_seen(n), contact.now)}" for n in nodes
-    }
-    return requests.fold([Target(node.id, node.name, silent[node.id]) for node in nodes], [*told, *found])
+    targets = requests.targets(db, asked.selector, {answer.node for answer in told})
+    since = [f"unknown since {clock(contact.last_seen(target), contact.now)}" for target in targets]
+    heard = [replace(t, silent="" if contact.is_in_contact(t) else s) for t, s in zip(targets, since, strict=True)]
+    return requests.fold(heard, [*told, *found])
 
 
 def request(db: Connection, name: str, found: Sequence[Answer], contact: Contact) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def test_the_seventeenth_is_refused_where_sixteen_are_open(centre: Centre) -> No
 def test_what_cannot_be_asked_says_why(centre: Centre) -> None:
     with pytest.raises(Refused, match="no node matches"):
         centre.ask("site=nowhere")
-    with pytest.raises(Refused, match="p does not run there"):
+    with pytest.raises(Refused, match="p does not run on pi1"):
         centre.ask("name=pi1", kind="tap")
     with centre.store.write() as db:
         assert requests.listed(db) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
 import time
@@ -290,6 +291,25 @@ def test_what_is_asked_anew_under_the_same_name_is_answered_anew(tmp_path: Path)
             await node.answer()
             node.record.ask()
             await until(lambda: node.store.look(lambda db: not db.execute("SELECT 1 FROM requests").fetchall()), "forgotten")
+
+    run(go)
+
+
+def test_a_full_buffer_takes_no_answer(tmp_path: Path) -> None:
+    """Somebody waits for it, and there are few; rows go instead (I9)."""
+
+    async def go() -> None:
+        with open_store(tmp_path, buffer_bytes=64 * 1024) as store:
+            node = Node(tmp_path, store)
+            running = asyncio.create_task(node.requests.run())
+            node.record.ask(q=query("select repeat('x', 900) || range as x from range(40)"))
+            await node.answer()
+            for _ in range(6):
+                await put(store, *(random.random() for _ in range(3_000)))
+            assert (await store.backlog()).evicted_rows > 0
+            assert len(await node.answer()) == 41
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     run(go)
 

@@ -37,6 +37,13 @@ def test_then_by_priority_and_quarantine_after_data_of_its_priority() -> None:
     assert names(runs) == ["high", "normal", "rejects", "low"]
 
 
+def test_answers_go_before_data_and_take_nobodys_turn() -> None:
+    runs = [run("a", "data", priority=1), run("_requests", "answers", "requests"), run("b", "old", is_active=False)]
+    assert names(runs) == ["answers", "data", "old"]
+    assert Shares().served({runs[1]: REQUEST}) == Shares()
+    assert new_lanes(runs[1:2], 1.0, 10**12, {}) == [], "one run is enough for answers"
+
+
 def test_of_a_stream_only_the_oldest_run_and_the_active_one() -> None:
     runs = [run(name=f"r{n}", is_active=n == 3) for n in range(4)]
     assert names(runs) == ["r3", "r0"]
