@@ -171,6 +171,8 @@ def test_an_answer_of_a_node_that_is_not_asked_counts_for_nothing(centre: Centre
     name = centre.ask("name=pi1")
     assert centre.answer(name, "pi2") == []
     assert (centre.asked(name), centre.closed(name)) == (["pi1"], "")
+    with centre.store.write() as db:
+        assert requests.answers(db, name) == []
 
 
 def test_lateness_is_the_centres_to_decide_by_leaving_it_out(centre: Centre) -> None:

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pytest
 from support import NODE, new_key, open_store, until
 
-from edge_agent import logs, quarantine
+from edge_agent import answers, logs, quarantine, shares
 from edge_agent import requests as requests_module
 from edge_agent.keeper import Status
 from edge_agent.outbox import Sealed
 from edge_agent.policy import Policy
 from edge_agent.requests import Passing, Requests
 from edge_agent.secret_store import SecretStore
+from edge_agent.shares import Usage
 from edge_agent.store import Commit, Store
 from edge_agent.supervisor import Supervisor
 from pipelines.contract.keys import Key
@@ -186,6 +187,9 @@ def test_a_query_sees_incidents_and_pipelines_and_rejected_records_without_their
             (rejected,) = texts(await node.answer("s"))
             assert "too hot" in rejected
             assert "4711" not in rejected
+            chunk = await node.store.look(lambda db: answers.kept_chunk(db, 2**62))
+            assert chunk is not None
+            assert "4711" not in str(chunk), "the child does not even see it"
 
     run(go)
 
@@ -222,7 +226,7 @@ def test_a_query_for_ever_ends_in_time(tmp_path: Path) -> None:
             node.record.ask(q=query(FOR_EVER, max_s=1.0))
             (end,) = await node.answer()
             assert end["kind"] == "failed"
-            assert "stopped after 1 s" in end["note"]
+            assert "stopped after 1 s (ask for less" in end["note"]
 
     run(go)
 
@@ -308,6 +312,7 @@ def test_a_full_buffer_takes_no_answer(tmp_path: Path) -> None:
                 await put(store, *(random.random() for _ in range(3_000)))
             assert (await store.backlog()).evicted_rows > 0
             assert len(await node.answer()) == 41
+            assert shares.losers([Usage(answers.OWNER, answers.STREAM, REQUESTS, 1 << 30)], {}, 1 << 20) == []
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
@@ -430,6 +435,7 @@ def test_an_agent_killed_in_the_middle_answers_from_the_start_and_once(tmp_path:
         child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environment)
         assert child.stderr is not None
         worker = int(await asyncio.wait_for(child.stderr.readline(), 60))
+        await until(lambda: _cpu_s(worker) > 0.5, "the query runs")
         child.send_signal(signal.SIGKILL)
         await child.wait()
         await until(lambda: not Path(f"/proc/{worker}").exists(), "the child of a dead agent ends")
@@ -439,6 +445,10 @@ def test_an_agent_killed_in_the_middle_answers_from_the_start_and_once(tmp_path:
             assert texts(await node.answer()) == ['{"seven": 7}']
 
     run(go)
+
+
+def _cpu_s(pid: int) -> float:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _to_be_killed(folder: Path, seed: str) -> None:
