@@ -178,6 +178,13 @@ def saw(db: Connection, node: str, digest: str, order: tuple[int, int]) -> None:
     db.execute(store.nodes.update().where(c.id == node, news).values(seen))
 
 
+def seen_order(db: Connection, node: str) -> tuple[int, int]:
+    """(term, generation) of the newest manifest that the node said it holds."""
+    c = store.nodes.c
+    row = db.execute(sa.select(c.seen_term, c.seen_generation).where(c.id == node)).first()
+    return (row.seen_term, row.seen_generation) if row is not None else (0, 0)
+
+
 def set_labels(db: Connection, node: Node, labels: Mapping[str, str | None], by: str, reason: str) -> None:
     """Put labels; None removes one."""
     merged = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}

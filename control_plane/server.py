@@ -203,8 +203,11 @@ class ControlPlane:
 
     async def _on_heartbeat(self, node: str, message: Msg) -> None:
         heartbeat, _ = Heartbeat.unpack(message.data)
-        self._seen[node], self._heartbeats[node] = now_us(), heartbeat
-        if await self.with_db(_is_behind, node, heartbeat):
+        self._seen[node] = now_us()
+        is_late, is_behind = await self.with_db(_heard, node, heartbeat)
+        if not is_late:
+            self._heartbeats[node] = heartbeat
+        if is_behind:
             await self._bus.poke(node)
 
     async def _checked(self, what: str, node: str, answer: Callable[[Any], bytes]) -> bytes:
@@ -335,10 +338,16 @@ def _http_server(app: Any) -> uvicorn.Server:
     return _Http(config)
 
 
-def _is_behind(db: Any, node: str, heartbeat: Heartbeat) -> bool:
-    """Note what the node says it holds; whether it should ask for news (I7)."""
-    found = fleet.state_of(db, node)
+def _heard(db: Any, node: str, heartbeat: Heartbeat) -> tuple[bool, bool]:
+    """Note what the node says it holds; whether it said so before something newer, and whether it should ask for news (I7).
+
+    A heartbeat may have waited on a line that stood still: it takes back nothing. A node that really fell back, because its card
+    was restored, says so in its next exchange.
+    """
+    found, held = fleet.state_of(db, node), (heartbeat.term, heartbeat.generation)
     if found is None:
-        return False
-    fleet.saw(db, node, heartbeat.document, (heartbeat.term, heartbeat.generation))
-    return found[0] != heartbeat.document or found[1:] > (heartbeat.term, heartbeat.generation)
+        return True, False
+    is_late = held < fleet.seen_order(db, node)
+    if not is_late:
+        fleet.saw(db, node, heartbeat.document, held)
+    return is_late, found[0] != heartbeat.document or found[1:] > held

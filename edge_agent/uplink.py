@@ -122,6 +122,7 @@ class Uplink:
         if self._stuck:
             raise LinkDown("; ".join(sorted(set(self._stuck.values()))[:3]), op="upload")
         self._one_by_one = False
+        self._pause_s, self.trouble = 0.0, ""  # also when there was nothing to ask or to send
 
     async def _send_all(self) -> bool:
         """Keep the window full until all is sent and confirmed, or it is to be asked first; whether there was anything."""

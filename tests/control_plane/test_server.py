@@ -32,7 +32,7 @@ from pipelines.contract import subjects
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.errors import TidewireError
 from pipelines.contract.keys import Key
-from pipelines.contract.messages import Exchange, ExchangeReply, Upload
+from pipelines.contract.messages import Exchange, ExchangeReply, Heartbeat, Upload
 from pipelines.contract.node_state import Note, Reported
 from pipelines.contract.token import JoinToken, prove
 
@@ -584,6 +584,31 @@ async def _keeps_what_it_confirmed(node: FakeNode, streams: list, confirmed: Cou
 def _lake(server: ServerProcess, table: str, *columns: str) -> list[dict[str, object]]:
     dataset = DeltaTable(server.data_dir / "lake" / table).to_pyarrow_dataset()
     return list(dataset.to_table(columns=list(columns)).to_pylist())
+
+
+def test_i7_heartbeats_that_waited_on_the_line_take_back_nothing(server: ServerProcess) -> None:
+    server.apply()
+
+    async def story() -> None:
+        node = await FakeNode.join(server.token(), "pi")
+        stale = Heartbeat(node.id, node.document.digest(), *node.manifest.order, 99, 99, "unsynced", "old", backlog_rows=99)
+        server.cli("deploy", "press", "-s", "all")
+        await node.exchange()
+        await node.obey()
+        await node.beat()
+        await until(lambda: (node_row(server, "pi")["backlog"] or {"rows": 99})["rows"] == 0)
+        before = node_row(server, "pi")
+        assert before["converged"] and before["received_generation"] == 1
+        pokes = node.pokes
+        for _ in range(50):
+            await node.client.publish(subjects.heartbeat(node.id), stale.pack())
+        await node.client.flush()
+        await until(lambda: node.pokes > pokes)  # it is asked, once for each; its answer would be what it is
+        after = node_row(server, "pi")
+        assert {**after, "last_seen": ""} == {**before, "last_seen": ""}
+        await node.close()
+
+    asyncio.run(story())
 
 
 def test_i8_silence_is_unknown_not_failed(server: ServerProcess) -> None:

@@ -51,10 +51,11 @@ class Rig(Cluster):
     def log(self, name: str) -> Path:
         return self.home / name / "log" / "a.jsonl"
 
-    async def join(self, name: str) -> None:
+    async def join(self, name: str, settings: str = "") -> None:
+        """`settings` go into its agent.yaml."""
         data_dir = self.home / name / "agent"
         data_dir.mkdir(parents=True)
-        (data_dir / "agent.yaml").write_text(_RHYTHM)
+        (data_dir / "agent.yaml").write_text(_RHYTHM + settings)
         await join(JoinToken.decode(self.client.post("/v1/join-tokens", {})["token"]), data_dir, name)
         self.run_agent(name)
         await self.start(name)
