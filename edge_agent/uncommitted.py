@@ -20,7 +20,9 @@ from pipelines.engine.ipc import encode_rows
 from pipelines.engine.state import State, entries
 from pipelines.engine.triggers.incident import alarms_of, open_incidents
 
-SEAL_BYTES = 768 * 1024  # of Arrow in memory: about PAYLOAD_BYTES_TARGET once compressed
+SEAL_BYTES_MAX = 3 * 1024 * 1024  # of Arrow in memory: however small they will be once compressed
+USUAL_DENSITY = 1 / 3  # a byte of Arrow in memory, in bytes of payload
+TELLING_BYTES = 64 * 1024  # less tell nothing of their density: a payload has a schema too
 KEPT_BYTES_MAX = 64 * 1024 * 1024  # while nothing is committed: beyond this the rows are given up, and counted
 TRANSITIONS_MAX = 1_000  # the same for transitions; the newest stay
 FILES_TOLD_MAX = 100  # per segment header, whose size is bounded
@@ -72,11 +74,13 @@ class Uncommitted:
         self._stored_bytes, self._measured_bytes = stored_bytes, stored_bytes
         self._parts: list[_Part] = []
         self.bytes = 0
+        self._density = USUAL_DENSITY
         self._unsealed_ledger = 0
 
     @property
     def is_full(self) -> bool:
-        return self.bytes >= SEAL_BYTES
+        """Whether there is about as much as a payload should hold, going by the last ones."""
+        return self.bytes >= min(SEAL_BYTES_MAX, segment.PAYLOAD_BYTES_TARGET / self._density)
 
     def has_changes(self, state: State) -> bool:
         return self.bytes > 0 or state.ledger() != self._committed.ledger() or alarms_of(state) != alarms_of(self._committed)
@@ -104,6 +108,8 @@ class Uncommitted:
         if not put and not delete and self.bytes == 0 and unmoved and is_told:
             return None, [], state
         state, made = self._payloads(state)
+        if self.bytes >= TELLING_BYTES:
+            self._density = sum(len(one.payload) for one in made) / self.bytes or USUAL_DENSITY
         sealed, payloads = self._segments(state, made, positions, params, final=final)
         kept = [] if self._raw != "local" else list(_kept_here(t for part in self._parts for t in part.output.quarantine))
         header = {

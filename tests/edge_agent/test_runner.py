@@ -311,7 +311,7 @@ def test_i15_without_commits_alarms_go_on_and_memory_is_bounded(tmp_path: Path, 
     monkeypatch.setattr(runner, "STALL_S", 0.3)
     monkeypatch.setattr(runner, "FULL_BYTES", 200_000)
     monkeypatch.setattr(uncommitted, "KEPT_BYTES_MAX", 1_000_000)
-    monkeypatch.setattr(uncommitted, "SEAL_BYTES", 50_000)
+    monkeypatch.setattr(uncommitted, "SEAL_BYTES_MAX", 50_000)
     log = tmp_path / "a.log"
     with running(log) as agent:
         agent.withholds = True
@@ -340,7 +340,7 @@ def test_bounded_input_waits_for_commits_and_gives_up_nothing(tmp_path: Path, mo
     monkeypatch.setattr(file, "BLOCK_BYTES", 300_000)
     monkeypatch.setattr(runner, "STALL_S", 0.0)
     monkeypatch.setattr(runner, "FULL_BYTES", 100_000)
-    monkeypatch.setattr(uncommitted, "SEAL_BYTES", 50_000)
+    monkeypatch.setattr(uncommitted, "SEAL_BYTES_MAX", 50_000)
     monkeypatch.setattr(uncommitted, "KEPT_BYTES_MAX", 5_000_000)
     log = tmp_path / "a.log"
     append(log, *(line(i / 10, 1) for i in range(120_000)))
