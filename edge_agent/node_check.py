@@ -16,6 +16,7 @@ from edge_agent.policy import Policy
 from pipelines.contract import interpolate
 from pipelines.contract.errors import Problem
 from pipelines.contract.interpolate import SECRET, Unset, Values
+from pipelines.contract.size import shown_size
 from pipelines.contract.spec import PipelineSpec
 from pipelines.contract.version import PipelineVersion
 
@@ -34,18 +35,21 @@ class Here:
 
 def problems(spec: PipelineSpec, here: Here) -> list[Problem]:
     """What keeps the pipeline from working here."""
-    found = [*_secrets(spec, here), *_files(spec, here), *_listens(spec, here), *_actions(spec, here)]
+    found = [*_secrets(spec, here), *_files(spec, here), *_listens(spec, here), *_actions(spec, here), *_buffer(spec, here)]
     return [spec.locate(problem) for problem in found]
 
 
 def warnings(spec: PipelineSpec, here: Here) -> list[Problem]:
     """What works, but perhaps not as meant."""
-    found: list[Problem] = []
-    own = spec.buffer.max_size
-    if own and own > here.buffer_bytes:
-        told = f"{own:,} bytes are more than this node's buffer of {here.buffer_bytes:,}"
-        found.append(Problem(told, "buffer.max_size", "the node's holds; raise buffer_bytes in agent.yaml"))
-    return [spec.locate(problem) for problem in found] + list(disk(here))
+    return list(disk(here))
+
+
+def _buffer(spec: PipelineSpec, here: Here) -> Iterator[Problem]:
+    """An agent does not start what asks for more."""
+    own, free = spec.buffer.max_size or 0, fitting_bytes(here)
+    if own > free:
+        hint = "free some space, ask for less, or raise buffer_bytes in agent.yaml"
+        yield Problem(f"needs {shown_size(own)} for its buffer, {shown_size(free)} free", "buffer.max_size", hint)
 
 
 def disk(here: Here) -> Iterator[Problem]:

@@ -267,4 +267,4 @@ def test_validate_tells_how_long_the_buffer_lasts(tmp_path: Path) -> None:
         db.commit()
     [*_, last] = validate(tmp_path, f"{tmp_path}/*.csv", "10MiB")
     assert last == "at the measured rate this buffer lasts 76 min"
-    assert "more than this node's buffer" in "\n".join(validate(tmp_path, f"{tmp_path}/*.csv", "100GiB"))
+    assert "buffer.max_size: needs 100 GiB for its buffer, " in "\n".join(validate(tmp_path, f"{tmp_path}/*.csv", "100GiB"))

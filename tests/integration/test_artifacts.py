@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pipelines.contract.frames import sha256
 from prove.cluster import Cluster, cluster, eventually, send
 from prove.link import OPEN, Way
+from tests.docs.blocks import blocks
 
 PIPELINE = """
 tidewire: 1
@@ -32,6 +34,48 @@ sinks:
 """
 SMALL = "sensor,asset,note\ns1,old oven,x\n"
 MIB = 1 << 20
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "artifacts.md"
+
+
+def test_the_page_works_word_for_word(tmp_path: Path) -> None:
+    asyncio.run(_page(tmp_path))
+
+
+async def _page(home: Path) -> None:
+    async with cluster(home) as made:
+        directory = await made.add_node("node-1")
+        outputs: dict[str, str] = {}
+        for block in blocks(PAGE):
+            if block.save_as:
+                (home / block.save_as).write_text(block.text)
+            for command in block.text.splitlines() if block.info == "sh" else ():
+                program, *words = shlex.split(command)
+                assert program == "tidewire"
+                if "--dry-run" in words:
+                    await eventually("the pipeline to run", lambda: _is_running(made))
+                    _record(directory, "t2", 81)
+                    await eventually("a row", lambda: _lines(made) == [["t2", "4", False]])
+                    (home / "assets.csv").write_text("sensor,line,limit_c\nt1,4,80\nt2,5,75\n")
+                if words[0] == "query":
+                    await eventually("the new table in use", made.has_converged)
+                    _record(directory, "t2", 82)
+                    await eventually("a second row", lambda: _lines(made) == [["t2", "4", False], ["t2", "5", True]])
+                outputs[command] = await made.tidewire(*words)
+        rehearsed, *_ = (out for command, out in outputs.items() if "--dry-run" in command)
+        assert "node-1" in rehearsed and "another table asset_register" in rehearsed
+        assert "t2 moved to line 5" in outputs["tidewire artifact list asset_register"]
+        assert outputs[command].count("sha256:") == 2, "both tables are lineage"
+
+
+def _lines(made: Cluster) -> list[list[Any]]:
+    return made.rows("select sensor, line, is_hot from oven_readings order by temp_c")
+
+
+def _record(directory: Path, sensor: str, temp_c: float) -> None:
+    with (directory / "ovens.jsonl").open("a") as file:
+        file.write(json.dumps({"ts": datetime.now(UTC).isoformat(), "sensor": sensor, "temp_c": temp_c}) + "\n")
 
 
 def large(rows: int = 40_000) -> str:
