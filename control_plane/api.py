@@ -14,13 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import artifacts, requests, rollouts, store, tables, views
+from control_plane import artifacts, parameters, requests, rollouts, store, tables, views
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import VERBS, Commands, Done, Writer
 from control_plane.deployment_file import RolloutWords
 from control_plane.effects import Contact
 from control_plane.notes_commands import NoteCommands
 from control_plane.query import ROWS_MAX, check_query, run_query
+from control_plane.ran import ran
 from control_plane.why import why
 from pipelines.contract.errors import OutOfReach, Refused, TidewireError, WrongUsage
 from pipelines.contract.language.lookups import LOOKUP_BYTES_MAX
@@ -204,6 +205,8 @@ class Api:
             ("POST", "/v1/params/unset", self.unset_params),
             ("POST", "/v1/notes", self.decide),
             ("POST", "/v1/comments", self.comment),
+            ("GET", "/v1/pipelines/{pipeline}/params", self.params),
+            ("GET", "/v1/pipelines/{pipeline}/history", self.history),
             ("GET", "/v1/rollouts", self.rollouts),
             ("POST", "/v1/rollouts/{pipeline}/undo", self.undo),
             ("POST", "/v1/rollouts/{pipeline}/{verb}", self.steer),
@@ -281,6 +284,12 @@ class Api:
             return await self._done(commands.remove, body.reference, body.select, body.who, self._backend.contact())
         args = (body.reference, body.select, body.params, body.who, self._backend.contact(), body.rollout.pacing)
         return await self._done(commands.deploy, *args, allow_empty=body.allow_empty)
+
+    async def params(self, request: Request) -> Any:
+        return await self._backend.with_db(parameters.params, request.path_params["pipeline"])
+
+    async def history(self, request: Request) -> Any:
+        return await self._backend.with_db(ran, request.path_params["pipeline"], request.query_params.get("node"))
 
     async def rollouts(self, request: Request) -> Any:
         pipeline = request.query_params.get("pipeline")

@@ -68,7 +68,9 @@ class Commands:
             before = declare.present(db, declared)
             versions = declare.register(db, declared, self._keys.author, who.by, who.reason)
             deployed = declare.deploy(db, declared, who.by, who.reason, allow_empty=allow_empty)
-            return {"versions": versions, "deployments": deployed, "diff": declare.difference(db, declared, before)}
+            begun = [id_ for row in deployed for id_ in row["rollouts"]]
+            diff = declare.difference(db, declared, before)
+            return {"versions": versions, "deployments": deployed, "rollouts": begun, "diff": diff}
 
         return self._and_issue(write, who, contact)
 
@@ -96,7 +98,7 @@ class Commands:
             registry.check_rules(db, version)
             deployments.remember(db, name, "deploy", who.by, who.reason)
             rollouts.begin(db, [rollout], before, name)
-            return {"pipeline": name, "version": version.number, "select": str(selector), "rollout": rollout.id}
+            return {"pipeline": name, "version": version.number, "select": str(selector), "rollouts": [rollout.id]}
 
         return self._and_issue(write, who, contact)
 
@@ -320,6 +322,7 @@ class Commands:
             result = write(db)
             changes = rollouts.issue(db, self._keys, contact)
             preview = effects.preview(db, changes, contact)
+            preview["summary"] += rollouts.preview(db, result.get("rollouts", ()), contact)
         return Done({**result, **preview, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes])
 
 

@@ -154,6 +154,7 @@ def _deploy(
         "pipeline": one.deployment,
         "changed": [rollout.selector for rollout in begun],
         "removed": gone,
+        "rollouts": [rollout.id for rollout in begun],
         "matches_nothing": [str(s) for s in empty],
     }
 

@@ -38,6 +38,7 @@ from control_plane.rollout import (
 from control_plane.rollout_store import Admission
 from control_plane.store import now_us
 from control_plane.times import clock, iso
+from pipelines.contract.duration import format_duration
 from pipelines.contract.errors import Refused
 from pipelines.contract.folds import effective_params
 from pipelines.contract.node_state import Manifest, params_digest
@@ -178,6 +179,21 @@ def status(db: Connection, pipeline: str | None, contact: Contact) -> list[dict[
         found = sorted([*undone, *current], key=lambda r: -r.id)
         shown += [_shown(db, rollout, nodes, plans, contact) for rollout in found]
     return shown
+
+
+def preview(db: Connection, ids: Sequence[int], contact: Contact) -> list[str]:
+    """How those of the rollouts that go in steps will go on."""
+    lines, nodes, plans = [], _nodes(db), registry.plans(db)
+    for rollout in rollout_store.load(db, ids).values():
+        if not rollout.is_paced:
+            continue
+        takers = _takers(db, rollout, rollout_store.admissions(db, rollout.id), nodes, plans, contact)
+        here, soak = sum(1 for t in takers if t.in_contact), format_duration(rollout.soak_us)
+        steps = ", ".join(str(step) for step in rollout.steps)
+        away = f"; {len(takers) - here} out of contact take it as they return" if here < len(takers) else ""
+        lines.append(f"{rollout.selector}: in steps of {steps} of {here} in contact, each for {soak}{away}")
+        lines += [f"  {rollout.why}"] if rollout.state == HELD else []
+    return lines
 
 
 def groups(db: Connection, rollout: Rollout, nodes: Sequence[Node], contact: Contact) -> dict[str, list[dict[str, str]]]:

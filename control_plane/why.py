@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, registry, removal
+from control_plane import fleet, parameters, registry, removal
 from control_plane.assign import Rule
 from control_plane.cause import UNWANTED, Cause, Causes
 from control_plane.effects import Contact
@@ -93,7 +93,8 @@ def _on_node(db: Connection, node: Node, pipeline: str, contact: Contact, found:
     lines = [["running", _running(now)], ["wanted", _wanted(node, wanted)], ["contact", _contact(node, contact)]]
     lines += [["also", text] for text in _also(db, node, pipeline, wanted, now)]
     if wanted is not None:
-        lines += [["param", _param(name, entry, now)] for name, entry in found.effective(node, pipeline).items()]
+        ladder = parameters.effective(db, node, pipeline, registry.plans(db))
+        lines += [["param", _param(name, entry, now)] for name, entry in ladder.items()]
     select = next((t.selector for t in found.targets(pipeline) if t.selector.matches(node.name, _labels(node))), "")
     command = NEXT[cause.code].format(node=node.name, pipeline=pipeline, select=select)
     return _answer(f"{pipeline} on {node.name}", cause, cause.text, lines, command)

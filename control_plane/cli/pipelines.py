@@ -1,4 +1,4 @@
-"""`tidewire apply`, `deploy`, `set`, `unset`, `pipelines`: what should run where, with which parameters."""
+"""`tidewire apply`, `diff`, `deploy`, `pipelines`, `history`: what should run where, and what did."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from control_plane.cli.common import (
     client,
     pairs,
     print_diff,
+    quoted,
     read,
-    seconds,
     who,
     write,
 )
@@ -124,39 +124,6 @@ def deploy(
         wait_for_rollout(reference.partition("@")[0], timeout, quiet=as_json)
 
 
-@app.command("set")
-def set_(
-    pipeline: Annotated[str, typer.Argument(help="A pipeline.")],
-    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Parameters.")],
-    select: Select,
-    force: Annotated[bool, typer.Option("--force", help="Beat on-site overrides made before this.")] = False,
-    lock: Annotated[bool, typer.Option("--lock", help="Forbid on-site overrides.")] = False,
-    for_: Annotated[str, typer.Option("--for", help="Take it back after this long, such as 8h.")] = "",
-    allow_empty: AllowEmpty = False,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Set parameters on the selected nodes, without a new version; nodes that join later get them too."""
-    body = {"pipeline": pipeline, "params": pairs(values), "select": select, "force": force, "lock": lock}
-    body |= {"for_s": seconds(for_) if for_ else 0, "allow_empty": allow_empty}
-    write("/v1/params", body, reason, dry_run, as_json)
-
-
-@app.command()
-def unset(
-    pipeline: Annotated[str, typer.Argument(help="A pipeline.")],
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Parameters.")],
-    select: Select,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Take back what `set` set for the same selector."""
-    body = {"pipeline": pipeline, "names": [name.partition("=")[0] for name in names], "select": select}
-    write("/v1/params/unset", body, reason, dry_run, as_json)
-
-
 @app.command()
 def pipelines(as_json: Json = False) -> None:
     """The pipelines: newest version, where deployed, on how many nodes."""
@@ -175,3 +142,28 @@ def pipelines(as_json: Json = False) -> None:
         for row in found["pipelines"]
     ]
     output.print_table(("PIPELINE", "NEWEST", "TARGETS", "NODES", "DESCRIPTION"), rows)
+
+
+@app.command()
+def history(
+    pipeline: Annotated[str, typer.Argument(help="A pipeline.")],
+    node: Annotated[str | None, typer.Option("--node", help="Only this node.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which version ran where, from when to when, who asked for it, how its gate ended."""
+    found = client().get(f"/v1/pipelines/{quoted(pipeline)}/history", node=node)
+    if as_json:
+        output.print_json(found)
+        return
+    rows = [
+        (run["node"], run["version"], run["from"], run["to"] or "now", run["gate"] or run["ended"], _asked(run))
+        for run in found["runs"]
+    ]
+    output.print_table(("NODE", "VERSION", "FROM", "TO", "GATE", "ASKED"), rows)
+    for failure in found["failures"]:
+        banned = " and is banned there" if failure["banned"] else ""
+        print(output.plain(f"version {failure['version']} failed on {failure['node']}{banned}: {failure['reason']}"))
+
+
+def _asked(run: dict[str, Any]) -> str:
+    return " ".join(part for part in (run["select"], f"by {run['by']}" if run["by"] else "", run["reason"]) if part)

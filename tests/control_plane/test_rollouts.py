@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_rig import WHO, Edge, Plant
 
+from control_plane.parameters import params
+from control_plane.ran import ran
 from pipelines.contract.errors import Refused
 
 STEPS = {"steps": [1, "10%", "100%"], "soak": "10m"}
@@ -307,3 +309,55 @@ def test_whatever_happens_undo_reaches_a_fixed_point(tmp_path_factory: pytest.Te
     before = [e.manifest for e in edges]
     plant.run(edges, rounds=2)
     assert [e.manifest for e in edges] == before
+
+
+def test_a_deploy_in_steps_says_before_how_it_will_go(plant: Plant) -> None:
+    fifty(plant)
+    summary = plant.deploy("press@4", **STEPS)["summary"]
+    assert summary[-1] == "all: in steps of 1, 10%, 100% of 30 in contact, each for 10m; 20 out of contact take it as they return"
+
+
+def test_history_says_which_version_ran_where_from_when_to_when(plant: Plant) -> None:
+    pi, other = plant.join("pi", "other")
+    plant.deploy("press@1")
+    pi.hear()
+    other.hear()
+    other.bad_for = {2}
+    plant.deploy("press@2")
+    pi.hear()
+    other.hear()
+    with plant.store.write() as db:
+        told = ran(db, "press")
+        assert [run["node"] for run in ran(db, "press", "pi")["runs"]] == ["pi", "pi"]
+        with pytest.raises(Refused, match="no node"):
+            ran(db, "press", "nobody")
+    runs = {(run["node"], run["version"]): run for run in told["runs"]}
+    assert set(runs) == {("pi", 1), ("pi", 2), ("other", 1)}
+    assert runs["pi", 1]["to"] and not runs["pi", 2]["to"] and not runs["other", 1]["to"]
+    assert (runs["pi", 2]["by"], runs["pi", 2]["gate"], runs["pi", 2]["select"]) == ("ana", "passed", "all")
+    assert [(f["node"], f["version"], f["banned"]) for f in told["failures"]] == [("other", 2, True)]
+    assert [d["action"] for d in told["deployments"]] == ["deploy", "deploy"] and len(told["versions"]) == 4
+
+
+def test_params_show_rules_and_every_entry_that_lost(plant: Plant) -> None:
+    (pi,) = plant.join("pi", labels='{"line": "4"}')
+    plant.commands.deploy("press@1", "all", {"limit_c": "60"}, WHO, plant.contact)
+
+    def set_(value: int, select: str) -> None:
+        plant.commands.set_param("press", {"limit_c": str(value)}, select, WHO, plant.contact, force=False, lock=False)
+
+    set_(70, "all")
+    set_(75, "line=4")
+    pi.hear()
+    pi.note("param", "press", name="limit_c", value=80.0)
+    pi.hear()
+    (late,) = plant.join("late", labels='{"line": "4"}')
+    late.hear()
+    with plant.store.write() as db:
+        found = params(db, "press")
+    assert [(r["value"], r["select"], r["nodes"]) for r in found["rules"]] == [(70.0, "all", 2), (75.0, "line=4", 2)]
+    rows = {node["name"]: next(p for p in node["params"] if p["name"] == "limit_c") for node in found["nodes"]}
+    lost = [("rule:2", 75.0), ("rule:1", 70.0), ("deployment", 60.0), ("default", 85)]
+    assert (rows["pi"]["value"], rows["pi"]["origin"], rows["pi"]["by"]) == (80.0, "on-site", "m.durand")
+    assert [(entry["origin"], entry["value"]) for entry in rows["pi"]["beats"]] == lost
+    assert (rows["late"]["value"], [e["origin"] for e in rows["late"]["beats"]]) == (75.0, ["rule:1", "deployment", "default"])
