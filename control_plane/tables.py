@@ -72,6 +72,7 @@ def check_users(users: Sequence[User], table: pa.Table) -> list[str]:
                 problems.append(Problem(problem.message, f"{user} {problem.path}", problem.hint or "nothing was changed"))
             else:
                 warnings.append(f"{user}, which is deployed nowhere, cannot use it: {problem.path}: {problem.message}")
+    pa.default_memory_pool().release_unused()  # a large table was typed once for each of them
     if problems:
         raise SpecError(problems)
     return warnings

@@ -26,7 +26,7 @@ def show(facts: dict[str, Any]) -> None:
         console.print(Text(line, style), soft_wrap=True)
     console.print(_pipelines(facts["pipelines"]) if facts["pipelines"] else "no pipelines")
     for pipeline in facts["pipelines"]:
-        for line in [*_params(pipeline), *_notes(pipeline)]:
+        for line in [*_params(pipeline), *_tables(pipeline), *_notes(pipeline)]:
             console.print(Text("  " + line))
     for note in facts["notes"]:
         console.print(Text(_note(note)), soft_wrap=True)
@@ -154,6 +154,10 @@ def _decided(note: dict[str, Any]) -> str:
     }.get(note["note"], f"{subject} {note['note']}")
     left = "" if note["left_s"] is None else f", {rate.text(note['left_s'])} left"
     return f"{what} {note['where']} by {note['by']}" + (f": {note['reason']}" if note["reason"] else "") + left
+
+
+def _tables(pipeline: dict[str, Any]) -> list[str]:
+    return [f"{pipeline['pipeline']} table {name} = {digest[:19]}" for name, digest in pipeline["tables"].items()]
 
 
 def _notes(pipeline: dict[str, Any]) -> list[str]:

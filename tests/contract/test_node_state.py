@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -107,6 +108,14 @@ def test_i13_a_manifest_comes_back_only_for_its_node_and_from_its_signer(manifes
 def test_what_is_no_manifest_is_refused(body: bytes) -> None:
     with pytest.raises(Refused):
         Manifest.from_bytes(body)
+
+
+@pytest.mark.parametrize("artifacts", [["assets"], "assets", {"assets": 1}, {"assets": None}, None, 7])
+def test_artifacts_of_a_manifest_are_digests_by_name(artifacts: object) -> None:
+    body = json.loads(Manifest("n1", 1, 1, {"p": Assignment("sha256:1", 1)}).to_bytes())
+    body["assignments"]["p"]["artifacts"] = artifacts
+    with pytest.raises(Refused, match="not a manifest"):
+        Manifest.from_bytes(json.dumps(body).encode())
 
 
 @given(st.text())

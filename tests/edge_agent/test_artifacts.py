@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support import NODE, new_key, until
 
 from edge_agent import fetching, reserve, salvage
@@ -233,6 +235,49 @@ def test_i13_what_is_not_signed_or_not_asked_for_is_not_stored(tmp_path: Path, h
             assert list((tmp_path / "artifacts").iterdir()) == [], "not a byte of it"
 
     asyncio.run(story())
+
+
+FAULTS = st.lists(st.sampled_from(["well", "cut", "flip", "short", "twice", "silent", "restart"]), max_size=24)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(faults=FAULTS)
+def test_i13_whatever_the_line_does_the_table_comes_and_nothing_else_is_ever_used(
+    faults: list[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("MIN", 1024), ("FIRST", 4096), ("MAX", 4096)):
+        monkeypatch.setattr(fetching, f"CHUNK_BYTES_{name}", size)
+    monkeypatch.setattr(fetching, "PAUSE_FIRST_S", 0.001)
+    monkeypatch.setattr(fetching, "PAUSE_MAX_S", 0.002)
+    table = TABLE[:30_000]
+    line, digest, folder = Line((LOOKUP_TABLE, table)), sha256(table), tmp_path_factory.mktemp("node")
+    left, restart = list(faults), asyncio.Event()
+
+    def spoil(offset: int, chunk: bytes, size: int) -> tuple[bytes, int]:
+        fault = left.pop(0) if left else "well"
+        if fault == "restart":
+            restart.set()
+        if fault in ("cut", "restart"):
+            raise LinkDown("cut")
+        if fault == "flip":
+            return bytes([chunk[0] ^ 1]) + chunk[1:] if chunk else b"x", size
+        return {"short": chunk[: len(chunk) // 3 + 1], "twice": chunk + chunk, "silent": b""}.get(fault, chunk), size
+
+    line.spoil = spoil
+
+    async def story() -> None:
+        while True:
+            restart.clear()
+            async with node(folder, line) as here:
+                here.want(digest)
+                while digest in here.fetcher.under_way and not restart.is_set():
+                    assert await here.has(digest) is None
+                    await asyncio.sleep(0.001)
+                if not restart.is_set():
+                    assert await here.has(digest) == table
+                    return
+
+    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 def test_a_file_that_rots_is_found_and_fetched_again(tmp_path: Path) -> None:
