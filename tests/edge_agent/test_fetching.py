@@ -218,7 +218,7 @@ def test_i13_what_is_not_signed_or_not_asked_for_is_not_stored(tmp_path: Path, h
     elif how == "unknown":
         line = Line()
     else:
-        monkeypatch.setattr("test_artifacts.CONTROL", new_key())
+        monkeypatch.setattr("test_fetching.CONTROL", new_key())
 
     async def story() -> None:
         async with node(tmp_path, line) as here:
