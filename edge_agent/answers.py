@@ -51,8 +51,9 @@ def take_up(db: sqlite3.Connection, request: str, now_us: int) -> Progress:
     return Progress(row[0], row[1], row[2], bool(row[3]))
 
 
-def over(db: sqlite3.Connection) -> set[str]:
-    return {row[0] for row in db.execute("SELECT id FROM requests WHERE is_over")}
+def known(db: sqlite3.Connection) -> dict[str, bool]:
+    """Requests that were taken up, and whether their answers are over."""
+    return {name: bool(is_over) for name, is_over in db.execute("SELECT id, is_over FROM requests")}
 
 
 def forget(db: sqlite3.Connection, keep: Collection[str]) -> None:

@@ -460,9 +460,11 @@ class Store:
     # Requests
 
     async def forget_requests(self, keep: Collection[str]) -> set[str]:
-        """Forget what is known of others; those of `keep` that are answered."""
-        await self._write(lambda db: answers.forget(db, keep), answers.OWNER)
-        return await self._read(answers.over)
+        """Forget what is known of others; those of `keep` that are answered. Writes only when there is something to forget."""
+        known = await self._read(answers.known)
+        if known.keys() - keep:
+            await self._write(lambda db: answers.forget(db, keep), answers.OWNER)
+        return {name for name, is_over in known.items() if is_over and name in keep}
 
     async def take_up(self, request: str) -> Progress:
         """How far the request is; it begins now if it had not."""

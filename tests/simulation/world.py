@@ -335,7 +335,10 @@ class Control(_Process):
         assert plane is not None
         who = Who("ann", "simulation")
         await self.on_store(
-            plane.commands.apply, [("sim.yaml", pipeline.text(self.world.home, number, is_retyped=is_retyped))], who
+            plane.commands.apply,
+            [("sim.yaml", pipeline.text(self.world.home, number, is_retyped=is_retyped))],
+            who,
+            plane.contact(),
         )
         done = await self.on_store(plane.commands.deploy, "sim", "*", {}, who, plane.contact())
         await self.poke(done.poke)
