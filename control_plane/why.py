@@ -91,7 +91,7 @@ def _on_node(db: Connection, node: Node, pipeline: str, contact: Contact, found:
     cause, now = found.of(node, pipeline), node.reported.get(pipeline)
     wanted = node.manifest.assignments.get(pipeline) if node.manifest else None
     lines = [["running", _running(now)], ["wanted", _wanted(node, wanted)], ["contact", _contact(node, contact)]]
-    lines += [["also", text] for text in _also(db, node, pipeline, wanted, now)]
+    lines += [["also", text] for text in _also(node, pipeline, wanted, now)]
     if wanted is not None:
         ladder = parameters.effective(db, node, pipeline, registry.plans(db))
         lines += [["param", _param(name, entry, now)] for name, entry in ladder.items()]
@@ -138,7 +138,7 @@ def _of_pipeline(db: Connection, nodes: list[Node], pipeline: str, found: Causes
     return {**answer, "counts": dict(counts)}
 
 
-def _also(db: Connection, node: Node, pipeline: str, wanted: Assignment | None, now: Reported | None) -> Iterable[str]:
+def _also(node: Node, pipeline: str, wanted: Assignment | None, now: Reported | None) -> Iterable[str]:
     """Whatever else bears on it: what people decided on either side, and what lost against that."""
     for register, decision in decide(node.notes, node=node.id).items():
         if register.subject.partition("/")[0] == pipeline and register.kind in ("pin", "pause", "shelve", "param"):
@@ -146,7 +146,6 @@ def _also(db: Connection, node: Node, pipeline: str, wanted: Assignment | None, 
     for ban in now.bans if now else ():
         lifted = "; lifted" if wanted and wanted.digest == ban.digest and ban.lift < wanted.lift else ""
         yield f"version {ban.number} is banned here since {ban.at or '?'}: {ban.reason or 'no reason given'}{lifted}"
-    yield from _losing_rules(db, node, pipeline)
     for note in node.notes:
         if _is_comment(note, pipeline):
             yield f"{_note(note)}: {note.body.get('text', '')}"
@@ -162,16 +161,6 @@ def _decided(name: str, decision: Decision) -> Iterable[str]:
     if beaten is not None and beaten.kind in ("param", "pin", "pause", "shelve"):
         by = f"; {note.kind} {_note(note)} holds" if not decision.is_set else ""
         yield f"{beaten.kind} {_note(beaten)} lost{by}"
-
-
-def _losing_rules(db: Connection, node: Node, pipeline: str) -> Iterable[str]:
-    """Of the rules for one parameter that select the node, all but the last."""
-    won: dict[str, Rule] = {}
-    for rule in sorted(registry.rules(db), key=lambda rule: rule.id):
-        if rule.pipeline == pipeline and rule.selector.matches(node.name, _labels(node)):
-            if rule.name in won:
-                yield f"rule {_rule(won[rule.name])} lost to a later one, on {rule.selector}"
-            won[rule.name] = rule
 
 
 def _note(note: Note) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +85,8 @@ class Fleet:
         self.keys, self.store = KeyRing.open(directory / "keys"), Store(f"sqlite:///{directory / 'control.db'}")
         self.commands, self.notes = Commands(self.store, self.keys), NoteCommands(self.store)
         self.started, self.later_s = now_us(), 0
-        self.commands.apply([("press.yaml", PRESS)], ANA)
-        self.commands.apply([("press.yaml", PRESS.replace("default: 85", "default: 80"))], ANA)
+        self.commands.apply([("press.yaml", PRESS)], ANA, self.contact)
+        self.commands.apply([("press.yaml", PRESS.replace("default: 85", "default: 80"))], ANA, self.contact)
         self.pi = Member(self, "pi", '{"line": "4"}')
         self.other = Member(self, "other", '{"line": "5"}')
 
@@ -237,7 +238,7 @@ def _(f: Fleet) -> None:
 @case(causes.PARAM_MISSING)
 def _(f: Fleet) -> None:
     """Known here before the node says it."""
-    f.commands.apply([("press.yaml", PRESS.replace("default: 85, ", ""))], ANA)
+    f.commands.apply([("press.yaml", PRESS.replace("default: 85, ", ""))], ANA, f.contact)
     f.deploy("press@3")
 
 
@@ -313,6 +314,9 @@ def made(tmp_path: Path) -> Fleet:
 def test_every_cause_has_a_case_and_a_next_command() -> None:
     assert set(CASES) == causes.CODES
     assert set(NEXT) == causes.CODES
+    page = (Path(__file__).parents[2] / "docs" / "why.md").read_text()
+    named = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([a-z_]+)`", "".join(named))) == causes.CODES
 
 
 @pytest.mark.parametrize("code", sorted(CASES))
@@ -355,9 +359,8 @@ def test_the_screen_names_what_people_decided_and_what_lost(made: Fleet) -> None
     for words in (
         'limit_c=60.0 on site by m.durand "sensor 7" at 11:00, ends after 8 h of the node\'s time',
         'pause on site by m.durand "hands in the press" at 11:00 lost; resume centrally by ana "done"',
-        'rule limit_c=70.0 on all, by ana "new limit" lost to a later one, on line=4',
         "look at the belt",
-        'limit_c = 60.0 (on-site by m.durand "sensor 7"; beats 75.0 (rule:2), 85.0 (default))',
+        'limit_c = 60.0 (on-site by m.durand "sensor 7"; beats 75.0 (rule:2), 70.0 (rule:1), 85.0 (default))',
     ):
         assert any(words in text for text in said), (words, said)
 

@@ -49,7 +49,7 @@ async def pausing(rig: Rig) -> None:
 
 async def pinning(rig: Rig) -> None:
     await rig.tidewire("pin", "numbers", "--select", "all", "--reason", "audit")
-    rig.client.post("/v1/versions", {"files": [{"name": "n.yaml", "text": NUMBERS.replace("default: 1000", "default: 900")}]})
+    rig.client.post("/v1/apply", {"files": [{"name": "n.yaml", "text": NUMBERS.replace("default: 1000", "default: 900")}]})
     await rig.tidewire("deploy", "numbers@2", "--select", "all")
     await caused(rig, "pinned")
     assert await runs(rig, 1)

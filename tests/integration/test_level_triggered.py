@@ -134,7 +134,7 @@ def test_a_pipeline_that_was_removed_while_a_node_was_away_never_comes_back(site
         rig.client.post("/v1/deployments", {"reference": "numbers", "select": "all", "remove": True})
         for n in range(3):  # history goes on meanwhile
             text = version(10 + n).replace("pipeline: numbers", "pipeline: others").replace("table: numbers", "table: others")
-            rig.client.post("/v1/versions", {"files": [{"name": "others.yaml", "text": text}]})
+            rig.client.post("/v1/apply", {"files": [{"name": "others.yaml", "text": text}]})
             for remove in (False, True):
                 rig.client.post("/v1/deployments", {"reference": "others", "select": "all", "remove": remove})
         assert rig.server is not None
@@ -169,7 +169,7 @@ def version(number: int) -> str:
 
 def put(rig: Rig, text: str = NUMBERS) -> int:
     """Have all nodes run it; its number."""
-    number = rig.client.post("/v1/versions", {"files": [{"name": "numbers.yaml", "text": text}]})["versions"][0]["number"]
+    number = rig.client.post("/v1/apply", {"files": [{"name": "numbers.yaml", "text": text}]})["versions"][0]["number"]
     rig.client.post("/v1/deployments", {"reference": "numbers", "select": "all"})
     return int(number)
 
