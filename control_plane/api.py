@@ -14,12 +14,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from control_plane import artifacts, parameters, requests, rollouts, store, tables, views
+from control_plane import artifacts, incident_views, parameters, requests, rollouts, store, tables, views
+from control_plane.api_incidents import IncidentApi
 from control_plane.audit import Scope, run_audit
 from control_plane.commands import VERBS, Commands, Done, Writer
 from control_plane.deployment_file import RolloutWords
 from control_plane.effects import Contact
+from control_plane.incident_commands import IncidentCommands
 from control_plane.notes_commands import NoteCommands
+from control_plane.notify import Notifier
 from control_plane.query import ROWS_MAX, check_query, run_query
 from control_plane.ran import ran
 from control_plane.why import why
@@ -38,6 +41,8 @@ class Backend(Protocol):
 
     commands: Commands
     notes: NoteCommands
+    incidents: IncidentCommands
+    notifier: Notifier
     api_token: str
 
     def contact(self) -> Contact: ...
@@ -217,10 +222,7 @@ class Api:
             ("POST", "/v1/nodes/{name:path}/remove", self.remove_node),
             ("POST", "/v1/recover", self.recover),
             ("GET", "/v1/why/{subject:path}", self.why),
-            ("GET", "/v1/incidents", self.incidents),
-            ("GET", "/v1/incidents/{id:path}", self.incident),
-            ("POST", "/v1/incidents/{id:path}/acknowledge", self.acknowledge),
-            ("POST", "/v1/incidents/{id:path}/reset", self.reset),
+            *IncidentApi(self._backend, self._lake_dir, _body, self._done).routes(),
             ("POST", "/v1/query", self.query),
             ("GET", "/v1/requests", self.requests),
             ("GET", "/v1/requests/{id:path}", self.request),
@@ -323,8 +325,8 @@ class Api:
 
     async def comment(self, request: Request) -> Any:
         body = Comment.model_validate_json(await _body(request))
-        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
-        return await self._done(self._backend.notes.comment, body.subject, body.text, rows, body.who)
+        rows = await self._backend.in_background(incident_views.incident_rows, self._lake_dir)
+        return await self._done(self._backend.notes.comment, body.subject, body.text, rows, body.who, self._backend.contact())
 
     async def nodes(self, request: Request) -> Any:
         found = {"nodes": await self._backend.with_db(views.nodes, self._backend.contact())}
@@ -355,24 +357,6 @@ class Api:
     async def why(self, request: Request) -> Any:
         subject, pipeline = request.path_params["subject"], request.query_params.get("pipeline")
         return await self._backend.with_db(why, subject, pipeline, self._backend.contact())
-
-    async def incidents(self, request: Request) -> Any:
-        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
-        return {"incidents": await self._backend.with_db(views.all_incidents, rows)}
-
-    async def incident(self, request: Request) -> Any:
-        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
-        return await self._backend.with_db(views.incident, rows, request.path_params["id"])
-
-    async def acknowledge(self, request: Request) -> Any:
-        body = _Write.model_validate_json(await _body(request))
-        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
-        return await self._done(self._backend.commands.acknowledge, request.path_params["id"], rows, body.who)
-
-    async def reset(self, request: Request) -> Any:
-        body = _Write.model_validate_json(await _body(request))
-        rows = await self._backend.in_background(views.incident_rows, self._lake_dir)
-        return await self._done(self._backend.commands.reset, request.path_params["id"], rows, body.who)
 
     async def refused(self, request: Request) -> Any:
         found = await self._backend.refused()

@@ -239,36 +239,6 @@ class Commands:
             {"term": term, "summary": summary, "dry_run": who.dry_run}, [] if who.dry_run else [c.node.id for c in changes]
         )
 
-    def acknowledge(self, incident_id: str, transitions: Sequence[Mapping[str, Any]], who: Writer) -> Done:
-        """Write it as a note for the incident's node: this works while that is out of contact. `transitions` as in the lake."""
-        return self._note("acknowledge", incident_id, transitions, who, lambda i: not (i["acknowledged"] or i["closed"]))
-
-    def reset(self, incident_id: str, transitions: Sequence[Mapping[str, Any]], who: Writer) -> Done:
-        """Have the node let go of a latched incident, as `acknowledge` does; while its cause is there, nothing changes."""
-        return self._note("reset", incident_id, transitions, who, lambda i: "latched" in i["flags"] and not i["closed"])
-
-    def _note(
-        self,
-        kind: str,
-        incident_id: str,
-        transitions: Sequence[Mapping[str, Any]],
-        who: Writer,
-        takes: Callable[[Mapping[str, Any]], bool],
-    ) -> Done:
-        with self._transaction(who) as db:
-            incident = views.incident(db, transitions, incident_id)
-            done = {
-                "incident": incident["id"],
-                "node": incident["node"],
-                "message": incident["message"],
-                "state": incident["state"],
-            }
-            if not takes(incident):
-                return Done({**done, "changed": False})
-            node = fleet.find_node(db, incident["node_id"])
-            fleet.add_note(db, node, kind, incident["id"], who.by, who.reason, iso(now_us()))
-        return Done({**done, "changed": True}, [] if who.dry_run else [node.id])
-
     def ask(self, request: Request, select: str, until_s: float, who: Writer, contact: Contact) -> Done:
         """Put a question into the manifests of the nodes that match. They answer when they can."""
         selector, at = parse_selector(select), now_us()

@@ -88,6 +88,14 @@ def notes(db: Connection, node: str, *, subject: str | None = None) -> list[Note
     return [_note(row) for row in db.execute(wanted if subject is None else wanted.where(store.notes.c.subject == subject))]
 
 
+def incident_notes(db: Connection) -> dict[str, list[Note]]:
+    """Node -> all that was ever noted about incidents and triggers on it, oldest first of each author."""
+    found: dict[str, list[Note]] = {}
+    for row in db.execute(_notes(None).where(store.notes.c.kind.in_(("acknowledge", "reset", "shelve", "unshelve", "comment")))):
+        found.setdefault(row.node, []).append(_note(row))
+    return found
+
+
 def history(db: Connection, pipeline: str = "", node: str = "", limit: int = 100) -> list[Transition]:
     """How what nodes reported changed, newest first; of one pipeline, of one node (its id), or both."""
     table = store.history

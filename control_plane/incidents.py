@@ -18,7 +18,8 @@ SQL = f"""
 """
 _RAISES = ("raised", "raised_again")
 _OVER = ("cleared", "reset", "retired")  # of transitions that say no state
-_NOTED = {"acknowledge": "acknowledged", "reset": "reset"}  # kind of note -> transition
+_NOTED = {"acknowledge": "acknowledged", "reset": "reset", "shelve": "shelved", "unshelve": "unshelved", "comment": "comment"}
+_UNSURE = "2020"  # a time before it is one of a clock that was never set (I10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,13 @@ class Step:
     received_at: str = ""
     state: str = ""  # active | cleared | closed; "" when the transition does not say
     flags: str = ""
+    text: str = ""  # of a comment
+    for_s: float = 0.0  # of a shelf
+
+    @property
+    def time(self) -> str:
+        """When it happened, as far as its node's clock can be believed; else when we learned of it."""
+        return self.at if not self.received_at or _UNSURE <= self.at <= self.received_at else self.received_at
 
 
 @dataclass(slots=True)
@@ -67,8 +75,37 @@ class Incident:
         return "acknowledged" in since_raise[last:]
 
     @property
+    def acknowledgement(self) -> Step | None:
+        """The one that holds."""
+        if not self.is_acknowledged:
+            return None
+        return next(step for step in reversed(self.steps) if step.transition == "acknowledged")
+
+    @property
+    def cleared_at(self) -> str:
+        """When it was over; "" while it is active."""
+        if self.is_active:
+            return ""
+        return next((step.time for step in reversed(self.steps) if step.transition in _OVER), "")
+
+    @property
+    def raises(self) -> list[str]:
+        """When it was raised: once, and as often as it came again before anybody acknowledged it."""
+        return [step.time for step in self.steps if step.transition in _RAISES]
+
+    @property
+    def is_known_to_both(self) -> bool:
+        return all(len(step.known_on) > 1 for step in self.steps)
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All that `--state` may ask for."""
+        open_ = "closed" if self.is_closed else "open"
+        return frozenset([*self.state.split(", "), open_])
+
+    @property
     def flags(self) -> str:
-        """latched, suppressed, unreliable, chattering: those that hold."""
+        """latched, suppressed, shelved, unreliable, chattering: those that hold."""
         return next((step.flags for step in reversed(self.steps) if step.state), "")
 
     @property
@@ -94,10 +131,15 @@ def fold(rows: Iterable[Mapping[str, Any]], notes: Mapping[str, Iterable[Note]],
             incident.pipeline, incident.trigger, incident.group = row["pipeline"], row["trigger"], row["group"] or ""
             incident.severity, incident.message = row["severity"] or "", row["message"] or ""
         incident.steps.append(_step(row))
+    of_trigger: dict[tuple[str, str], list[Incident]] = {}
+    for incident in found.values():
+        of_trigger.setdefault((incident.node, f"{incident.pipeline}/{incident.trigger}"), []).append(incident)
     for node, written in notes.items():
         for note in written:
-            if note.kind in _NOTED and note.subject in found:
-                _add_note(found[note.subject], note, node_has_it=note.author != CONTROL or synced.get(node, False))
+            about = [found[note.subject]] if note.subject in found else of_trigger.get((node, note.subject), [])
+            for incident in about if note.kind in _NOTED else ():
+                if not incident.is_closed or note.subject == incident.id:
+                    _add_note(incident, note, node_has_it=note.author != CONTROL or synced.get(node, False))
     return sorted(found.values(), key=lambda incident: incident.raised_at, reverse=True)
 
 
@@ -111,9 +153,18 @@ def _step(row: Mapping[str, Any]) -> Step:
 
 def _add_note(incident: Incident, note: Note, *, node_has_it: bool) -> None:
     """The note after what was known when it was written, unless the node's own transition already says the same."""
-    what = _NOTED[note.kind]
-    if any(s.transition == what and (s.by, s.reason) == (note.by, note.reason) for s in incident.steps):
+    what, by = _NOTED[note.kind], note.by or note.author
+    if what != "comment" and any(s.transition == what and (s.by, s.reason) == (by, note.reason) for s in incident.steps):
         return
-    step = Step(what, note.at, note.by, note.reason, ("node", "control") if node_has_it else ("control",))
-    later = (i for i, s in enumerate(incident.steps) if s.transition == "raised_again" and s.received_at > note.at)
+    if note.subject != incident.id and note.at < incident.raised_at:
+        return  # of its trigger, before there was this incident
+    sides = ("node", "control") if node_has_it else ("control",)
+    text, for_s = str(note.body.get("text", "")), note.body.get("for_s", 0)
+    step = Step(what, note.at, by, note.reason, sides, text=text, for_s=float(for_s) if isinstance(for_s, (int, float)) else 0.0)
+    waits = ("raised_again",) if note.kind in ("acknowledge", "reset") else ()
+    later = (
+        i
+        for i, s in enumerate(incident.steps)
+        if s.received_at > note.at and (s.transition in waits or (not waits and s.time > note.at))
+    )
     incident.steps.insert(next(later, len(incident.steps)), step)

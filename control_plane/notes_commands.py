@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, registry, views
+from control_plane import fleet, incident_views, registry
 from control_plane.commands import Done, Writer
 from control_plane.effects import Contact
 from control_plane.fleet import Node
@@ -67,12 +67,12 @@ class NoteCommands:
         result = {"pipeline": pipeline, "select": str(selector), "nodes": rows, "summary": summary, "dry_run": who.dry_run}
         return Done(result, [] if who.dry_run else [write.node.id for write in done])
 
-    def comment(self, subject: str, text: str, transitions: Sequence[Mapping[str, Any]], who: Writer) -> Done:
+    def comment(self, subject: str, text: str, transitions: Sequence[Mapping[str, Any]], who: Writer, contact: Contact) -> Done:
         """A comment on a node, on a pipeline of a node (`PIPELINE/NODE`), or on an incident (its id, or how that begins)."""
         if not 0 < len(text.strip()) <= COMMENT_MAX:
             raise Refused(f"a comment has 1 to {COMMENT_MAX} characters", op="comment", place=subject)
         with self._transaction(who) as db:
-            node, about, words = _about(db, subject, transitions)
+            node, about, words = _about(db, subject, transitions, contact)
             fleet.add_note(db, node, "comment", about, who.by, who.reason, iso(now_us()), {"text": text})
         result = {"node": node.name, "subject": about, "summary": [f"comment on {words}"], "dry_run": who.dry_run}
         return Done(result, [] if who.dry_run else [node.id])
@@ -107,7 +107,7 @@ def _write(kind: str, pipeline: str, node: Node, version: registry.Version | Non
     return _Write(node, {**body, "force": True} if force else body, before, words)
 
 
-def _about(db: Connection, subject: str, transitions: Sequence[Mapping[str, Any]]) -> tuple[Node, str, str]:
+def _about(db: Connection, subject: str, transitions: Sequence[Mapping[str, Any]], contact: Contact) -> tuple[Node, str, str]:
     pipeline, slash, name = subject.partition("/")
     if slash and pipeline in {version.pipeline for version in registry.newest_versions(db)}:
         node = fleet.find_node(db, name)
@@ -116,7 +116,7 @@ def _about(db: Connection, subject: str, transitions: Sequence[Mapping[str, Any]
     if found is not None:
         return found, "", found.name
     try:
-        incident = views.incident(db, transitions, subject)
+        incident = incident_views.incident(db, transitions, subject, contact)
     except Refused as error:
         hint = "write a node's name, PIPELINE/NODE, or an incident's id"
         raise Refused(f"{subject!r} is no node, pipeline on a node, or incident", op="comment", hint=hint) from error

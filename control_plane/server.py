@@ -27,12 +27,14 @@ from control_plane.commands import Commands, Done, Writer
 from control_plane.config import LOOPBACK, ApiAddress, ControlConfig, make_private_dir
 from control_plane.effects import Contact
 from control_plane.exchange import exchange
+from control_plane.incident_commands import IncidentCommands
 from control_plane.ingest import Ingest
 from control_plane.keys import KeyRing
 from control_plane.lake import Lake
 from control_plane.lake_lock import LakeLock
 from control_plane.nats_server import NatsServer, bind
 from control_plane.notes_commands import NoteCommands
+from control_plane.notify import Notifier
 from control_plane.serving import Serving
 from control_plane.settle import Settler
 from control_plane.store import Store, now_us
@@ -66,6 +68,7 @@ class ControlPlane:
         self._db = StoreThread(self._store, self._store_thread)
         self._readers = ThreadPoolExecutor(4, "reader")
         self.notes = NoteCommands(self._store)
+        self.incidents, self.notifier = IncidentCommands(self._store), Notifier(self, config.lake_dir)
         self.commands = Commands(self._store, self.keys)
         self._tls = open_tls(config.data_dir / "tls", config.public_host) if config.uses_tls else None
         with self._store.write() as db:
@@ -106,6 +109,7 @@ class ControlPlane:
                     group.create_task(self._ingest.run()),
                     group.create_task(self._serving.run()),
                     group.create_task(self._flush_seen()),
+                    group.create_task(self.notifier.run()),
                     group.create_task(self._roll()),
                     group.create_task(self._follow_requests()),
                 ]
@@ -121,6 +125,9 @@ class ControlPlane:
 
     def contact(self) -> Contact:
         return Contact(dict(self._seen), now_us(), dict(self._heartbeats))
+
+    def is_listening(self) -> bool:
+        return self._bus.is_connected.is_set()
 
     async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
         return await self._db.run(do, *args, **options)

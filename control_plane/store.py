@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipelines.contract.errors import TidewireError
 
-SCHEMA_FORMAT = 6
+SCHEMA_FORMAT = 7
 _REPEATS = 5  # security events of a subject that are not told again
 SECURITY = "security"  # the audit action of an event that somebody should look at
 _metadata = sa.MetaData()
@@ -130,6 +130,56 @@ lifts = sa.Table(  # bans that a node pronounced with a lower number are over
     sa.Column("node", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("lift", sa.Integer, nullable=False),
+)
+
+silences = sa.Table(  # incidents of nodes that nobody hears; see silence_store.Silence
+    "silences",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False, index=True),
+    sa.Column("since", sa.BigInteger, nullable=False),
+    sa.Column("raised_at", sa.BigInteger, nullable=False),
+    sa.Column("resolved_at", sa.BigInteger, nullable=False),
+    sa.Column("acked_at", sa.BigInteger, nullable=False),
+    sa.Column("acked_by", sa.Text, nullable=False),
+    sa.Column("ack_reason", sa.Text, nullable=False),
+    sa.Column("told", sa.Text, nullable=False),
+)
+
+notify_targets = sa.Table(
+    "notify_targets",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("webhook", sa.Text, nullable=False),  # it may hold a secret: never shown, never logged
+    sa.Column("selector", sa.Text, nullable=False),
+    sa.Column("severity", sa.Text, nullable=False),  # comma-separated, as `words`
+    sa.Column("words", sa.Text, nullable=False),
+    sa.Column("silent_after_us", sa.BigInteger, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+notifications = sa.Table(  # what is to be sent to a target, or was
+    "notifications",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # the receiver's idempotency key
+    sa.Column("target", sa.Text, nullable=False, index=True),
+    sa.Column("gathers", sa.Text, nullable=False),  # while gathering: what is gathered; else ""
+    sa.Column("items", sa.Text, nullable=False),  # JSON: what is told
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("touched_at", sa.BigInteger, nullable=False),  # when the last item came
+    sa.Column("status", sa.Text, nullable=False),  # gathering | pending | done | failed | expired
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("next_at", sa.BigInteger, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+)
+
+notified = sa.Table(  # what was taken for a target: each thing once
+    "notified",
+    _metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False, index=True),
 )
 
 rules = sa.Table(

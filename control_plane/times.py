@@ -24,6 +24,15 @@ def parse_time(text: str, now_us: int) -> int:
     return int((at if at.tzinfo else at.replace(tzinfo=dt.UTC)).timestamp() * 1_000_000)
 
 
+def parse_iso(text: str) -> int:
+    """Microseconds since 1970 of what `iso` or the lake wrote; 0 for what is no time."""
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return 0
+    return int((at if at.tzinfo else at.replace(tzinfo=dt.UTC)).timestamp() * 1_000_000)
+
+
 def clock(at_us: int, now_us: int) -> str:
     """`14:02` today, `12 Nov 14:02` else, in UTC; `never` for 0."""
     if not at_us:

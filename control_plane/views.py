@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from control_plane import fleet, incidents, registry, removal, requests, store
+from control_plane import fleet, registry, removal, requests, store
 from control_plane.assign import Rule
 from control_plane.effects import Contact
 from control_plane.fleet import Node
-from control_plane.lake_views import NodeName, table_names
-from control_plane.query import run_query
+from control_plane.lake_views import NodeName
 from control_plane.requests import Answer, Asked, Standing
 from control_plane.times import clock, iso
-from pipelines.contract.errors import Refused
-from pipelines.engine.sql import as_json
 
 
 def pipelines(db: Connection) -> list[dict[str, Any]]:
@@ -123,46 +119,6 @@ def audit(db: Connection, limit: int, only_security: bool = False) -> list[dict[
     wanted = [store.audit.c.action == store.SECURITY] if only_security else []
     rows = db.execute(sa.select(store.audit).where(*wanted).order_by(store.audit.c.id.desc()).limit(limit))
     return [{**row._asdict(), "at": iso(row.at)} for row in rows]
-
-
-def incident_rows(lake_dir: Path) -> list[dict[str, Any]]:
-    """The newest transitions in the lake. Slow: not for the store thread."""
-    if "incidents" not in table_names(lake_dir):
-        return []
-    result = run_query(lake_dir, incidents.SQL, limit=incidents.ROWS_MAX)
-    return [dict(zip(result.columns, map(as_json, row), strict=True)) for row in result.rows]
-
-
-def all_incidents(db: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Folded from the transitions in the lake and from the notes of both sides, newest first."""
-    known = {found.id: found for found in fleet.all_nodes(db)}
-    gone = {found.id: f"{found.name} (removed)" for found in removal.removed_nodes(db)}
-    notes = {found.id: found.notes for found in known.values()}
-    synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
-    return [
-        {
-            **asdict(incident),
-            "node": known[incident.node].name if incident.node in known else gone.get(incident.node, incident.node),
-            "node_id": incident.node,
-            "state": incident.state,
-            "raised_at": incident.raised_at,
-            "needs_somebody": incident.needs_somebody,
-            "acknowledged": incident.is_acknowledged,
-            "closed": incident.is_closed,
-            "flags": incident.flags,
-        }
-        for incident in incidents.fold(rows, notes, synced)
-    ]
-
-
-def incident(db: Connection, rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """The one whose id is or begins with `name`. Raises `Refused` when none or several do."""
-    everything = all_incidents(db, rows)
-    found = [i for i in everything if i["id"] == name] or [i for i in everything if str(i["id"]).startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    what = f"there is no incident {name!r}" if not found else f"{name!r} is the beginning of {len(found)} incidents"
-    raise Refused(what, op="find incident", hint="list them with: tidewire incidents --all")
 
 
 def _node_row(db: Connection, found: Node, contact: Contact) -> dict[str, Any]:

@@ -44,13 +44,13 @@ def rows(*values: float) -> pa.Table:
     return pa.table({"ts": stamps, "value": pa.array(values, pa.float64()), "_event_time": stamps})
 
 
-def incident_rows(incident: str, transition: str, **more: str) -> pa.Table:
+def incident_rows(incident: str, transition: str, at_us: int = 1_700_000_000_000_000, **more: str) -> pa.Table:
     names = ["incident", "pipeline", "trigger", "group", "transition", "severity", "message", "by", "reason", "value", *more]
     names = list(dict.fromkeys(names))
     row = {"incident": incident, "transition": transition, "pipeline": "press", "trigger": "hot", "group": "{}", "value": "{}"}
     row |= {"severity": "critical", "message": "Press 1 is hot", "by": "", "reason": "", **more}
     columns = {name: pa.array([row[name]], pa.string()) for name in names}
-    return pa.table({**columns, "at": pa.array([1_700_000_000_000_000], STAMP)})
+    return pa.table({**columns, "at": pa.array([at_us], STAMP)})
 
 
 class Stream:

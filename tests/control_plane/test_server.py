@@ -254,7 +254,7 @@ def test_acknowledged_here_it_reaches_the_node_and_everybody_knows(server: Serve
         assert server.cli("incidents", "ack", "abc", "--dry-run").returncode == 0
         assert server.json("incidents", "show", "abc1")["state"] == "active, unacknowledged"
         done = server.cli("incidents", "ack", "abc", "--reason", "on my way")
-        assert done.stdout == "acknowledged abc1 on pi: Press 1 is hot\n"
+        assert done.stdout.startswith("acknowledge 1 incident on 1 node:\n  abc1 pi press ") and done.stdout.endswith("done\n")
         assert "the node does not know yet" in server.cli("incidents", "show", "abc1").stdout
         await node.exchange()
         (note,) = node.document.notes()
@@ -274,7 +274,7 @@ def test_acknowledged_here_it_reaches_the_node_and_everybody_knows(server: Serve
 
 def test_a_latched_incident_is_reset_by_a_note(server: ServerProcess) -> None:
     def reset() -> bool:
-        return bool(server.client.post("/v1/incidents/abc1/reset", {"by": "ana", "reason": "", "dry_run": False})["changed"])
+        return bool(server.client.post("/v1/incidents/reset", {"incidents": ["abc1"], "by": "ana"})["changed"])
 
     async def story() -> None:
         node = await FakeNode.join(server.token(), "pi")

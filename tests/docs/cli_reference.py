@@ -26,7 +26,8 @@ HEAD = """# Command line
 | see whether a node can run it | on the node `tidewire-agent validate FILE` |
 | see where every row went | `tidewire audit`, `refused`; what a node still holds: `tidewire-agent buffer` |
 | see what was rejected | `tidewire query` of the table `quarantine`; on the node `tidewire-agent quarantine` |
-| answer an alarm | `tidewire incidents ack`, `reset`; on the node `tidewire-agent ack`, `reset`, `shelve`, `comment` |
+| answer an alarm | `tidewire incidents ack`, `shelve`, `stats`; on the node `tidewire-agent ack`, `reset`, `shelve`, `comment` |
+| be called | `tidewire notify add`, `test` |
 | change something on site | `tidewire-agent set`, `pin`, `pause`, `label`, and back; `secret` |
 | go on after a loss | a card: `tidewire nodes replace`; a control plane from a backup: `tidewire recover` |
 | take in more nodes | `tidewire ingest` beside `tidewire up` |
