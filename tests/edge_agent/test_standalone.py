@@ -201,6 +201,43 @@ def test_bad_input_gets_one_line_and_a_fix(tmp_path: Path, spec: Path) -> None:
     assert run_badly([str(spec), "--nonsense"], tmp_path)[0] == 2
 
 
+LOOKUP = """
+tidewire: 1
+pipeline: places
+sources:
+  log:
+    file: {path: "a.jsonl"}
+schema:
+  k: {type: string}
+lookups:
+  places: {artifact: places, key: [k], columns: {floor: integer}}
+steps:
+  - lookup: {table: places, take: [floor]}
+sinks:
+  readings: {lake: {table: readings}}
+"""
+
+
+def test_a_table_that_is_an_artifact_is_given_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "places.yaml").write_text(LOOKUP)
+    (tmp_path / "a.jsonl").write_text('{"k": "a"}\n{"k": "b"}\n')
+    (tmp_path / "places.csv").write_text("k,floor\na,3\n")
+    words = ["places.yaml", "--until-eof", "--data-dir", "d"]
+    assert run_badly(words, tmp_path) == (
+        1, ["run places: it looks things up in places", "  fix: give --artifact places=FILE.csv"]
+    )  # fmt: skip
+    status, lines = run_badly([*words, "--artifact", "plces=places.csv"], tmp_path)
+    assert status == 1 and 'no lookup table of the pipeline is the artifact "plces"; did you mean "places"?' in lines[0]
+    status, lines = run_badly([*words, "--artifact", "places=none.csv"], tmp_path)
+    assert (status, lines[0]) == (1, "read: none.csv: No such file or directory")
+    assert not (tmp_path / "d").exists()
+    finish(start(tmp_path / "places.yaml", tmp_path / "d", "--artifact", "places=places.csv"))
+    assert dict(zip(*(lake(tmp_path / "d", "readings")[name].to_pylist() for name in ("k", "floor")), strict=True)) == {
+        "a": 3,
+        "b": None,
+    }
+
+
 def test_a_second_run_in_the_same_data_directory_is_refused(tmp_path: Path, spec: Path) -> None:
     write_input(tmp_path / "input")
     words = ["run", str(spec), "--data-dir", str(tmp_path / "data"), "--json"]

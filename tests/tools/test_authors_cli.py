@@ -163,3 +163,34 @@ def test_what_comes_with_the_package_is_in_the_wheel(tmp_path: Path) -> None:
     packed = set(ZipFile(wheel).namelist())
     for folder in ("catalog", "starter"):
         assert {f"pipelines/{folder}/{path.name}" for path in (ROOT / "pipelines" / folder).glob("*.yaml")} <= packed
+
+
+TAGS = """
+tidewire: 1
+pipeline: tags
+sources:
+  all:
+    file: {path: "*.jsonl"}
+schema:
+  tag: {type: string}
+lookups:
+  assets: {artifact: asset_register, key: [tag]}
+steps:
+  - lookup: {table: assets, take: [asset]}
+sinks:
+  tags: {lake: {table: tags}}
+"""
+
+
+def test_explain_follows_rows_through_the_table_that_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "tags.yaml").write_text(TAGS)
+    (tmp_path / "a.csv").write_text("tag,asset\nPT1,pump 1\n")
+    row, words = '{"tag": "PT1"}\n', ("explain", "tags.yaml")
+    assert "artifact asset_register of the control plane: the newest" in tidewire(tmp_path, *words)
+    assert "pump 1" in tidewire(tmp_path, *words, "-i", "-", "--artifact", "asset_register=a.csv", stdin=row)
+    assert "give --artifact asset_register=FILE, so nothing is found in it" in tidewire(tmp_path, *words, "-i", "-", stdin=row)
+    wrong = tidewire(tmp_path, *words, "-i", "-", "--artifact", "aset_register=a.csv", stdin=row, status=2)
+    assert "no lookup table of the pipeline names the artifact aset_register" in wrong
+    (tmp_path / "a.csv").write_text("tag,asset\nPT1\n")
+    broken = tidewire(tmp_path, *words, "-i", "-", "--artifact", "asset_register=a.csv", stdin=row, status=1)
+    assert "Expected 2 columns, got 1" in broken and "fix:" in broken
