@@ -49,6 +49,7 @@ fix: setup
 	@$(BIN)/python -m tests.docs.cli_reference > docs/cli.md
 
 bench: setup
+	@$(BIN)/python -m compileall -q benchmarks pipelines edge_agent control_plane prove  # as an installed package is
 	@$(BIN)/python -m benchmarks
 
 prove: setup

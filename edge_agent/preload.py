@@ -8,6 +8,7 @@ import importlib
 import os
 from contextlib import suppress
 
+gc.disable()  # nothing of what follows becomes garbage
 for _module in (
     "duckdb",
     "pyarrow",
@@ -28,5 +29,6 @@ for _module in (
         importlib.import_module(_module)
 
 gc.collect()
+gc.enable()
 gc.freeze()  # a collection in a runner would otherwise touch, and so copy, every page of the above
 atexit.register(os._exit, 0)  # the fork server has nothing to tidy up, and duckdb would report its frozen objects as leaks

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -60,13 +60,14 @@ Columns = Mapping[str, Column]
 @dataclass(frozen=True)
 class Bound:
     """An expression, bound: its SQL, the storable type of its value, the columns it reads. `total`: it is a condition that fails
-    on no row."""
+    on no row; `tree` is its syntax then."""
 
     sql: str
     type: str
     reads: frozenset[str] = frozenset()
     sensitive: bool = False
     total: bool = False
+    tree: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 _NOTHING = Bound("NULL", "VARCHAR")
@@ -104,7 +105,8 @@ class Binder:
         if len(self.problems) > before:
             return _NOTHING
         types = {name.lower(): column.type for name, column in columns.items()}
-        return Bound(sql, type_, reads, self.is_sensitive(reads, columns), is_total(expression.tree, types, self.params))
+        total = is_total(expression.tree, types, self.params)
+        return Bound(sql, type_, reads, self.is_sensitive(reads, columns), total, expression.tree if total else {})
 
     def hidden(self, sql: str, columns: Columns, path: str = "") -> str:
         """The hidden column that holds `sql` over the final columns, in rows that are alive; NULL where it errors."""

@@ -26,6 +26,7 @@ from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.bind import Binder, Bound, Column, Columns
 from pipelines.engine.connection import literal, quote
 from pipelines.engine.fate import ALIVE, Fates
+from pipelines.engine.plain_condition import Condition, plain_condition
 from pipelines.engine.state import State
 from pipelines.engine.statement import Statement
 from pipelines.engine.types import to_arrow
@@ -38,6 +39,7 @@ Extra = tuple[str, str, str]  # hidden column, SQL over the final columns, its S
 
 DERIVED_BYTES_MAX = 16 * 1024  # of a derived value: a row must fit a segment, and texts must not double from step to step
 _WHY = "overflow, division by zero, too long a text, or a value that does not convert"
+_ALIVE = pa.scalar(ALIVE, pa.int16())
 _META = re.compile(r"\b_meta_\w+\b|\b_et\b|\b_row\b")
 
 
@@ -106,7 +108,12 @@ class Stages:
         """Rows for which it is not true are filtered; where it is NULL they are counted apart."""
         failed = self.fates.add("failed", self.step, f"{path}: the expression fails on this row ({_WHY})")
         null, no = self.fates.add("filtered_null", self.step), self.fates.add("filtered", self.step)
-        self._draft().test(bound, self._placed(bound.reads), (failed, null, no))
+        as_read = {name.lower(): (name, self.columns[name].type) for name, place in self._places.items() if name == place}
+        condition = plain_condition(bound.tree, as_read, self.binder.params) if bound.total else None
+        draft = self._draft()
+        draft.test(bound, self._placed(bound.reads), (failed, null, no))
+        if condition is not None:
+            draft.plain.append((condition, null, no))
 
     def derive(self, name: str, bound: Bound, path: str, *, bounded: bool = True, why: str = "", replaces: bool = False) -> None:
         """A column from an expression. A row where it errors or is unfit fails, because of `why`."""
@@ -206,6 +213,7 @@ class _Draft:
     layers: list[str] = field(default_factory=list)
     made: dict[str, str] = field(default_factory=dict)  # place -> SQL type
     hidden: list[Extra] = field(default_factory=list)
+    plain: list[tuple[Condition, int, int]] = field(default_factory=list)  # the layers that Arrow can do
     decides: bool = False  # some layer changes fates
     moves_time: bool = False
 
@@ -243,6 +251,8 @@ class _Draft:
         self.layers.append(f"SELECT *{values} FROM ({self._named(reads)})")
 
     def build(self, engine: duckdb.DuckDBPyConnection, needed: set[str]) -> Stage:
+        if len(self.plain) == len(self.layers):
+            return PlainFilters(self.plain)
         made = {place: type_ for place, type_ in self.made.items() if place in needed}
         first = "".join(f", {quote(place)}" + (f" AS {name}" if name != place else "") for place, name in self.inputs.items())
         layers = [f"SELECT CAST(_fate AS INTEGER) AS _fate{first} FROM _in", *self.layers]
@@ -298,6 +308,20 @@ def unfit(value: str, type_: pa.DataType, *, bounded: bool = True, depth: int = 
             limits += unfit(f"struct_extract({value}, {literal(part.name)})", part.type, bounded=False, depth=depth)
     nested = pa.types.is_list(type_) or pa.types.is_struct(type_)
     return limits + (f" OR strlen(CAST({value} AS VARCHAR)) > {DERIVED_BYTES_MAX}" if bounded and nested else "")
+
+
+@dataclass(frozen=True)
+class PlainFilters:
+    """Filters that need no statement, with what becomes of rows where they are NULL, or not true."""
+
+    conditions: Sequence[tuple[Condition, int, int]]
+
+    def __call__(self, state: State, rows: pa.Table) -> tuple[State, pa.Table]:
+        fate = rows["_fate"].combine_chunks()
+        for condition, null, no in self.conditions:
+            found = pc.if_else(condition(rows), _ALIVE, pa.scalar(no, pa.int16()))
+            fate = pc.if_else(pc.equal(fate, _ALIVE), pc.fill_null(found, pa.scalar(null, pa.int16())), fate)
+        return state, attach(rows, {"_fate": fate})
 
 
 @dataclass(frozen=True)

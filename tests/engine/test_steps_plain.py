@@ -15,7 +15,7 @@ from engine_support import T0, Run, S, batch, ledgers_balance, pipeline, row
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
-from pipelines.engine.stage import SqlStage
+from pipelines.engine.stage import PlainFilters, SqlStage
 
 SENSITIVE = """
   ts: {type: timestamp, event_time: true, unit: s}
@@ -90,9 +90,25 @@ def test_consecutive_stateless_steps_are_one_statement() -> None:
 
 
 def test_only_what_is_named_goes_through_the_statement() -> None:
-    (stage, *_) = plan_of("steps:\n  - filter: v > 0\n").stages
+    (stage, *_) = plan_of("steps:\n  - filter: v * 2 > 0\n").stages
     assert isinstance(stage, SqlStage)
     assert stage.inputs == ("_fate", "v")
+
+
+def test_filters_of_nothing_but_comparisons_need_no_statement() -> None:
+    plan = plan_of(
+        "steps:\n  - filter: v > 0\n  - filter: k <> 'b' or v < $lim\n", head="params: {lim: {type: double, default: 5}}"
+    )
+    (stage,) = plan.stages
+    assert isinstance(stage, PlainFilters)
+    assert [statements(plan_of(f"steps:\n{steps}")) for steps in _NOT_PLAIN] == [1] * len(_NOT_PLAIN)
+
+
+_NOT_PLAIN = (
+    "  - filter: v > 0\n  - derive:\n      d: v * 2\n",
+    "  - derive:\n      d: v * 2\n  - filter: d > 0\n",
+    "  - filter: v is null\n",
+)
 
 
 def test_a_step_after_which_nobody_is_left_still_makes_its_columns() -> None:
@@ -104,7 +120,7 @@ def test_a_step_after_which_nobody_is_left_still_makes_its_columns() -> None:
 
 def test_no_statement_runs_where_there_is_nothing_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan_of("").stages
-    plan = plan_of("steps:\n  - filter: v > 100\n  - changes: {of: [n]}\n  - derive:\n      d: v * 2\n")
+    plan = plan_of("steps:\n  - filter: v * 1 > 100\n  - changes: {of: [n]}\n  - derive:\n      d: v * 2\n")
     first, last = (stage for stage in plan.stages if isinstance(stage, SqlStage))
     ran: list[tuple[object, int]] = []
     real = type(first.statement).__call__

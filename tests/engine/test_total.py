@@ -6,11 +6,12 @@ import math
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.engine.connection import open_engine
+from pipelines.engine.connection import literal, open_engine
 from pipelines.engine.expression import parse
+from pipelines.engine.plain_condition import plain_condition
 from pipelines.engine.total import is_total
 
 TYPES = {"b": "BOOLEAN", "i": "BIGINT", "d": "DOUBLE", "s": "VARCHAR", "c": "DECIMAL(18,3)", "t": "TIMESTAMP"}
@@ -77,3 +78,49 @@ def test_no_total_condition_fails_on_extreme_rows(text: str) -> None:
     plain = connection.execute(f"SELECT ({text}) AS v FROM _in").fetchall()
     tried = connection.execute(f"SELECT (TRY([{text}]))[1] AS v FROM _in").fetchall()
     assert plain == tried
+
+
+_FINITE = (
+    _ROWS.set_column(2, "d", pa.array([1.7e308, -0.0, None, 1.5]))
+    .append_column("e", pa.array([5.0, -0.0, 1.5, None]))
+    .append_column("z", pa.array(["", "x\0", None, "é"]))
+)
+_PLACES = {name: (name, TYPES.get(name, {"e": "DOUBLE", "z": "VARCHAR"}.get(name, ""))) for name in _FINITE.column_names}
+_NUMBERS = "5 0 -0.0 1.5 0.1 -3 1e308 9223372036854775807 -9223372036854775808 9007199254740993 1.5000000000000000001"
+_WORDS = ["'x'", "'x\0'", "'é'", "''", "true", "false", "null", "$n", "$x", "$w", "$f"]
+_PLAIN_ATOMS = st.sampled_from([*_PLACES, *_NUMBERS.split(), *_WORDS])
+_PLAIN_TESTS = st.builds("{} {} {}".format, _PLAIN_ATOMS, st.sampled_from(["=", "<>", "<", "<=", ">", ">="]), _PLAIN_ATOMS)
+_PLAIN = st.recursive(
+    st.one_of(st.sampled_from(["b", "b = true", "d > 1", "z <> 'é'"]), _PLAIN_TESTS),
+    lambda inner: st.one_of(
+        st.builds("not ({})".format, inner),
+        st.builds("({}) and ({})".format, inner, inner),
+        st.builds("({}) or ({})".format, inner, inner),
+    ),
+    max_leaves=4,
+)
+_VALUES = {**PARAMS, "f": True}
+
+
+@settings(max_examples=500, deadline=None)
+@given(_PLAIN)
+@example("b and i <= $n or not d > -0.0")
+def test_arrow_decides_a_plain_condition_as_duckdb_does(text: str) -> None:
+    tree = parse(ENGINE, text, "x").tree
+    types = {name: type_ for name, (_, type_) in _PLACES.items()}
+    condition = plain_condition(tree, _PLACES, _VALUES) if is_total(tree, types, _VALUES) else None
+    if condition is None:
+        return
+    connection = ENGINE.cursor()
+    connection.register("_in", _FINITE)
+    for name, value in _VALUES.items():
+        text = text.replace(f"${name}", literal(value))
+    expected = connection.execute(f"SELECT ({text}) AS v FROM _in").fetchall()
+    assert [(value,) for value in condition(_FINITE).to_pylist()] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["b", "not b", "d > 1.5", "i > 5 and s = 'x'", "s <> $w", "b = true", "d > 5", "1.5 < d", "d < e"]
+)
+def test_these_conditions_need_no_statement(text: str) -> None:
+    assert plain_condition(parse(ENGINE, text, "x").tree, _PLACES, _VALUES) is not None
