@@ -178,7 +178,7 @@ def _everywhere(rollout: Rollout, takers: Sequence[Taker]) -> Advance:
     if rollout.state != RUNNING:
         return Advance(rollout)
     open_ = [t for t in takers if t.in_contact and t.is_at_risk]
-    if open_ or not any(t.verdict == PASSED for t in takers):
+    if open_ or (takers and not any(t.verdict == PASSED for t in takers)):
         return Advance(rollout, waits=_waits(open_) if open_ else "no node in contact has taken it yet")
     return Advance(replace(rollout, state=DONE))
 

@@ -216,7 +216,7 @@ def groups(db: Connection, rollout: Rollout, nodes: Sequence[Node], contact: Con
         elif silent:
             found["may_run"].append(_entry(node, silent))
         else:
-            found["back"].append(_entry(node, silent, "as soon as it has asked"))
+            found["back"].append(_entry(node, silent, "as soon as they have asked"))
     return found
 
 

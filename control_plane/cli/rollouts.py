@@ -24,6 +24,7 @@ OnNode = Annotated[str, typer.Option("--node", help="Only this node.")]
 
 _ENDED = ("done", "held", "undone", "superseded")
 _POLL_S = 1.0
+_NAMES_SHOWN = 8
 
 
 @rollout.command("status")
@@ -91,7 +92,7 @@ def wait_for_rollout(name: str, timeout: str, *, quiet: bool = False) -> None:
     """Until every rollout of the pipeline ended. Exits with 1 when one is held; raises `OutOfReach` (3) on time-out."""
     deadline, told = time.monotonic() + seconds(timeout), ""
     while True:
-        rows = client().get("/v1/rollouts", pipeline=name)["rollouts"]
+        rows = [row for row in client().get("/v1/rollouts", pipeline=name)["rollouts"] if row["state"] != "undone"]
         words = "; ".join(_headline(row) for row in rows)
         if words != told and not quiet:
             print(output.plain(words), file=sys.stderr)
@@ -117,7 +118,8 @@ def _steer(verb: str, name: str, body: dict[str, Any], reason: str, dry_run: boo
 
 
 def _headline(row: dict[str, Any]) -> str:
-    step = f", step {row['step']} ({', '.join(row['steps'])})" if row["step"] and row["state"] != "done" else ""
+    is_open = row["state"] in ("running", "paused", "held")
+    step = f", step {row['step']} ({', '.join(row['steps'])})" if row["step"] and is_open else ""
     counts = Counter(str(n["state"]).partition(" since")[0] for n in row["nodes"])
     nodes = ", ".join(f"{count} {state}" for state, count in counts.items())
     why = row["why"] or row["waits"]
@@ -132,5 +134,16 @@ def _print(row: dict[str, Any], *, with_nodes: bool) -> None:
         return
     if row["lines"]:
         print("\n".join(output.plain(f"  {line}") for line in row["lines"]))
-    elif row["nodes"]:
-        output.print_table(("NODE", "STATE", "WHY"), [(n["name"], n["state"], n["detail"]) for n in row["nodes"]], indent=2)
+        return
+    for (state, detail), names in _grouped(row["nodes"]).items():
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        print(
+            output.plain(f"  {len(names)} {state}: {', '.join(names[:_NAMES_SHOWN])}{more}" + (f": {detail}" if detail else ""))
+        )
+
+
+def _grouped(nodes: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        grouped.setdefault((node["state"], node["detail"]), []).append(node["name"])
+    return grouped

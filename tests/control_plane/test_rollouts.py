@@ -83,7 +83,7 @@ def test_undo_names_four_groups(plant: Plant) -> None:
     assert unaware.name in found["never"] and len(found["never"]) == 19
     assert len(found["back"]) == 27
     assert any(line.startswith("3 may still run version 4, silent:") for line in result["summary"])
-    assert "as soon as it has asked" in str(result["summary"])
+    assert "as soon as they have asked" in str(result["summary"])
     plant.hear(heard)
     assert {e.runs() for e in heard} == {3}
     lines = plant.status()["lines"]

@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from control_plane.deployment_file import load_deployment
 from edge_agent.policy import Policy
 from pipelines.contract import yaml_reader
 from pipelines.contract.spec import load_spec
@@ -27,10 +28,13 @@ YAML_BLOCKS = [(path, block) for path in DOCS for block in blocks(path) if block
 
 @pytest.mark.parametrize(("path", "block"), YAML_BLOCKS, ids=lambda x: x.name if isinstance(x, Path) else x.heading)
 def test_every_yaml_block_is_what_it_says(path: Path, block: Block) -> None:
-    """`yaml`: a whole pipeline. `yaml fragment`: some of one. `yaml cases=NAME`: cases that pass, of the page's pipeline NAME."""
+    """`yaml`: a whole pipeline. `yaml fragment`: some of one. `yaml deployment`: a whole deployment.
+    `yaml cases=NAME`: cases that pass, of the page's pipeline NAME."""
     kind, _, name = block.info.removeprefix("yaml").strip().partition("=")
     if kind == "policy":
         Policy.model_validate(yaml.safe_load(block.text))
+    elif kind == "deployment":
+        load_deployment(block.text, path.name)
     elif kind == "fragment":
         yaml_reader.read(block.text, path.name)
     elif kind == "cases":
