@@ -1,9 +1,11 @@
-"""The real exchange with everything around it in memory: a control plane's SQL, a node's record, a link that fails on request."""
+"""The real exchange with what is around it at hand: a control plane's SQL, a node's record, a link that fails on request."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -31,8 +33,9 @@ T = TypeVar("T")
 class Cloud:
     """A control plane's store, exchanged with in one transaction per request as in the server."""
 
-    def __init__(self, keys: KeyRing, url: str = "sqlite://") -> None:
-        self.keys, self.store = keys, Store(url)
+    def __init__(self, keys: KeyRing, directory: Path) -> None:
+        self.keys, self.store = keys, Store(f"sqlite:///{directory / 'control.db'}")
+        self._directory = directory
         self.heard: list[tuple[str, bytes]] = []
 
     def enrol(self, node: str, public: str) -> None:
@@ -64,16 +67,15 @@ class Cloud:
         wanted = sa.select(store.audit.c.detail).where(store.audit.c.action == store.SECURITY).order_by(store.audit.c.id)
         return self.ask(lambda db: list(db.scalars(wanted)))
 
-    def backup(self) -> bytes:
-        raw = self.store._engine.raw_connection()
-        saved: bytes = raw.driver_connection.serialize()  # type: ignore[union-attr]
-        raw.close()
+    def backup(self) -> Path:
+        saved = self._directory / f"backup-{len(list(self._directory.glob('backup-*')))}.db"
+        with closing(self.store._engine.raw_connection()) as raw, closing(sqlite3.connect(saved)) as copy:
+            raw.driver_connection.backup(copy)  # type: ignore[union-attr]
         return saved
 
-    def restore(self, saved: bytes) -> None:
-        raw = self.store._engine.raw_connection()
-        raw.driver_connection.deserialize(saved)  # type: ignore[union-attr]
-        raw.close()
+    def restore(self, saved: Path) -> None:
+        with closing(self.store._engine.raw_connection()) as raw, closing(sqlite3.connect(saved)) as copy:
+            copy.backup(raw.driver_connection)  # type: ignore[arg-type]
 
 
 class Disk:
@@ -162,7 +164,7 @@ class Site:
 
 def rig(directory: Path) -> SimpleNamespace:
     """A control plane and one node that joined it and has exchanged once."""
-    cloud = Cloud(KeyRing.open(directory / "keys"))
+    cloud = Cloud(KeyRing.open(directory / "keys"), directory)
     site = Site(cloud)
     cloud.enrol(NODE, site.key.public)
     site.settle()
