@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import action, device, endtoend, engine, memory, report, throughput
+from benchmarks import action, device, endtoend, engine, fleet, memory, report, throughput
 
 ROWS = int(os.environ.get("ROWS", 10_000_000))
 SYSTEM_ROWS = int(os.environ.get("ROWS", 2_000_000))  # through agents and a control plane
@@ -31,6 +31,7 @@ def main() -> None:
             "endtoend": lambda: endtoend.measure(Path(directory) / "endtoend", SYSTEM_ROWS),
             "action": lambda: action.measure(Path(directory) / "action"),
             "device": lambda: device.measure(Path(directory) / "device"),
+            "fleet": lambda: fleet.measure(Path(directory) / "fleet"),
         }
         figures = []
         for name, measure in suites.items():

@@ -61,14 +61,14 @@ class Transition:
     received_at: int
 
 
-def told(db: Connection, nodes: Collection[str] | None = None) -> dict[str, Told]:
+def told(db: Connection, nodes: Collection[str] | None = None, *, with_notes: bool = True) -> dict[str, Told]:
     """Node -> what its document says, of these nodes or of all."""
     entries: dict[str, dict[str, str]] = {}
     table = store.reports
     for row in db.execute(_of(sa.select(table.c.node, table.c.name, table.c.body), table, nodes)):
         entries.setdefault(row.node, {})[row.name] = row.body
     held: dict[str, list[Note]] = {}
-    for row in db.execute(_notes(nodes).where(store.notes.c.collected == 0)):
+    for row in db.execute(_notes(nodes).where(store.notes.c.collected == 0)) if with_notes else ():
         held.setdefault(row.node, []).append(_note(row))
     return {node: Told(entries.get(node, {}), held.get(node, ())) for node in entries.keys() | held.keys()}
 
@@ -107,35 +107,39 @@ def history(db: Connection, pipeline: str = "", node: str = "", limit: int = 100
     return [Transition(*row) for row in db.execute(wanted)]
 
 
-def record(db: Connection, node: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Copy what differs between the entries of two replicas of a document, and keep how reports changed."""
+def record(db: Connection, node: str, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
+    """Copy what differs between the entries of two replicas of a document, and keep how reports changed. The columns of the
+    node that change with it: its `local` labels, if they may have."""
     changed = {key: text for key, text in after.items() if before.get(key) != text}
-    gone = before.keys() - after.keys()
-    _collect(db, node, gone, epochs.number_of(after))
+    if gone := before.keys() - after.keys():
+        _collect(db, node, gone, epochs.number_of(after))
     now = store.now_us()
     _put_reports(db, node, {k.removeprefix(_REPORTED): v for k, v in changed.items() if k.startswith(_REPORTED)}, now)
-    _put_notes(db, node, [Note.from_json(text) for key, text in changed.items() if key.startswith(_NOTE)], now)
+    new = [Note.from_json(text) for key, text in changed.items() if key.startswith(_NOTE)]
+    _put_notes(db, node, new, now)
+    if any(note.kind in ("label", "unlabel", "ended") for note in new):
+        return {"local": json.dumps(local_labels(epochs.notes_in(after), node=node), sort_keys=True)}
+    return {}
 
 
 def _collect(db: Connection, node: str, gone: Collection[str], epoch: int) -> None:
     """Entries that a new epoch left behind."""
-    told = [key.removeprefix(_REPORTED) for key in gone if key.startswith(_REPORTED)]
-    db.execute(store.reports.delete().where(store.reports.c.node == node, store.reports.c.name.in_(told)))
-    c = store.notes.c
-    for _, author, seq in (key.split("/") for key in gone if key.startswith(_NOTE)):
-        here = sa.and_(c.node == node, c.author == author, c.seq == int(seq))
-        db.execute(store.notes.update().where(here).values(collected=epoch))
+    told = [{"of": node, "which": key.removeprefix(_REPORTED)} for key in gone if key.startswith(_REPORTED)]
+    noted = [key.split("/") for key in gone if key.startswith(_NOTE)]
+    if told:
+        db.execute(_DROP_REPORT, told)
+    if noted:
+        db.execute(_COLLECT, [{"of": node, "by_whom": a, "number": int(n), "collected": epoch} for _, a, n in noted])
 
 
 def _put_reports(db: Connection, node: str, bodies: Mapping[str, str], now: int) -> None:
     if not bodies:
         return
-    table = store.reports
-    db.execute(table.delete().where(table.c.node == node, table.c.name.in_(list(bodies))))
-    db.execute(table.insert(), [{"node": node, "name": k, "body": v, "received_at": now} for k, v in bodies.items()])
+    db.execute(_DROP_REPORT, [{"of": node, "which": name} for name in bodies])
+    db.execute(_ADD_REPORT, [{"node": node, "name": k, "body": v, "received_at": now} for k, v in bodies.items()])
     moved = [_transition(node, k.removeprefix(_PIPELINE), v, now) for k, v in bodies.items() if k.startswith(_PIPELINE)]
     if moved:
-        db.execute(store.history.insert(), moved)
+        db.execute(_ADD_TRANSITION, moved)
 
 
 def _transition(node: str, pipeline: str, text: str, now: int) -> dict[str, Any]:
@@ -147,17 +151,12 @@ def _transition(node: str, pipeline: str, text: str, now: int) -> dict[str, Any]
 def _put_notes(db: Connection, node: str, new: Sequence[Note], now: int) -> None:
     if not new:
         return
-    c = store.notes.c
-    for note in new:  # a restored side may give the number of a lost note to another one
-        db.execute(store.notes.delete().where(c.node == node, c.author == note.author, c.seq == note.seq))
+    # A restored side may have given the number of a lost note to another one.
+    db.execute(_DROP_NOTE, [{"of": node, "by_whom": note.author, "number": note.seq} for note in new])
     words = ("author", "seq", "kind", "subject", "by", "reason", "after", "seen", "at")
     more = {"node": node, "received_at": now, "collected": 0}
     rows = [{**{word: getattr(note, word) for word in words}, "body": json.dumps(dict(note.body)), **more} for note in new]
-    db.execute(store.notes.insert(), rows)
-    if any(note.kind in ("label", "unlabel", "ended") for note in new):
-        held = told(db, [node])[node].notes
-        labels = json.dumps(local_labels(held, node=node), sort_keys=True)
-        db.execute(store.nodes.update().where(store.nodes.c.id == node).values(local=labels))
+    db.execute(_ADD_NOTE, rows)
 
 
 def _notes(nodes: Iterable[str] | None) -> sa.Select[Any]:
@@ -170,7 +169,7 @@ def _of(wanted: sa.Select[Any], table: sa.Table, nodes: Iterable[str] | None) ->
 
 
 def _note(row: Row[Any]) -> Note:
-    body = json.loads(row.body)
+    body = json.loads(row.body) if row.body != "{}" else {}
     return Note(row.author, row.seq, row.kind, row.subject, body, row.by, row.reason, row.after, row.seen, row.at)
 
 
@@ -185,3 +184,12 @@ def _object(text: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+# Built once: making a statement costs more than running it.
+_OF: sa.BindParameter[str] = sa.bindparam("of")
+_C = store.notes.c
+_DROP_REPORT = store.reports.delete().where(store.reports.c.node == _OF, store.reports.c.name == sa.bindparam("which"))
+_ADD_REPORT, _ADD_TRANSITION, _ADD_NOTE = store.reports.insert(), store.history.insert(), store.notes.insert()
+_ONE_NOTE = sa.and_(_C.node == _OF, _C.author == sa.bindparam("by_whom"), _C.seq == sa.bindparam("number"))
+_DROP_NOTE, _COLLECT = store.notes.delete().where(_ONE_NOTE), store.notes.update().where(_ONE_NOTE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -27,35 +28,48 @@ from pipelines.contract.frames import sha256
 from pipelines.contract.messages import Exchange, ExchangeReply
 from pipelines.contract.node_state import CONTROL, Note
 
+Changes = dict[str, Any]  # columns of `store.nodes`
+
 CHANGES_MAX = 200  # from so many on a new epoch is proposed
 BYTES_MAX = 16 * 1024  # likewise, if it is smaller
 _SMALLER = 0.75
+_NO_PROPOSAL: Changes = {"proposal": None, "proposal_digest": "", "proposal_of": ""}
+_OURS = sa.select(sa.func.max(store.notes.c.seq)).where(
+    store.notes.c.node == sa.bindparam("node"), store.notes.c.author == CONTROL
+)
 
 
 def exchange(db: Connection, keys: KeyRing, node_id: str, data: bytes) -> tuple[ExchangeReply, list[bytes]]:
     """Answer a node's `Exchange`: the reply and what rides with it. Raises `Refused` when it is not the node's own; a document
     that is refused is answered with the reason."""
-    before = fleet.stored(db, node_id)
-    if before is None:
+    node = fleet.stored(db, node_id)
+    if node is None:
         raise Refused("this node is not enrolled here", op="exchange", place=node_id)
-    request, blobs = Exchange.unseal(before.public, data)
+    request, blobs = Exchange.unseal(node.public, data)
     if request.node != node_id:
         raise Refused(f"signed for {request.node}", op="exchange", place=node_id)
     blob = blobs[0] if request.has_document and blobs else None
+    term = fleet.term(db)
     try:
-        changed = _take(db, before, request, blob)
+        changes = _take(db, node, request, blob, is_recovering=node.settled_term < term)
     except Refused as error:
-        fleet.note_refused(db, before, str(error))
-        return ExchangeReply(request.nonce, before.document_digest, now_us(), error=str(error), node=node_id), []
-    node = _after(db, keys, before) if changed else before
-    if blob is not None or node.document_digest == request.document:
+        fleet.note_refused(db, node, str(error))
+        return ExchangeReply(request.nonce, node.document_digest, now_us(), error=str(error), node=node_id), []
+    after = fleet.changed(node, changes)
+    if after.local_labels != node.local_labels:
+        fleet.update(db, node_id, **changes)
+        fleet.issue(db, keys, [node_id])
+        after, changes = fleet.stored(db, node_id) or after, {}
+    _watch(db, after, request)
+    changes |= _seen(db, after, request, term)
+    if blob is not None or after.document_digest == request.document:
         fleet.note_taken(db, node_id)
-    _saw(db, node, request)
-    if node.document_digest == request.document:
-        node = _settle(db, node, request)
-    reply, out = _reply(node, request, has_sent=blob is not None)
-    if reply.has_manifest and node.manifest and node.sent_generation != node.manifest.generation:
-        fleet.update(db, node.id, sent_generation=node.manifest.generation)
+    after = fleet.changed(after, changes)
+    reply, out = _reply(after, request, has_sent=blob is not None)
+    if reply.has_manifest and after.manifest and after.sent_generation != after.manifest.generation:
+        changes["sent_generation"] = after.manifest.generation
+    if changes:
+        fleet.update(db, node_id, **changes)
     return reply, out
 
 
@@ -78,90 +92,76 @@ def _reply(node: Node, request: Exchange, *, has_sent: bool) -> tuple[ExchangeRe
     return reply, blobs + ([node.document_bytes] if document else []) + ([proposal] if proposal is not None else [])
 
 
-def _take(db: Connection, node: Node, request: Exchange, blob: bytes | None) -> bool:
-    """Bring our replica up to what the node says and sends; whether it changed. Raises `Refused` with nothing changed."""
+def _take(db: Connection, node: Node, request: Exchange, blob: bytes | None, *, is_recovering: bool) -> Changes:
+    """Bring our replica up to what the node says and sends. Raises `Refused` with nothing changed. `is_recovering`: an operator
+    said that we lost what the node may still have (`recover`), and we have not got it back yet."""
     if node.proposal is not None and request.epoch == node.epoch + 1:
         if request.document == node.proposal_digest:
             return _begin(db, node, NodeDocument(node.proposal))
         if blob is not None:
             return _begin(db, node, NodeDocument(node.proposal).merged(blob, author=node.id))
-        return False  # it wrote since: its document comes next
+        return {}  # it wrote since: its document comes next
     if blob is None:
-        if request.epoch > node.epoch and not _is_recovering(db, node):
+        if request.epoch > node.epoch and not is_recovering:
             store.record_security(db, node.name, _newer(request.epoch, node.epoch))
-        return False
+        return {}
     theirs = NodeDocument(blob)
     if theirs.epoch < node.epoch:
         return _take_back(db, node, theirs.checked(node.id))
-    if _is_recovering(db, node) and (theirs.epoch > node.epoch or theirs.made_of != node.document.made_of):
+    if is_recovering and (theirs.epoch > node.epoch or theirs.made_of != node.document.made_of):
         return _yield(db, node, theirs.checked(node.id))
     if theirs.epoch > node.epoch:
         raise Refused(_newer(theirs.epoch, node.epoch), op="exchange", place=node.id, hint="tidewire recover")
-    return _merge(db, node, theirs)
+    document = node.document
+    return _saved(db, node, document, document.merged(theirs, author=node.id, owner=CONTROL if is_recovering else ""))
 
 
 def _newer(theirs: int, ours: int) -> str:
     return f"holds a document of epoch {theirs}, which was not agreed here, where it is {ours}: restored from a backup?"
 
 
-def _is_recovering(db: Connection, node: Node) -> bool:
-    """Whether an operator said that we lost what the node may still have (`recover`), and we have not got it back yet."""
-    return node.settled_term < fleet.term(db)
-
-
-def _merge(db: Connection, node: Node, theirs: NodeDocument) -> bool:
-    document = node.document
-    merged = document.merged(theirs, author=node.id, owner=CONTROL if _is_recovering(db, node) else "")
-    if merged.digest() == node.document_digest:
-        return False
-    _save(db, node, document, merged)
-    return True
-
-
-def _begin(db: Connection, node: Node, theirs: NodeDocument) -> bool:
+def _begin(db: Connection, node: Node, theirs: NodeDocument) -> Changes:
     """The node is in the epoch that we proposed: so are we, with what was noted here since."""
     document = node.document
     since = [note for note in document.notes() if note.seq > epochs.high(theirs.values(), note.author)]
-    _save(db, node, document, theirs.with_notes(since))
-    return True
+    return _saved(db, node, document, theirs.with_notes(since))
 
 
-def _yield(db: Connection, node: Node, theirs: NodeDocument) -> bool:
+def _yield(db: Connection, node: Node, theirs: NodeDocument) -> Changes:
     """We were restored, and an operator knows: the node's document is the one; what it cannot have seen of ours is kept."""
     document = node.document
     unseen = [note for note in document.notes() if note.author == CONTROL and note.seq > node.settled_seq]
-    _save(db, node, document, theirs.with_notes(unseen))
     words = f"took over the document of epoch {theirs.epoch}; notes of ours that it had not: {_names(unseen)}"
     store.record(db, "", "recover", node.name, words)
-    return True
+    return _saved(db, node, document, theirs.with_notes(unseen))
 
 
-def _take_back(db: Connection, node: Node, theirs: NodeDocument) -> bool:
-    """The node's card was restored to before this epoch, or lost: what was noted on it since then is kept."""
+def _take_back(db: Connection, node: Node, theirs: NodeDocument) -> Changes:
+    """The node's card was restored to before this epoch, or lost: what was noted on it since then is kept. A message that comes
+    very late looks the same, and has nothing new."""
     known = {replace(note, seq=1).to_json() for note in copies.notes(db, node.id)}
     own = [note for note in theirs.notes() if note.author == node.id]
     unknown = [note for note in own if replace(note, seq=1).to_json() not in known]
-    if own or theirs.epoch:
-        event = f"holds a document of epoch {theirs.epoch}, agreed is {node.epoch}: was its card restored?"
-        store.record_security(db, node.name, event)
     if not unknown:
-        return False
+        return {}
+    event = f"holds a document of epoch {theirs.epoch}, agreed is {node.epoch}: was its card restored?"
+    store.record_security(db, node.name, event)
     document = node.document
-    _save(db, node, document, document.with_notes(unknown))
     store.record(db, "", "restored", node.name, f"kept what was noted on the restored card: {_names(unknown)}")
-    return True
+    return _saved(db, node, document, document.with_notes(unknown))
 
 
 def _names(notes: Iterable[Note]) -> str:
     return ", ".join(f"{note.kind} {note.subject}".rstrip() for note in notes) or "none"
 
 
-def _save(db: Connection, node: Node, before: NodeDocument, after: NodeDocument) -> None:
-    fleet.save_document(db, node.id, after, before.values())
-    if after.epoch != before.epoch:
-        fleet.update(db, node.id, proposal=None, proposal_digest="", proposal_of="")
+def _saved(db: Connection, node: Node, before: NodeDocument, after: NodeDocument) -> Changes:
+    if after.digest() == before.digest():
+        return {}
     if after.history() != before.history():
         _record_history(db, node, after.history())
+    changes = fleet.save_document(db, node.id, after, before.values())
+    return changes | (dict(_NO_PROPOSAL) if after.epoch != before.epoch else {})
 
 
 def _record_history(db: Connection, node: Node, history: str) -> None:
@@ -177,19 +177,8 @@ def _record_history(db: Connection, node: Node, history: str) -> None:
         store.record(db, "", "restored", node.name, words)
 
 
-def _after(db: Connection, keys: KeyRing, before: Node) -> Node:
-    """The node as it now is, with the manifest that follows from what its document now says."""
-    node = fleet.stored(db, before.id)
-    assert node is not None, "it is locked"
-    if node.local_labels != before.local_labels:
-        fleet.issue(db, keys, [node.id])
-        node = fleet.stored(db, before.id)
-        assert node is not None, "it is locked"
-    return node
-
-
-def _saw(db: Connection, node: Node, request: Exchange) -> None:
-    fleet.saw(db, node.id, request.document, (request.term, request.generation))
+def _watch(db: Connection, node: Node, request: Exchange) -> None:
+    """Tell of what no node of ours should hold."""
     issued = node.manifest.order if node.manifest else (0, 0)
     if request.generation > 0 and (request.term, request.generation) > issued:
         event = f"holds manifest {request.generation}, newer than our {issued[1]}: restored from a backup?"
@@ -200,31 +189,29 @@ def _saw(db: Connection, node: Node, request: Exchange) -> None:
         store.record_security(db, node.name, event)
 
 
-def _settle(db: Connection, node: Node, request: Exchange) -> Node:
-    """Both hold the same. Then, if it is worth it, the next epoch is proposed."""
-    term, changed = fleet.term(db), dict[str, object]()
+def _seen(db: Connection, node: Node, request: Exchange, term: int) -> Changes:
+    """What the node holds now; and, when it is what we hold, the proposal of the next epoch, if that is worth it."""
+    seen = {"seen_digest": request.document, "seen_generation": request.generation, "seen_term": request.term}
+    changes: Changes = {name: value for name, value in seen.items() if getattr(node, name) != value}
+    if node.document_digest != request.document:
+        return changes
     if node.settled_term < term:
-        changed["settled_term"] = term
-    if node.seen_digest != request.document:
-        c = store.notes.c
-        ours = sa.select(sa.func.max(c.seq)).where(c.node == node.id, c.author == CONTROL)
-        changed["settled_seq"] = db.scalar(ours) or 0
+        changes["settled_term"] = term
+    if "seen_digest" in changes:
+        changes["settled_seq"] = db.scalar(_OURS, {"node": node.id}) or 0
     if node.proposal_of != node.document_digest and _is_large(node):
-        changed |= _proposal(node)
-    if not changed:
-        return node
-    fleet.update(db, node.id, **changed)
-    return replace(node, **changed)  # type: ignore[arg-type]  # columns and fields have one name
+        changes |= _proposal(node)
+    return changes
 
 
 def _is_large(node: Node) -> bool:
     return node.document_changes >= CHANGES_MAX or len(node.document_bytes) >= BYTES_MAX
 
 
-def _proposal(node: Node) -> dict[str, object]:
+def _proposal(node: Node) -> Changes:
     """The next epoch, or, when it would be no smaller, that there is none for this document."""
     proposed = node.document.next_epoch(node.id)
     data, of = proposed.save(), node.document_digest
     if node.document_changes < CHANGES_MAX and len(data) > _SMALLER * len(node.document_bytes):
-        return {"proposal": None, "proposal_digest": "", "proposal_of": of}
+        return {**_NO_PROPOSAL, "proposal_of": of}
     return {"proposal": data, "proposal_digest": proposed.digest(), "proposal_of": of}

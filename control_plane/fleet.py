@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +96,10 @@ class Change:
 
 
 def all_nodes(db: Connection) -> list[Node]:
-    told = copies.told(db)
+    return _all_nodes(db, copies.told(db))
+
+
+def _all_nodes(db: Connection, told: Mapping[str, Told]) -> list[Node]:
     return [_node(row, told) for row in db.execute(sa.select(store.nodes).order_by(store.nodes.c.name))]
 
 
@@ -121,11 +125,10 @@ def public_key(db: Connection, node: str) -> str | None:
 
 def state_of(db: Connection, node: str) -> tuple[str, int, int] | None:
     """(document digest, term, generation) that we hold for a node."""
-    c = store.nodes.c
-    row = db.execute(sa.select(c.document_digest, c.manifest).where(c.id == node)).first()
+    row = db.execute(_STATE, {"node": node}).first()
     if row is None:
         return None
-    return row.document_digest, *(Manifest.from_bytes(row.manifest).order if row.manifest is not None else (0, 0))
+    return row.document_digest, *(_manifest(row.manifest).order if row.manifest is not None else (0, 0))
 
 
 def record_security(db: Connection, node: str, event: str) -> None:
@@ -141,7 +144,7 @@ def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) ->
     A node that is ahead gets none: its numbers would be given twice. It waits for `recover`.
     """
     plans, now = registry.plans(db), term(db)
-    changes, offers = [], list[tuple[int, str, int]]()
+    changes, offers, signatures = [], list[tuple[int, str, int]](), list[dict[str, Any]]()
     for node in _chosen(db, only):
         if node.is_ahead and node.seen_term >= now:
             continue
@@ -151,24 +154,27 @@ def issue(db: Connection, keys: KeyRing, only: Collection[str] | None = None) ->
         if wanted == present:
             continue
         signed = SignedManifest.sign(wanted, keys.control)
-        update(db, node.id, manifest=signed.body, signature=signed.signature)
+        signatures.append({"node": node.id, "manifest": signed.body, "signature": signed.signature})
         changes.append(Change(node, node.manifest, wanted))
         offers += [(rollout, node.id, wanted.generation) for rollout in newly_offered(member, plans, wanted)]
+    if signatures:
+        db.execute(_UPDATE, signatures)
     rollout_store.note_offers(db, offers)
     return changes
 
 
 def _chosen(db: Connection, only: Collection[str] | None) -> list[Node]:
-    """Those of `only`, ids or names; all for None. One look for many: each costs milliseconds."""
+    """Those of `only`, ids or names; all for None. One look for many, without what is noted there: each costs milliseconds."""
     if only is not None and len(only) <= _FEW:
         return [find_node(db, name) for name in only]
     chosen = None if only is None else frozenset(only)
-    return [node for node in all_nodes(db) if chosen is None or node.id in chosen or node.name in chosen]
+    everybody = _all_nodes(db, copies.told(db, with_notes=False))
+    return [node for node in everybody if chosen is None or node.id in chosen or node.name in chosen]
 
 
 def term(db: Connection) -> int:
     """Of the manifests that are issued. A restored control plane goes on with a higher one (`recover`)."""
-    return int(db.scalar(sa.select(store.meta.c.value).where(store.meta.c.key == _TERM)) or 1)
+    return int(db.scalar(_TERM_OF) or 1)
 
 
 def raise_term(db: Connection) -> int:
@@ -181,16 +187,14 @@ def raise_term(db: Connection) -> int:
 
 def saw(db: Connection, node: str, digest: str, order: tuple[int, int]) -> None:
     """Note what a node says it holds: its document and (term, generation)."""
-    c, (seen_term, generation) = store.nodes.c, order
-    news = sa.or_(c.seen_digest != digest, c.seen_generation != generation, c.seen_term != seen_term)
+    seen_term, generation = order
     seen = {"seen_digest": digest, "seen_generation": generation, "seen_term": seen_term}
-    db.execute(store.nodes.update().where(c.id == node, news).values(seen))
+    db.execute(_SAW, {"node": node, **{f"new_{name}": value for name, value in seen.items()}, **seen})
 
 
 def seen_order(db: Connection, node: str) -> tuple[int, int]:
     """(term, generation) of the newest manifest that the node said it holds."""
-    c = store.nodes.c
-    row = db.execute(sa.select(c.seen_term, c.seen_generation).where(c.id == node)).first()
+    row = db.execute(_SEEN_ORDER, {"node": node}).first()
     return (row.seen_term, row.seen_generation) if row is not None else (0, 0)
 
 
@@ -222,7 +226,7 @@ def add_note(
     document.check_quota(note)
     before = document.values()
     document.add_note(note)
-    save_document(db, node.id, document, before)
+    update(db, node.id, **save_document(db, node.id, document, before))
     store.record(db, by, kind, subject, node.name, reason)
     return note
 
@@ -243,7 +247,7 @@ def note_refused(db: Connection, node: Node, reason: str) -> None:
 
 
 def note_taken(db: Connection, node: str) -> None:
-    db.execute(store.refused_documents.delete().where(store.refused_documents.c.node == node))
+    db.execute(_TAKEN, {"of": node})
 
 
 def refused_documents(db: Connection) -> dict[str, str]:
@@ -280,19 +284,27 @@ def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: s
 
 def stored(db: Connection, node_id: str) -> Node | None:
     """Without what its document says. Nobody else changes it before this transaction ends."""
-    row = db.execute(sa.select(store.nodes).where(store.nodes.c.id == node_id).with_for_update()).first()
+    row = db.execute(_STORED, {"node": node_id}).first()
     return _node(row, {}) if row is not None else None
 
 
-def save_document(db: Connection, node: str, document: NodeDocument, before: Mapping[str, str]) -> None:
-    """`before` are the entries that it had until now."""
+def save_document(db: Connection, node: str, document: NodeDocument, before: Mapping[str, str]) -> dict[str, Any]:
+    """Write the copies of what is in it and was not in `before`. What `update` has to write besides."""
+    copied = copies.record(db, node, before, document.values())
     now = {"document": document.save(), "document_digest": document.digest(), "document_changes": document.changes}
-    update(db, node, **now, epoch=document.epoch)
-    copies.record(db, node, before, document.values())
+    return {**now, "epoch": document.epoch, **copied}
 
 
 def update(db: Connection, node: str, **values: Any) -> None:
-    db.execute(store.nodes.update().where(store.nodes.c.id == node).values(**values))
+    db.execute(_UPDATE, {"node": node, **values})
+
+
+def changed(node: Node, values: Mapping[str, Any]) -> Node:
+    """The node once `update` wrote these values."""
+    plain = {name: value for name, value in values.items() if name in _AS_STORED}
+    more: dict[str, Any] = {"document_bytes": values["document"]} if "document" in values else {}
+    more |= {"local_labels": json.loads(values["local"])} if "local" in values else {}
+    return replace(node, **plain, **more)
 
 
 def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
@@ -302,7 +314,7 @@ def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
         **{name: getattr(row, name) for name in _AS_STORED},
         labels=json.loads(row.labels),
         facts={**json.loads(row.facts), **says.facts},
-        manifest=Manifest.from_bytes(signed.body) if signed else None,
+        manifest=_manifest(signed.body) if signed else None,
         signed=signed,
         document_bytes=row.document,
         local_labels=json.loads(row.local),
@@ -310,4 +322,19 @@ def _node(row: Row[Any], told: Mapping[str, Told]) -> Node:
     )
 
 
+@lru_cache(maxsize=5000)
+def _manifest(body: bytes) -> Manifest:
+    return Manifest.from_bytes(body)
+
+
+_STORED = sa.select(store.nodes).where(store.nodes.c.id == sa.bindparam("node")).with_for_update()
+_SEEN_ORDER = sa.select(store.nodes.c.seen_term, store.nodes.c.seen_generation).where(store.nodes.c.id == sa.bindparam("node"))
+_TAKEN = store.refused_documents.delete().where(store.refused_documents.c.node == sa.bindparam("of"))
+_STATE = sa.select(store.nodes.c.document_digest, store.nodes.c.manifest).where(store.nodes.c.id == sa.bindparam("node"))
+_SAW = store.nodes.update().where(
+    store.nodes.c.id == sa.bindparam("node"),
+    sa.or_(*(store.nodes.c[name] != sa.bindparam(f"new_{name}") for name in ("seen_digest", "seen_generation", "seen_term"))),
+)
+_TERM_OF = sa.select(store.meta.c.value).where(store.meta.c.key == _TERM)
+_UPDATE = store.nodes.update().where(store.nodes.c.id == sa.bindparam("node"))  # its columns are those of the parameters
 _AS_STORED = {field.name for field in fields(Node)} & set(store.nodes.c.keys()) - {"labels", "facts", "manifest"}

@@ -211,7 +211,7 @@ class ControlPlane:
     async def _on_heartbeat(self, node: str, message: Msg) -> None:
         heartbeat, _ = Heartbeat.unpack(message.data)
         self._seen[node] = now_us()
-        is_late, is_behind = await self.with_db(_heard, node, heartbeat)
+        is_late, is_behind = await self.with_db(heard, node, heartbeat)
         if not is_late:
             self._heartbeats[node] = heartbeat
         if is_behind:
@@ -345,7 +345,7 @@ def _http_server(app: Any) -> uvicorn.Server:
     return _Http(config)
 
 
-def _heard(db: Any, node: str, heartbeat: Heartbeat) -> tuple[bool, bool]:
+def heard(db: Any, node: str, heartbeat: Heartbeat) -> tuple[bool, bool]:
     """Note what the node says it holds; whether it said so before something newer, and whether it should ask for news (I7).
 
     A heartbeat may have waited on a line that stood still: it takes back nothing. A node that really fell back, because its card
