@@ -99,7 +99,8 @@ def _take(db: Connection, node: Node, request: Exchange, blob: bytes | None, *, 
         if request.document == node.proposal_digest:
             return _begin(db, node, NodeDocument(node.proposal))
         if blob is not None:
-            return _begin(db, node, NodeDocument(node.proposal).merged(blob, author=node.id))
+            side = CONTROL if is_recovering else ""
+            return _begin(db, node, NodeDocument(node.proposal).merged(blob, author=node.id, owner=side))
         return {}  # it wrote since: its document comes next
     if blob is None:
         if request.epoch > node.epoch and not is_recovering:
@@ -128,12 +129,15 @@ def _begin(db: Connection, node: Node, theirs: NodeDocument) -> Changes:
 
 
 def _yield(db: Connection, node: Node, theirs: NodeDocument) -> Changes:
-    """We were restored, and an operator knows: the node's document is the one; what it cannot have seen of ours is kept."""
-    document = node.document
-    unseen = [note for note in document.notes() if note.author == CONTROL and note.seq > node.settled_seq]
-    words = f"took over the document of epoch {theirs.epoch}; notes of ours that it had not: {_names(unseen)}"
-    store.record(db, "", "recover", node.name, words)
-    return _saved(db, node, document, theirs.with_notes(unseen))
+    """We were restored, and an operator knows: the node's document is the one. What it cannot have seen of ours is kept; of notes
+    whose numbers were given before the epoch began nobody can tell whether it had them: they are told, and not done again."""
+    document, before = node.document, epochs.high(theirs.values(), CONTROL)
+    ours = [note for note in document.notes() if note.author == CONTROL and note.seq > node.settled_seq]
+    kept = [note for note in ours if note.seq > before]
+    doubtful = [note for note in ours if note.seq <= before and note not in theirs.notes()]
+    words = f"took over the document of epoch {theirs.epoch}; kept of ours: {_names(kept)}; in doubt, to be noted again: "
+    store.record(db, "", "recover", node.name, words + _names(doubtful))
+    return _saved(db, node, document, theirs.with_notes(kept))
 
 
 def _take_back(db: Connection, node: Node, theirs: NodeDocument) -> Changes:

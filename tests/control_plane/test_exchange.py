@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sqlalchemy as sa
 from exchange_rig import NODE, Site, rig
 
 from control_plane import exchange as exchanges
-from control_plane import fleet
+from control_plane import fleet, store
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.node_state import CONTROL, Note
 
@@ -196,7 +197,8 @@ def test_a_node_in_an_epoch_that_was_not_agreed_is_refused_until_recover(pair: S
     site.note("comment", reason="on site")
     site.settle()
     cloud.restore(backup)
-    cloud.note("comment", reason="after the restore")
+    for n in range(2):
+        cloud.note("comment", f"after {n}", reason=f"after the restore {n}")
     site.exchange()
     assert "restored from a backup" in site.sync.trouble and cloud.node().epoch == 0
     assert len(cloud.security()) == 2 and all("epoch 1" in event for event in cloud.security())
@@ -206,7 +208,9 @@ def test_a_node_in_an_epoch_that_was_not_agreed_is_refused_until_recover(pair: S
     site.settle()
     assert cloud.node().epoch == 1
     reasons = {note.reason: note.seq for note in site.document.notes()}
-    assert reasons == {"known to the node": 1, "on site": 1, "after the restore": 2}
+    assert reasons == {"known to the node": 1, "on site": 1, "after the restore 1": 2}
+    [told] = cloud.ask(lambda db: list(db.scalars(sa.select(store.audit.c.detail).where(store.audit.c.action == "recover"))))
+    assert told.endswith("kept of ours: comment after 1; in doubt, to be noted again: comment after 0")
 
 
 def test_a_lost_store_gets_the_agreed_epoch_without_alarm(pair: SimpleNamespace) -> None:
