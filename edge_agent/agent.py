@@ -66,7 +66,11 @@ class Agent:
         self.record = NodeRecord(store, identity)
         self.sync = StateSync(config, identity, store, self.record, link)
         self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s, config.uplink_bytes_per_s)
-        self.standing = StandingWatch(identity, store, link) if isinstance(link, NatsLink) and identity.standing_jwt else None
+        self.standing = (
+            StandingWatch(identity, store, link, lambda: self.sync.trouble)
+            if isinstance(link, NatsLink) and identity.standing_jwt
+            else None
+        )
         self.keepers: dict[str, Keeper] = {}
         self._supervisor = supervisor or Supervisor(config.runner_memory_bytes)
         self.requests = Requests(self, self._supervisor)

@@ -55,7 +55,8 @@ def _link(agent: Agent) -> dict[str, Any]:
     told: dict[str, Any] = {"since": link.since, "reason": link.trouble} if isinstance(link, NatsLink) else {}
     up = {"up": link.is_up, "url": agent.identity.url, "last_exchange": agent.sync.last_exchange}
     removed = agent.standing.removed if agent.standing else None
-    told |= {"removed": removed, "upload": agent.uplink.trouble, "pace": agent.uplink.stats}
+    is_unknown = agent.standing is not None and agent.standing.is_unknown
+    told |= {"removed": removed, "unknown": is_unknown, "upload": agent.uplink.trouble, "pace": agent.uplink.stats}
     return {**up, **told, "exchange": agent.sync.trouble}
 
 

@@ -56,6 +56,11 @@ def _fetch(fetch: dict[str, Any]) -> str:
 
 
 def _link(link: dict[str, Any]) -> Text:
+    if link["unknown"]:
+        text = (
+            "the control plane does not know this node: it was restored from a backup that is older; pipelines and alarms go on"
+        )
+        return Text(f"{text}\n  to be a node of it again: tidewire-agent join --again TOKEN", "bold red")
     if link["up"]:
         text = f"link: up since {link.get('since', '?')} to {link['url']}, last exchange {link['last_exchange'] or 'none yet'}"
     elif gone := link["removed"]:

@@ -17,6 +17,7 @@ from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.token import JoinToken
 from prove.cluster import children, eventually, send
 from tests.integration.restore_rig import Rig, deploy
+from tests.integration.test_restores_centre import back_up, put_back
 
 
 def test_a_removed_node_is_cut_off_told_so_and_goes_on_by_itself(tmp_path: Path) -> None:
@@ -112,6 +113,39 @@ def test_a_removed_node_joins_again_under_its_name_and_its_old_rows_can_be_had(t
         assert rig.numbers(old) == dict.fromkeys(range(5), 1), "rows of the former identity stay under its id"
         assert [n["id"] for n in rig.client.get("/v1/nodes")["nodes"]] == [new], "no ghost"
         assert [n["id"] for n in rig.client.get("/v1/nodes", all="1")["removed"]] == [old]
+
+    run(tmp_path, work)
+
+
+def test_a_node_that_joined_after_the_backup_is_told_that_nobody_knows_it(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        assert rig.server is not None
+        await rig.server.stop()
+        back_up(rig, tmp_path / "backup")
+        await rig.start_server()
+        await rig.join("younger", "request_timeout_s: 1\n")
+        old = rig.node_id("younger")
+        rig.write("younger", range(5))
+        await rig.arrived(range(5), old)
+        await rig.works("younger")
+        await rig.server.stop()
+        put_back(rig, tmp_path / "backup")
+        await rig.start_server()
+
+        async def is_told_so() -> bool:
+            return bool((await rig.status("younger")).get("link", {}).get("unknown"))
+
+        await eventually("the node to be told", is_told_so)
+        said = await rig.agent("younger", "status")
+        assert "does not know this node" in said and "join --again" in said
+        assert [p["phase"] for p in (await rig.status("younger"))["pipelines"]] == ["running"], "I12"
+        assert old in await rig.tidewire("changes", "--security")
+        await rig.stop("younger")
+        token = (await rig.tidewire("join-token", "create")).strip().splitlines()[-1]
+        await rig.agent("younger", "join", token, "--again", "--name", "younger")
+        await rig.start("younger")
+        await rig.works("younger")
+        assert [(n["id"], n["name"]) for n in rig.client.get("/v1/nodes")["nodes"]] == [(rig.node_id("younger"), "younger")]
 
     run(tmp_path, work)
 
