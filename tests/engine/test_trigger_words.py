@@ -357,6 +357,31 @@ def test_by_hand() -> None:
     assert steps(made.feed(batch([row(2, v=11)], 101)))[-1] == ("raised", 2)
 
 
+def test_acknowledged_on_both_sides_at_once_has_one_effect_and_never_touches_the_next() -> None:
+    text = "t:\n  over: latest\n  when: v > 10\n  actions:\n    on_ack:\n      - log\n"
+    made = run(text, row(0, v=11))
+    first = made.output.transitions[0].incident
+    said = []
+    for by in ("eve", "bob"):
+        made.state, output = acknowledge(made.plan, made.state, first, by, "", T0, 0)
+        said += [(t.transition, t.by, len(output.actions)) for t in output.transitions]
+    assert said == [("acknowledged", "eve", 1)]
+    made.feed(batch([row(1, v=1), row(2, v=11)], 101))
+    for by in ("eve", "bob"):  # told again after a restart, or late
+        made.state, output = acknowledge(made.plan, made.state, first, by, "", T0, 0)
+        assert not output.transitions
+    assert [t.acknowledged for t in made.output.transitions if t.transition == "raised"] == [False, False]
+
+
+def test_days_without_a_link_are_one_incident_and_one_call_each_reminder() -> None:
+    text = "t:\n  over: latest\n  when: v > 10\n  remind: 8h\n  actions:\n    on_raise:\n      - log\n"
+    made = run(text, row(0, v=11))
+    for hour in range(1, 73):
+        made.feed(batch([row(3600 * hour, v=11 + hour % 2)], 100 + 3600 * hour), timer(100 + 3600 * hour + 1800))
+    assert {t.incident for t in made.output.transitions} == {made.output.transitions[0].incident}
+    assert [a.transition for a in made.output.actions] == ["raised", *["reminded"] * 9]
+
+
 def test_actions_have_an_id_of_their_own_each_time() -> None:
     text = "t:\n  over: latest\n  when: v > 10\n  ack: required\n  remind: 10s\n  actions:\n    on_raise:\n      - log\n"
     made = run(text, row(0, v=11)).feed(timer(110), timer(120), batch([row(1, v=1), row(2, v=11)], 125))
