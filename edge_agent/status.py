@@ -29,6 +29,7 @@ async def status(agent: Agent) -> dict[str, Any]:
         "incidents": await _incidents(agent),
         "notes": _notes(agent),
         "actions": await store.action_log(),
+        "requests": [{"id": name, **asdict(request)} for name, request in manifest.requests.items()],
         "store": await _store(agent),
         "clock": {"quality": clock.quality(), "node_time_us": store.clock.now_us(), "wall": clock.wall_text()},
     }

@@ -32,6 +32,8 @@ def show(facts: dict[str, Any]) -> None:
         console.print(Text(_note(note)), soft_wrap=True)
     for fetch in facts["fetches"]:
         console.print(Text(_fetch(fetch), "yellow"), soft_wrap=True)
+    for request in facts["requests"]:
+        console.print(Text(_request(request), "cyan"), soft_wrap=True)
     for incident in facts["incidents"]:
         console.print(Text(_incident(incident), "yellow" if incident["acknowledged"] else "bold red"))
     for action in [a for a in facts["actions"] if a["status"] != "done"]:
@@ -48,6 +50,12 @@ def show_quarantine(rows: list[dict[str, Any]]) -> None:
         console.print(Text(f"  {row['raw']}", "dim"), soft_wrap=True)
     if not rows:
         console.print("no rejected records are kept on this node")
+
+
+def _request(request: dict[str, Any]) -> str:
+    words = ", ".join(str(value) for value in request["body"].values() if value)
+    who = " ".join(part for part in (f"by {request['by']}" if request["by"] else "", request["reason"]) if part)
+    return f"asked for {request['kind']} {request['id']} {who}: {words}"
 
 
 def _fetch(fetch: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ async def _run(home: Path) -> None:
         await _everybody(made)
         await _tap(made)
         await _logs(made)
+        await _all_are_cut_off(made)
         await _one_is_away(made)
         await _bad_words(made)
         await _page(made)
@@ -66,8 +67,10 @@ async def _everybody(made: Cluster) -> None:
 
 async def _tap(made: Cluster) -> None:
     tapping = asyncio.create_task(_call(made, "tap", "pi-1", "ovens", "--for", "60s", "--rows", "2", "--where", "temp_c > 50"))
+    asked: set[str] = set()
     for temp_c in (10, *range(60, 160)):
         _write(made.home / "pi-1", temp_c)
+        asked |= {request["by"] for request in (await made.status("pi-1")).get("requests", [])}
         await asyncio.wait({tapping}, timeout=1)
         if tapping.done():
             break
@@ -76,6 +79,7 @@ async def _tap(made: Cluster) -> None:
     assert len(out.splitlines()) == 2
     assert all("readings" in line and "oven=a" in line for line in out.splitlines())
     assert "temp_c=10" not in out
+    assert asked == {"tester"}, "on site one sees who asks"
 
 
 async def _logs(made: Cluster) -> None:
@@ -83,6 +87,16 @@ async def _logs(made: Cluster) -> None:
     assert status == 0, err
     assert "new manifest" in out
     assert len((await _call(made, "logs", "pi-1", "--lines", "2", "--json"))[1].splitlines()) > 2
+
+
+async def _all_are_cut_off(made: Cluster) -> None:
+    """Nobody answers; everybody does once the link is back."""
+    made.link.cut()
+    status, out, err = await _call(made, "query", "select 5 as five", "--fleet", "--wait", "2s")
+    assert (status, out) == (3, "")
+    assert "0 of 2 nodes answered; no answer yet: pi-1, pi-2" in err
+    made.link.heal()
+    await eventually("both to answer", lambda: _has_answered(made, err.rpartition("requests show ")[2].strip(), 2))
 
 
 async def _one_is_away(made: Cluster) -> None:
