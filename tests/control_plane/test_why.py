@@ -351,7 +351,7 @@ def test_the_screen_names_what_people_decided_and_what_lost(made: Fleet) -> None
     made.pi.note("param", "sensor 7", name="limit_c", value=60.0, for_s=8 * 3600)
     made.pi.note("pause", "hands in the press")
     made.notes.decide("resume", "press", "all", Writer("ana", "done"), made.contact)
-    made.notes.comment("press/pi", "look at the belt", [], ANA)
+    made.notes.comment("press/pi", "look at the belt", [], ANA, made.contact)
     made.pi.exchange()
     made.pi.exchange()
     made.pi.report()
