@@ -19,6 +19,8 @@ from edge_agent.actions import Actions
 from edge_agent.config import AgentConfig, Identity
 from edge_agent.decisions import Decisions, shelves_of
 from edge_agent.fitting import fit, unset
+from edge_agent.gate import FAILED, HELD, Verdict
+from edge_agent.gatekeeper import Gatekeeper
 from edge_agent.host import Given, NodeInfo, Services
 from edge_agent.keeper import Keeper, Status
 from edge_agent.link import Link, Login, NatsLink
@@ -38,7 +40,7 @@ from edge_agent.timers import Timers
 from edge_agent.uplink import Uplink
 from pipelines.contract import causes, subjects
 from pipelines.contract.errors import Refused
-from pipelines.contract.folds import Decision, Effective, Register, decide, effective_params, local_labels
+from pipelines.contract.folds import Effective, Register, decide, effective_params, local_labels
 from pipelines.contract.node_state import Assignment, Note, Reported
 from pipelines.contract.version import PipelineVersion
 
@@ -80,6 +82,7 @@ class Agent:
         self._keeping: set[asyncio.Task[None]] = set()
         self._wake, self._stopped = asyncio.Event(), asyncio.Event()
         self.timers = Timers(store, self.record, identity.node, self.wake)
+        self.gatekeeper = Gatekeeper(store, self.keepers, self.wake)
         self._decisions = Decisions(store, self.record, self.keepers, identity.node)
         self._reporter = Reporter(store, self.record, self.wake)
         self._targets: dict[str, Target] = {}
@@ -101,6 +104,7 @@ class Agent:
         await self.record.load()
         await self.supplies.load()
         await self.timers.load()
+        await self.gatekeeper.load()
         await self.actions.resume()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -114,6 +118,7 @@ class Agent:
                         self.sync.run_heartbeats(),
                         self.uplink.run(),
                         self.requests.run(),
+                        self.gatekeeper.run(),
                         serve(self),
                         *([self.standing.run()] if self.standing else []),
                     )
@@ -156,11 +161,19 @@ class Agent:
         target, obstacle = self._targets.get(pipeline), self._obstacles.get(pipeline)
         if pipeline not in self.keepers:
             return obstacle or Status("pending", since=self._booted)
-        status = self.keepers[pipeline].status
+        status, version = self.keepers[pipeline].status, self.keepers[pipeline].version
+        gate = self.gatekeeper.verdict(pipeline, version.digest)
+        is_held = gate.state == HELD and self.gatekeeper.book(pipeline).good is not None  # a first version is held against none
+        if (is_held or gate.state == FAILED) and status.phase == "running" and not (target and target.code):
+            code = causes.GATE_HELD if is_held else causes.FAILED
+            status = replace(status, reason=_joined(gate.why, status.reason), code=code)
+        if self.store.waits(pipeline) and status.phase == "running":
+            told = "its buffer is full (when_full: block): no rows are read until the lake took some"
+            status = replace(status, reason=_joined(told, status.reason), code=causes.STORE_FULL)
         if target is not None and target.code and status.phase == "running":
             why = obstacle or target
-            return replace(status, reason="; ".join(filter(None, (why.reason, status.reason))), code=why.code)
-        return replace(status, reason=status.reason or obstacle.reason, code=status.code or obstacle.code) if obstacle else status
+            return replace(status, reason=_joined(why.reason, status.reason), code=why.code)
+        return replace(status, reason=_joined(obstacle.reason, status.reason), code=obstacle.code) if obstacle else status
 
     async def _settle_for_ever(self) -> None:
         self._wake.set()
@@ -196,40 +209,40 @@ class Agent:
         assignments, notes = self.record.manifest.assignments, self.record.document.notes()
         decided = decide(notes, node=self.identity.node)
         pins = {name: decided.get(Register(name, "pin")) for name in assignments}
-        wanted = {a.digest: a.number for a in assignments.values()}
-        await self._load_versions(wanted | dict(filter(None, (pinned_version(pin) for pin in pins.values()))))
-        wishes = {(name, a.digest): a.artifacts for name, a in assignments.items()}
-        wishes |= {(name, version[0]): assignments[name].artifacts for name, p in pins.items() if (version := pinned_version(p))}
-        found = [Wish(name, digest, self._versions.get(digest), tables) for (name, digest), tables in wishes.items()]
+        pinned = {name: version for name, pin in pins.items() if (version := pinned_version(pin)) is not None}
+        await self.gatekeeper.open(assignments, pinned.keys())
+        goods = {name: good for name in assignments if (good := self.gatekeeper.book(name).good) is not None}
+        wishes = {(name, good.digest): (good.number, good.artifacts) for name, good in goods.items()}
+        wishes |= {(name, digest): (number, assignments[name].artifacts) for name, (digest, number) in pinned.items()}
+        wishes |= {(name, a.digest): (a.number, a.artifacts) for name, a in assignments.items()}
+        await self._load_versions({digest: number for (_, digest), (number, _) in wishes.items()})
+        found = [Wish(name, digest, self._versions.get(digest), tables) for (name, digest), (_, tables) in wishes.items()]
         await self.supplies.look(found, self.keepers, self._tasks)
         targets = {}
         for name, assignment in assignments.items():
-            fits = {digest: self._fit(name, digest, assignment, notes) for digest in self._digests(assignment, pins[name])}
-            targets[name] = target_of(assignment, pins[name], decided.get(Register(name, "pause")), fits)
+            book, keeper = self.gatekeeper.book(name), self.keepers.get(name)
+            mine = [digest for pipeline, digest in wishes if pipeline == name and digest in self._versions]
+            fits = {digest: self._fit(name, digest, assignment, notes) for digest in mine}
+            running = keeper.wanted_digest if keeper and not self.gatekeeper.unfit(keeper.wanted_digest) else ""
+            targets[name] = target_of(assignment, pins[name], decided.get(Register(name, "pause")), fits, book, running)
             self._note_obstacle(name, targets[name])
         return targets
 
-    def _digests(self, assignment: Assignment, pin: Decision | None) -> set[str]:
-        """Of the versions of a pipeline that may be what runs, those that are here."""
-        pinned = pinned_version(pin)
-        return {assignment.digest, *([pinned[0]] if pinned else [])} & self._versions.keys()
-
     def _fit(self, pipeline: str, digest: str, assignment: Assignment, notes: Sequence[Note]) -> Fit:
-        version, keeper = self._versions[digest], self.keepers.get(pipeline)
-        found, supplied = (
-            fit(version, pipeline, assignment, notes, node=self.identity.node),
-            self.supplies.provision(pipeline, digest),
-        )
+        version, keeper, good = self._versions[digest], self.keepers.get(pipeline), self.gatekeeper.book(pipeline).good
+        found = self.gatekeeper.unfit(digest) or fit(version, pipeline, assignment, notes, node=self.identity.node)
+        supplied = self.supplies.provision(pipeline, digest)
         if found.params is not None and not supplied.may_start:
             return Fit(None, supplied.code, supplied.reason, "pending")
-        if found.params is not None and keeper is not None and keeper.wanted_digest != digest:
+        other = keeper.wanted_digest if keeper else good.digest if good else digest
+        if found.params is not None and other != digest:
             found = unset(version, found.params, self.labels, self.secrets.all())  # else its start says what is missing
         return found if found.params is None else replace(found, code=supplied.code, reason=supplied.reason)
 
     def _note_obstacle(self, pipeline: str, target: Target) -> None:
-        if target.is_paused or (target.params is None and target.code != causes.FETCHING):
+        if target.is_paused or (target.params is None and not target.lacks):
             self._block(pipeline, target.phase, target.reason, target.code)
-        elif target.params is not None:
+        elif target.params is not None and not target.lacks:
             self._obstacles.pop(pipeline, None)
 
     async def _load_versions(self, wanted: Mapping[str, int]) -> None:
@@ -257,7 +270,8 @@ class Agent:
                 self._block(pipeline, "pending", words, code)
             case Start(pipeline, digest, params):
                 await self.actions.prepare(self._versions[digest].spec)
-                keeper = self.keepers[pipeline] = Keeper(self._services(), self._versions[digest], params, self.wake)
+                services, version = self._services(), self._versions[digest]
+                keeper = self.keepers[pipeline] = Keeper(services, version, params, self.wake, self.gatekeeper.note_end)
                 keeper.tables = self._given[pipeline]
                 keeper.shelves = shelves_of(self.record.document.notes(), self.identity.node, pipeline)
                 self._track(self._keeping, self._keep(keeper))
@@ -299,8 +313,15 @@ class Agent:
             self._obstacles[pipeline] = Status(phase, reason, clock.wall_text(), code)
 
     def _reported(self, name: str, before: Reported | None) -> Reported | None:
-        target = self._targets.get(name)
-        return reported(before, self.keepers.get(name), target, self.status_of(name), self.record.manifest.generation)
+        target, keeper = self._targets.get(name), self.keepers.get(name)
+        gate = self.gatekeeper.verdict(name, keeper.version.digest) if keeper else Verdict("")
+        bans, generation = self.gatekeeper.book(name).bans, self.record.manifest.generation
+        return reported(before, keeper, target, self.status_of(name), gate.state, bans, generation)
+
+
+def _joined(*reasons: str) -> str:
+    """Each once."""
+    return "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 async def run_managed(config: AgentConfig, identity: Identity) -> None:

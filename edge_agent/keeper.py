@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,14 +34,26 @@ class Status:
     code: str = ""  # one of `causes.CODES`; "" when it is as it should be
 
 
+OnEnd = Callable[["Keeper", Outcome], Awaitable[None]]
+
+
 class Keeper:
     """`replace`, `update_params`, `stop` change what is wanted; `run` is the task that follows, and ends after `stop`.
 
     `stop` ends the pipeline for good, its streams drain; `suspend` only ends the process, for the agent's own end.
     """
 
-    def __init__(self, services: Services, version: PipelineVersion, params: Params, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        version: PipelineVersion,
+        params: Params,
+        on_change: Callable[[], None],
+        on_end: OnEnd | None = None,
+    ) -> None:
+        """`on_end` hears how a runner ended that nobody had told to, before the next one starts."""
         self._services, self.version, self.params, self._on_change = services, version, dict(params), on_change
+        self._on_end = on_end
         self.secrets = services.secrets_digest(version)  # as last given
         self.host: PipelineHost | None = None
         self.status = Status("pending", since=clock.wall_text())
@@ -136,6 +148,8 @@ class Keeper:
             )
             outcome = await self._run_once(host)
             if not self._changed.is_set():
+                if self._on_end is not None:
+                    await self._on_end(self, outcome)
                 await self._back_off(outcome)
         if not self._is_suspended:
             await self._services.store.close_streams(self.pipeline)

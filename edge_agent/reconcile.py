@@ -74,9 +74,9 @@ def reconcile(
     """
     actions: list[Action] = [Stop(name) for name in sorted(running.keys() - targets.keys())]
     for name, target in sorted(targets.items()):
-        if target.digest not in stored:
-            actions.append(FetchArtifact(name, target.digest))
-        elif name in effective:
+        if target.lacks:
+            actions.append(FetchArtifact(name, target.lacks))
+        if name in effective and target.digest in stored:
             given = Running(target.digest, effective[name], labels, secrets.get(name, ""))
             actions += _bring_to(name, given, running.get(name))
     return actions

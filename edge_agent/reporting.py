@@ -15,8 +15,11 @@ from edge_agent.node_record import NodeRecord
 from edge_agent.state_sync import AGENT
 from edge_agent.store import Store
 from edge_agent.target import Target
-from pipelines.contract.node_state import Reported, params_digest
+from pipelines.contract import causes
+from pipelines.contract.node_state import Ban, Reported, params_digest
 from pipelines.contract.version import LANGUAGES
+
+REASON_MAX = 2_000  # characters: a report has room for 16 KiB
 
 
 class Reporter:
@@ -60,11 +63,19 @@ class Reporter:
 
 
 def _what_runs(reported: Reported) -> tuple[object, ...]:
-    return reported.digest, reported.params_digest, reported.bans, reported.code == "pinned", reported.artifacts
+    """What changes because somebody wanted it, or for good: not what flaps by itself."""
+    code = reported.code if reported.code in (causes.PINNED, causes.PAUSED, causes.BANNED) else ""
+    return reported.digest, reported.params_digest, reported.bans, code, reported.artifacts, reported.generation
 
 
 def reported(
-    before: Reported | None, keeper: Keeper | None, target: Target | None, status: Status, generation: int
+    before: Reported | None,
+    keeper: Keeper | None,
+    target: Target | None,
+    status: Status,
+    gate: str,
+    bans: tuple[Ban, ...],
+    generation: int,
 ) -> Reported | None:
     """What to say of one pipeline now; `before` itself when nothing changed but the generation."""
     if keeper is not None:
@@ -77,7 +88,17 @@ def reported(
         return replace(before, phase="stopped", reason="", code="", since=clock.wall_text(), generation=generation)
     else:
         return None
-    now = replace(now, phase=status.phase, reason=status.reason, code=status.code, since=status.since, generation=generation)
+    now = replace(
+        now,
+        phase=status.phase,
+        reason=status.reason[:REASON_MAX],
+        code=status.code,
+        gate=gate,
+        bans=bans,
+        artifacts=dict(target.artifacts) if target else {},
+        since=status.since,
+        generation=generation,
+    )
     is_same = before is not None and replace(before, generation=generation) == now
     return before if is_same else now
 

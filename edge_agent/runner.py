@@ -88,6 +88,7 @@ def _fail(channel: Channel, reason: str, hint: str, code: str = "") -> None:
 
 class _Runner:
     def __init__(self, channel: Channel, start: dict[str, Any], blobs: list[bytes], stored: Sequence[tuple[str, bytes]]) -> None:
+        from edge_agent.measured import Measured
         from edge_agent.uncommitted import Uncommitted
         from pipelines.contract.spec import load_spec
         from pipelines.engine.plan import NodeFacts
@@ -121,6 +122,7 @@ class _Runner:
         self.sources = {name: self._open(name, positions.get(name, {})) for name in self.settings}
         stored_bytes = sum(len(key) + len(value) for key, value in stored)
         self.uncommitted = Uncommitted(self.spec, dict(positions), self.state, self.lookups.digests, stored_bytes)
+        self.measured = Measured(self.uncommitted.stats(self.state))
         self.in_flight = self.sent = 0
         self.stopping = self.is_awaited = False
         self.last_tick_s = self.last_commit_s = self.last_answer_s = time.monotonic()
@@ -199,7 +201,10 @@ class _Runner:
     def _evaluate(self, batch: Any) -> None:
         from pipelines.engine.run import run_batch
 
+        begun_ns = time.process_time_ns()
         state, output = run_batch(self.plan, self.state, batch)
+        if batch.lines is not None and len(batch.lines):
+            self.measured.evaluated(len(batch.lines), (time.process_time_ns() - begun_ns) // 1000, output.quarantine)
         self._take(state, output)
 
     def _take(self, state: Any, output: Any) -> None:
@@ -432,7 +437,8 @@ class _Runner:
 
     def _send_stats(self) -> None:
         self.last_stats_s = time.monotonic()
-        self.channel.send({"type": "stats", **self.uncommitted.stats(self.state)})
+        stats = self.uncommitted.stats(self.state)
+        self.channel.send({"type": "stats", **stats, "life": self.measured.told(stats)})
 
 
 def _one_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ FORMAT = 2
 # outbox: a segment, or with `void` a stub in place of the segments `first` to `seq`, whose bytes are gone; `digest` is that of
 # segment `seq`, `run_rows` are the rows of the run through it.
 # timers: node time when a note ends that was made for some time.
-# gates: what the gate of a pipeline found out about its versions (JSON of gate.Gatebook).
+# gates: what the gate of a pipeline found out about its versions (JSON of gate.Book).
 # artifacts: in the order in which they came; without `data` the bytes are a file in artifacts/ (artifacts.py).
 # buffers: what the last version of the pipeline here said of its buffer (JSON of shares.Buffer).
 _TABLES = """

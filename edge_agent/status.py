@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_agent import clock, salvage
 from edge_agent.agent import Agent
+from edge_agent.gate import Verdict
 from edge_agent.link import NatsLink
 from pipelines.contract.errors import SpecError
 from pipelines.contract.folds import decide
@@ -75,10 +76,23 @@ def _pipeline(agent: Agent, name: str) -> dict[str, Any]:
         "why": why,
         "params": _params(agent, name),
         "tables": dict(keeper.tables_in_use) if keeper else {},
+        "gate": _gate(agent, name),
+        "bans": [asdict(ban) for ban in agent.gatekeeper.book(name).bans],
         "restarts": keeper.restarts if keeper else 0,
         "counts": host.stats if host else {},
         "notes": list(host.notes) if host else [],
     }
+
+
+def _gate(agent: Agent, name: str) -> dict[str, Any]:
+    """How the version that runs stands, and what the node would go back to."""
+    keeper, book = agent.keepers.get(name), agent.gatekeeper.book(name)
+    verdict = agent.gatekeeper.verdict(name, keeper.version.digest) if keeper else Verdict("")
+    assignment = agent.record.manifest.assignments.get(name)
+    soaked_s = book.trial.soaked_us / 1e6 if book.trial else 0.0
+    soak_s = assignment.gate.soak_s if assignment else 0.0
+    good = {"number": book.good.number, "digest": book.good.digest} if book.good else None
+    return {"state": verdict.state, "why": verdict.why, "soaked_s": round(soaked_s, 1), "soak_s": soak_s, "last_good": good}
 
 
 async def _incidents(agent: Agent) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def show(facts: dict[str, Any]) -> None:
         console.print(Text(line, style), soft_wrap=True)
     console.print(_pipelines(facts["pipelines"]) if facts["pipelines"] else "no pipelines")
     for pipeline in facts["pipelines"]:
-        for line in [*_params(pipeline), *_tables(pipeline), *_notes(pipeline)]:
+        for line in [*_gate(pipeline), *_params(pipeline), *_tables(pipeline), *_notes(pipeline)]:
             console.print(Text("  " + line))
     for note in facts["notes"]:
         console.print(Text(_note(note)), soft_wrap=True)
@@ -139,6 +139,19 @@ def _pipelines(pipelines: list[dict[str, Any]]) -> Table:
 
 def _counts(counts: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in counts.items() if isinstance(value, int | float) and value)
+
+
+def _gate(pipeline: dict[str, Any]) -> list[str]:
+    """Only what somebody may want to act on: a version that passed is no news."""
+    gate, name = pipeline["gate"], pipeline["pipeline"]
+    told = {
+        "soaking": f"soaking {gate['soaked_s']:.0f} of {gate['soak_s']:g} s",
+        "held": f"held at {gate['soaked_s']:.0f} of {gate['soak_s']:g} s: {gate['why']}",
+        "failed": f"failed: {gate['why']}",
+    }.get(gate["state"])
+    back = f"; the node would go back to version {gate['last_good']['number']}" if gate["last_good"] else ""
+    lines = [f"{name} gate: {told}{back}"] if told else []
+    return lines + [f"{name} version {b['number']} is banned here since {b['at']}: {b['reason']}" for b in pipeline["bans"]]
 
 
 def _params(pipeline: dict[str, Any]) -> list[str]:

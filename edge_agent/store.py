@@ -253,13 +253,19 @@ class Store:
     async def _wait_for_room(self, pipeline: str, commit: Commit) -> None:
         while commit.sealed and await self._must_wait(pipeline, commit):
             if pipeline in self._given_up:
-                self._waiting.discard(pipeline)
+                self._set_waiting(pipeline, is_waiting=False)
                 raise Refused("the buffer is full", op="commit", place=pipeline)
             if pipeline not in self._waiting:
                 _log.warning("the buffer is full: the pipeline waits until the lake took some of it", pipeline=pipeline)
-            self._waiting.add(pipeline)
+            self._set_waiting(pipeline, is_waiting=True)
             await self._has_room.wait()
-        self._waiting.discard(pipeline)
+        self._set_waiting(pipeline, is_waiting=False)
+
+    def _set_waiting(self, pipeline: str, *, is_waiting: bool) -> None:
+        if is_waiting != (pipeline in self._waiting):
+            self._waiting ^= {pipeline}
+            for callback in self._on_transition:
+                callback()
 
     async def _must_wait(self, pipeline: str, commit: Commit) -> bool:
         has_room, added = self._has_room, sum(len(sealed.payload) for sealed in commit.sealed)
@@ -285,7 +291,8 @@ class Store:
         self._callbacks.append(callback)
 
     def on_transition(self, callback: Callable[[], None]) -> None:
-        """Have `callback` run after each commit that changed an incident, and when a history broke off."""
+        """Have `callback` run after each commit that changed an incident, when a history broke off, and when a pipeline begins
+        or ends to wait for room."""
         self._on_transition.append(callback)
 
     def _origin(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, lineage: str) -> Origin:
@@ -556,8 +563,16 @@ class Store:
         return await self._read(lambda db: db.execute(query).fetchall())
 
     async def forget_artifacts(self, digests: Iterable[str]) -> None:
-        """But for those that wrote the state of a pipeline, which may have to be drained."""
+        """But for those that wrote the state of a pipeline, which may have to be drained, and what the node may go back to."""
         await self._write(lambda db: _forget_artifacts(db, list(digests)))
+
+    async def gates(self) -> dict[str, str]:
+        """Pipeline -> what its gate found out: see `gate.Book`."""
+        return await self._read(lambda db: dict(db.execute("SELECT pipeline, body FROM gates")))
+
+    async def put_gate(self, pipeline: str, book: str) -> None:
+        """One pipeline's, in one transaction; "" forgets it."""
+        await self._write(lambda db: _put_gate(db, pipeline, book))
 
     async def timers(self) -> dict[str, int]:
         """Notes that hold for some time -> node time when that is over."""
@@ -771,6 +786,19 @@ def _set_timers(db: sqlite3.Connection, begin: Mapping[str, int], forget: Iterab
     db.executemany("INSERT OR IGNORE INTO timers VALUES (?, ?)", list(begin.items()))
 
 
+def _put_gate(db: sqlite3.Connection, pipeline: str, book: str) -> None:
+    if book:
+        db.execute("INSERT OR REPLACE INTO gates VALUES (?, ?)", (pipeline, book))
+    else:
+        db.execute("DELETE FROM gates WHERE pipeline = ?", (pipeline,))
+
+
+def _last_good(db: sqlite3.Connection) -> set[str]:
+    """Digests of what the node could go back to: versions and their lookup tables."""
+    found = [json.loads(body)["good"] for (body,) in db.execute("SELECT body FROM gates")]
+    return {digest for good in found if good for digest in (good["digest"], *good["artifacts"].values())}
+
+
 def _artifact(db: sqlite3.Connection, digest: str) -> tuple[Artifact, int] | None:
     query = "SELECT kind, data, signature, number FROM artifacts WHERE digest = ? AND data IS NOT NULL"
     row = db.execute(query, (digest,)).fetchone()
@@ -778,5 +806,6 @@ def _artifact(db: sqlite3.Connection, digest: str) -> tuple[Artifact, int] | Non
 
 
 def _forget_artifacts(db: sqlite3.Connection, digests: Sequence[str]) -> None:
-    for digest in digests:
-        db.execute("DELETE FROM artifacts WHERE digest = ? AND digest NOT IN (SELECT digest FROM pipelines)", (digest,))
+    kept = {digest for (digest,) in db.execute("SELECT digest FROM pipelines")} | _last_good(db)
+    for digest in set(digests) - kept:
+        db.execute("DELETE FROM artifacts WHERE digest = ?", (digest,))

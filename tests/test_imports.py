@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PURE = [
     *sorted(p for p in (ROOT / "pipelines").rglob("*.py")),
-    *(ROOT / "edge_agent" / name for name in ("reconcile.py", "target.py", "provisions.py")),
+    *(ROOT / "edge_agent" / name for name in ("gate.py", "provisions.py", "reconcile.py", "target.py")),
     *(ROOT / "control_plane" / name for name in ("assign.py", "rollout.py", "deployment_file.py")),
 ]
 IMPURE = frozenset(

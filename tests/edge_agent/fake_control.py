@@ -15,7 +15,7 @@ from pipelines.contract import messages, subjects
 from pipelines.contract.artifact import CHUNK_BYTES_MAX, LOOKUP_TABLE, PIPELINE_VERSION, Artifact
 from pipelines.contract.document import NodeDocument
 from pipelines.contract.keys import Key
-from pipelines.contract.node_state import CONTROL, Assignment, Manifest, Note, Setting, SignedManifest
+from pipelines.contract.node_state import CONTROL, Assignment, Gate, Manifest, Note, Setting, SignedManifest
 from pipelines.contract.segment import Segment, decode
 from pipelines.contract.version import PipelineVersion
 from tests.nats_broker import Broker
@@ -77,6 +77,7 @@ class FakeControl:
         self.manifest: SignedManifest | None = None
         self.labels: dict[str, str] = {}
         self.tables: dict[str, str] = {}  # in every assignment: what a version calls an artifact -> digest
+        self.gate, self.lift = Gate(), 0
         self._order = (1, 0)
 
     async def serve(self, broker: Broker) -> None:
@@ -99,9 +100,8 @@ class FakeControl:
             artifact = Artifact.sign(PIPELINE_VERSION, version.canonical, self.author)
             self.artifacts[version.digest] = (artifact, version.number)
         self._order = (self._order[0], self._order[1] + 1)
-        assignments = {
-            v.pipeline: Assignment(v.digest, v.number, params, "ann", "because", artifacts=self.tables) for v in versions
-        }
+        more: dict[str, Any] = {"gate": self.gate, "lift": self.lift, "artifacts": self.tables}
+        assignments = {v.pipeline: Assignment(v.digest, v.number, params, "ann", "because", **more) for v in versions}
         self.manifest = SignedManifest.sign(Manifest(self.node, *self._order, assignments, self.labels), self.key)
         if poke:
             await self.poke()

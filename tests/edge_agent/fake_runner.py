@@ -147,9 +147,15 @@ class FakeRunner:
     def do_die(self, status: int) -> None:
         os._exit(status)
 
-    def do_fail(self, reason: str) -> None:
-        self.channel.send({"type": "failed", "reason": reason, "hint": "mend it"})
+    def do_fail(self, reason: str, code: str = "") -> None:
+        self.channel.send({"type": "failed", "reason": reason, "hint": "mend it", "code": code})
         time.sleep(10)
+
+    def do_fail_by(self, words: list[str]) -> None:
+        self.do_fail(*words)
+
+    def do_trouble(self, text: str) -> None:
+        self.channel.send({"type": "note", "level": "warning" if text else "info", "text": text, "about": "source s"})
 
     def do_stats(self, stats: dict[str, Any]) -> None:
         self.channel.send({"type": "stats", **stats})

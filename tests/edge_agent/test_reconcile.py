@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edge_agent.reconcile import FetchArtifact, Replace, Running, Start, Stop, UpdateParams, reconcile
 from edge_agent.target import Target
 
@@ -14,7 +16,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_a_new_pipeline_is_fetched_then_started() -> None:
-    assert reconcile({"p": ONE}, {}, {}, set()) == [FetchArtifact("p", "d1")]
+    assert reconcile({"p": replace(ONE, lacks="d1")}, {}, {}, set()) == [FetchArtifact("p", "d1")]
     assert reconcile({"p": ONE}, {"p": {"x": 1}}, {}, {"d1"}) == [Start("p", "d1", {"x": 1})]
 
 
@@ -25,7 +27,7 @@ def test_absence_means_stop_and_stops_come_first() -> None:
 
 def test_another_version_replaces_only_when_its_bytes_are_here() -> None:
     running = {"p": Running("d1", {})}
-    assert reconcile({"p": TWO}, {}, running, {"d1"}) == [FetchArtifact("p", "d2")]
+    assert reconcile({"p": replace(TWO, lacks="d2")}, {}, running, {"d1"}) == [FetchArtifact("p", "d2")]
     assert reconcile({"p": TWO}, {"p": {}}, running, {"d1", "d2"}) == [Replace("p", "d2", {})]
 
 
