@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from control_plane import deployments, fleet, registry, store
+from control_plane import deployments, fleet, registry, rollout_store, store
 from control_plane.fleet import Transition
 from control_plane.times import iso
 
@@ -81,9 +81,11 @@ def _failures(db: Connection, pipeline: str, names: Mapping[str, str], only: str
     asked = sa.select(n.node, r.number, n.failed).where(n.rollout == r.id, r.pipeline == pipeline, n.failed != "")
     for row in db.execute(asked):
         found[row.node, row.number] = {"reason": row.failed, "at": "", "banned": False}
+    lifts = rollout_store.lifts(db)
     for node in fleet.all_nodes(db):
         now = node.reported.get(pipeline)
         for ban in now.bans if now else ():
-            found[node.id, ban.number] = {"reason": ban.reason, "at": ban.at, "banned": True}
+            stands = ban.lift >= lifts.get((pipeline, node.id, ban.digest), 0)
+            found[node.id, ban.number] = {"reason": ban.reason, "at": ban.at, "banned": stands}
     chosen = {key: value for key, value in found.items() if not only or key[0] == only}
     return [{"node": names.get(node, node), "version": number, **value} for (node, number), value in sorted(chosen.items())]

@@ -52,10 +52,11 @@ def issue(db: Connection, keys: KeyRing, contact: Contact) -> list[Change]:
     return fleet.issue(db, keys)
 
 
-def tick(db: Connection, keys: KeyRing, contact: Contact) -> list[str]:
-    """What time and news bring: rules that end, rollouts that go on. Ids of nodes that should ask."""
+def tick(db: Connection, keys: KeyRing, contact: Contact, *, has_news: bool = True) -> list[str]:
+    """What time and news bring: rules that end, rollouts that go on. Ids of nodes that should ask. Without news
+    only what waits for time is looked at."""
     ended = registry.end_rules(db, contact.now)
-    if _advance_all(db, contact) or ended:
+    if _advance_all(db, contact, has_news=has_news) or ended:
         return [change.node.id for change in fleet.issue(db, keys)]
     return []
 
@@ -198,7 +199,7 @@ def preview(db: Connection, ids: Sequence[int], contact: Contact) -> list[str]:
 
 def groups(db: Connection, rollout: Rollout, nodes: Sequence[Node], contact: Contact) -> dict[str, list[dict[str, str]]]:
     """What became of the nodes after an undo: `back`, `may_run`, `never`, `failed`; each with names, since when, and a word."""
-    offered = rollout_store.admissions(db, rollout.id)
+    offered, lifts = rollout_store.admissions(db, rollout.id), rollout_store.lifts(db)
     found: dict[str, list[dict[str, str]]] = {"back": [], "may_run": [], "never": [], "failed": []}
     for node in nodes:
         row = offered.get(node.id)
@@ -206,7 +207,8 @@ def groups(db: Connection, rollout: Rollout, nodes: Sequence[Node], contact: Con
             continue
         silent = "" if contact.is_in_contact(node) else clock(contact.last_seen(node), contact.now)
         now = node.reported.get(rollout.pipeline)
-        ban = next((b for b in now.bans if b.digest == rollout.digest), None) if now else None
+        lift = lifts.get((rollout.pipeline, node.id, rollout.digest), 0)
+        ban = next((b for b in now.bans if b.digest == rollout.digest and b.lift >= lift), None) if now else None
         if ban is not None or row.failed:
             found["failed"].append(_entry(node, silent, (ban.reason if ban else "") or row.failed, ban.at if ban else ""))
         elif not row.generation or node.sent_generation < row.generation:
@@ -242,10 +244,10 @@ def describe_groups(rollout: Rollout, found: Mapping[str, Sequence[Mapping[str, 
 # -- how the machine is fed
 
 
-def _advance_all(db: Connection, contact: Contact) -> bool:
+def _advance_all(db: Connection, contact: Contact, *, has_news: bool = True) -> bool:
     """Whether nodes were admitted."""
     ids = rollout_store.current_ids(db)
-    open_ = [r for r in rollout_store.load(db, ids).values() if r.is_open and r.is_paced]
+    open_ = [r for r in rollout_store.load(db, ids).values() if r.is_open and r.is_paced and (has_news or r.state == RUNNING)]
     if not open_:
         return False
     nodes, plans, changed = _nodes(db), registry.plans(db), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -234,13 +236,15 @@ class ControlPlane:
 
     async def _roll(self) -> None:
         """Rollouts and what else waits for news or time (I7). It rests, so that many nodes coming back at once are one pass."""
-        while True:
+        for count in itertools.count():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), ROLL_S)
+            has_news = self._news.is_set() or count % 12 == 0
             self._news.clear()
             began = time.monotonic()
+            tick = partial(rollouts.tick, keys=self.keys, contact=self.contact(), has_news=has_news)
             try:
-                await self.poke(await self.with_db(rollouts.tick, self.keys, self.contact()))
+                await self.poke(await self.with_db(tick))
             except Exception as error:  # noqa: BLE001 - a full disk or a locked database must not end the process
                 log.error("rollouts wait", reason=str(error).partition("\n")[0])
             await asyncio.sleep(max(REST_S, 5 * (time.monotonic() - began)))
