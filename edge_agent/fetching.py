@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic
 
 import structlog
 
@@ -128,14 +128,14 @@ class Fetcher:
 
     async def _chunk(self, fetch: Fetch, beginning: Beginning) -> tuple[ArtifactReply, bytes, bytes]:
         """The next one, of about the size that the link carries in `CHUNK_S`."""
-        node, asked_s = self._identity.node, monotonic()
+        node, asked_s = self._identity.node, time.monotonic()
         request = ArtifactRequest(node, secrets.token_hex(8), fetch.digest, beginning.offset, self._chunk_bytes)
         try:
             raw = await self._link.request(subjects.artifact(node), request.pack(), self._timeout_s)
         except LinkDown:
             self._chunk_bytes = max(self._chunk_bytes // 4, CHUNK_BYTES_MIN)
             raise
-        took_s = monotonic() - asked_s
+        took_s = time.monotonic() - asked_s
         if took_s > CHUNK_S:
             self._chunk_bytes = max(self._chunk_bytes // 2, CHUNK_BYTES_MIN)
         elif took_s < CHUNK_S / 4:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -412,7 +413,7 @@ def test_a_version_does_not_wait_for_a_table_and_ends_in_the_store(tmp_path: Pat
 
 def test_chunks_are_as_large_as_the_line_carries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line, digest, now = Line((LOOKUP_TABLE, TABLE)), sha256(TABLE), [0.0]
-    monkeypatch.setattr(fetching, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: now[0]))
     rate = [50_000.0]
 
     def spoil(offset: int, chunk: bytes, size: int) -> tuple[bytes, int]:
