@@ -62,9 +62,9 @@ def all_incidents(db: Connection, rows: Rows, contact: Contact, wanted: Wanted =
     notes = copies.incident_notes(db)
     synced = {found.id: found.seen_digest == found.document_digest for found in known.values()}
     shown = [_shown(incident, known.get(incident.node), contact) for incident in incidents.fold(rows, notes, synced)]
-    shown += [
-        {**row, "labels": known[row["node_id"]].labels if row["node_id"] in known else {}} for row in silence_store.rows(db)
-    ]
+    for row in silence_store.rows(db):
+        labels = known[row["node_id"]].labels if row["node_id"] in known else {}
+        shown.append({**row, "labels": labels, "message": row["message"] + _meanwhile(row, shown)})
     shown = [row for row in shown if wanted.takes(row)]
     for row in shown:
         row["words"] = sorted(row["words"])
@@ -115,6 +115,15 @@ def _shown(found: Incident, node: Node | None, contact: Contact) -> dict[str, An
         "known_us": max((parse_iso(step.received_at or step.at) for step in found.steps), default=0),
         "as_of": "" if node is None or found.is_closed else _as_of(found, node, contact),
     }
+
+
+def _meanwhile(silence: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> str:
+    """What a node that was silent brought with it."""
+    if not silence["closed"]:
+        return ""
+    mine = [i for i in shown if i["node_id"] == silence["node_id"] and i["origin"] == "node"]
+    raised = sum(silence["since"] <= at <= silence["cleared_at"] for i in mine for at in i["raises"])
+    return f"; {raised} incident{'' if raised == 1 else 's'} raised there meanwhile"
 
 
 def _is_paused(node: Node, found: Incident) -> bool:

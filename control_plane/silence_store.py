@@ -111,6 +111,7 @@ def _row(one: Silence, names: Mapping[str, str]) -> dict[str, Any]:
         "state": state,
         "words": frozenset([*state.split(", "), "closed" if is_over else "open"]),
         "raised_at": iso(one.raised_at),
+        "since": iso(one.since),
         "acked_by": one.acked_by,
         "acked_at": iso(one.acked_at) if is_acked else "",
         "cleared_at": iso(one.resolved_at) if is_over else "",

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     *sorted(p for p in (ROOT / "pipelines").rglob("*.py")),
     *(ROOT / "edge_agent" / name for name in ("gate.py", "provisions.py", "reconcile.py", "target.py")),
-    *(ROOT / "control_plane" / name for name in ("assign.py", "rollout.py", "deployment_file.py")),
+    *(
+        ROOT / "control_plane" / name
+        for name in ("assign.py", "rollout.py", "deployment_file.py", "silence.py", "incident_stats.py")
+    ),
 ]
 IMPURE = frozenset(
     {

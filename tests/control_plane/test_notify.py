@@ -15,13 +15,15 @@ from fake_node import FakeNode, incident_rows
 from receiver import Receiver, receiving
 from server_process import ServerProcess, free_port, until
 
-from control_plane import notify, notify_store, silence_store, store
+from control_plane import incident_views, notify, notify_store, silence_store, store
 from control_plane.commands import Writer
 from control_plane.effects import Contact
+from control_plane.incident_commands import IncidentCommands
 from control_plane.notify import Notifier
 from control_plane.store import Store
 from control_plane.times import iso, parse_iso
 from pipelines.contract.errors import Refused, TidewireError
+from pipelines.contract.node_state import Reported
 
 S = 1_000_000
 WHO = Writer("ana", "duty")
@@ -66,14 +68,18 @@ class Plane:
     def node(self, name: str, site: str = "lyon", ran: bool = True) -> None:
         values = dict.fromkeys((c.name for c in store.nodes.columns if not c.nullable), "")
         numbers = {c.name: 0 for c in store.nodes.columns if isinstance(c.type, (sa.Integer, sa.BigInteger))}
-        blobs = {c.name: b"" for c in store.nodes.columns if isinstance(c.type, sa.LargeBinary)}
+        blobs = {c.name: None if c.nullable else b"" for c in store.nodes.columns if isinstance(c.type, sa.LargeBinary)}
         labels = {"labels": f'{{"site": "{site}"}}', "local": "{}", "facts": "{}"}
         with self.store.write() as db:
             db.execute(
                 store.nodes.insert().values({**values, **numbers, **blobs, **labels, "id": name, "name": name, "public": name})
             )
             if ran:
-                db.execute(store.reports.insert().values(node=name, name="pipeline/p", body="{}", received_at=0))
+                db.execute(
+                    store.reports.insert().values(
+                        node=name, name="pipeline/p", body=Reported("d", 1, "running").to_json(), received_at=0
+                    )
+                )
         self.seen[name] = self.now
 
     def happens(self, node: str, incident: str, what: str, ago_s: float = 0, **more: Any) -> None:
@@ -207,8 +213,9 @@ def test_what_was_acknowledged_on_site_before_we_learned_of_it_pages_nobody(plan
         plane.node("pi")
         plane.happens("pi", "i1", "raised", ago_s=1800)
         plane.happens("pi", "i1", "acknowledged", ago_s=1700, by="eve")
+        plane.happens("pi", "still there", "raised", ago_s=7200)
         await plane.go_on(60)
-        assert [b.get("digest") for b in receiver.bodies] == [True]
+        assert [(b.get("digest"), b.get("count")) for b in receiver.bodies] == [(True, 3)]
 
     with receiving() as receiver:
         asyncio.run(story(receiver))
@@ -319,3 +326,29 @@ def test_from_a_node_to_a_receiver_and_no_secret_is_told(server: ServerProcess) 
 
     with receiving() as receiver:
         asyncio.run(story(receiver))
+
+
+def test_a_silence_is_an_incident_like_others_and_says_what_happened_meanwhile(plane: Plane) -> None:
+    commands = IncidentCommands(plane.store)
+
+    def shown() -> dict[str, Any]:
+        with plane.store.write() as db:
+            [row] = [r for r in incident_views.all_incidents(db, plane.rows, plane.contact()) if r["origin"] == "control"]
+        return row
+
+    async def story() -> None:
+        plane.node("pi")
+        await plane.go_on(700)
+        assert (shown()["state"], shown()["trigger"], shown()["node"]) == ("active, unacknowledged", "node silent", "pi")
+        done = commands.by_hand("acknowledge", [shown()["id"][:6]], None, [], WHO, plane.contact())
+        assert done.result["changed"] and done.poke == [], "there is no node to tell"
+        assert not commands.by_hand("acknowledge", [shown()["id"]], None, [], WHO, plane.contact()).result["changed"]
+        assert (shown()["acked_by"], shown()["acknowledged"]) == ("ana", True)
+        plane.happens("pi", "i1", "raised", ago_s=60)
+        plane.rows = [{**row, "node": row["_node"], "received_at": row["_received_at"]} for row in plane.rows]
+        plane.seen["pi"] = plane.now
+        await plane.go_on(30)
+        assert shown()["state"] == "cleared, acknowledged"
+        assert "back after" in shown()["message"] and shown()["message"].endswith("; 1 incident raised there meanwhile")
+
+    asyncio.run(story())
