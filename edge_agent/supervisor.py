@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     # Address space that malloc would reserve per thread, and Arrow for itself, would count against a runner's limit unused.
     "MALLOC_ARENA_MAX": "2",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OPENBLAS_NUM_THREADS": "1",  # numpy starts threads for it that nothing here uses
     # The columns of one batch lie where those of the last one did: giving them back each time cost a quarter of a runner's CPU.
     # It gives them back when no rows come.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),

@@ -24,7 +24,7 @@ from pipelines.contract.language.sources import Source as SourceSpec
 from pipelines.engine.batch import parse_header
 from pipelines.engine.records.framing import Framed, open_framer
 
-BLOCK_BYTES = 2 * 1024 * 1024
+BLOCK_BYTES = 1792 * 1024  # larger ones cost memory (I9), smaller ones what each batch costs
 LOOKS_MAX = 16  # blocks without a record, as within one that is too long, before another file has its turn
 HEAD_BYTES_MAX = 1024
 RESCAN_S = 1.0  # a new file is noticed within this time; at once where its folder is known without a pattern

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -113,11 +114,12 @@ def _rows(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
     records = plan.records[batch.source].read(batch)
     if not records.count:
         return state, Output()
-    origin = Origin(batch, records.line)
+    origin, reasons = Origin(batch, records.line), records.reasons
     state, rows = run_steps(plan, state, batch, records)
-    state, quarantined = _account(plan, state, origin, records.reasons, rows)
-    accepted = rows.filter(pc.equal(rows["_fate"], ALIVE)) if _any_dead(rows) else rows
-    state, output = _evaluate(plan, state, origin, accepted)
+    del records  # memory, as the rows that are not accepted
+    state, quarantined = _account(plan, state, origin, reasons, rows)
+    rows = rows.filter(pc.equal(rows["_fate"], ALIVE)) if _any_dead(rows) else rows
+    state, output = _evaluate(plan, state, origin, rows)
     return state, (Output(quarantine=quarantined) + output).in_row_order()
 
 
@@ -236,7 +238,7 @@ def dry_run(plan: Plan) -> None:
 
 
 def _any_dead(rows: pa.Table) -> bool:
-    return bool(pc.any(pc.not_equal(rows["_fate"], ALIVE)).as_py())
+    return bool(pc.max(rows["_fate"]).as_py() != ALIVE)
 
 
 def _account(
@@ -264,7 +266,8 @@ def _account(
 
 
 def _count_fates(rows: pa.Table) -> dict[int, int]:
-    return {pair["values"]: pair["counts"] for pair in pc.value_counts(rows["_fate"]).to_pylist()}
+    counts = np.bincount(rows["_fate"].to_numpy())
+    return {code: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
 
 
 def _quarantine(plan: Plan, origin: Origin, reasons: Mapping[int, Sequence[str]], rows: pa.Table) -> pa.Table:

@@ -244,11 +244,13 @@ def _has_one(texts: Spans, places: Places, few: bytes) -> Mask:
 
 def _is_text(records: Spans) -> bool:
     """Whether all is UTF-8; they were cut at whole characters."""
-    if len(records):
-        try:
-            _one(records.data, int(records.starts[0]), int(records.stops[-1])).cast(pa.string())
-        except pa.ArrowInvalid:
-            return False
+    start, stop = (int(records.starts[0]), int(records.stops[-1])) if len(records) else (0, 0)
+    if start == stop or records.data[start:stop].max() < 0x80:
+        return True
+    try:
+        _one(records.data, start, stop).cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
     return True
 
 

@@ -66,8 +66,8 @@ class Template:
         lines have anything in the columns; where all are, there are none. Raises ArrowInvalid for numbers that cannot be cast."""
         spans, odd = self._spans(lines)
         columns = {}
-        for scalar, values in zip(self.scalars, spans, strict=False):
-            columns[scalar.path], wrong = self._proven(scalar, values, types.get(scalar.path, pa.float64()))
+        for scalar in self.scalars[: len(spans)]:
+            columns[scalar.path], wrong = self._proven(scalar, spans.pop(0), types.get(scalar.path, pa.float64()))
             odd = either(odd, wrong)
         return columns, odd
 
