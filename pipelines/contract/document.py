@@ -16,6 +16,7 @@ from typing import Any
 from automerge.core import ROOT, Document, ScalarType
 
 from pipelines.contract import epochs
+from pipelines.contract.document_size import check_size
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.node_state import CONTROL, Note, Reported
@@ -254,6 +255,7 @@ def _check_entry(key: str, value: object) -> None:
 def _load(data: bytes) -> Document:
     if not 0 < len(data) <= DOCUMENT_BYTES_MAX:
         raise Refused(f"a document of {len(data)} bytes; it may have 1 to {DOCUMENT_BYTES_MAX}", op="load document")
+    check_size(data)
     try:
         document = Document.load(data)
         values = _read(document)

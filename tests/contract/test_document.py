@@ -135,6 +135,19 @@ def test_i5_notes_are_neither_altered_nor_removed() -> None:
             document.merged(bytes(other.save()), author=NODE)
 
 
+def test_i9_a_document_that_would_take_too_much_memory_is_refused_before_it_does() -> None:
+    document = Document.load(NodeDocument().save())
+    with document.transaction() as transaction:
+        for number in range(40):
+            transaction.put(ROOT, f"reported/{number}", ScalarType.Str, "x" * 1024 * 1024)
+    data = bytes(document.save())
+    assert len(data) < DOCUMENT_BYTES_MAX
+    with pytest.raises(Refused, match="takes more than"):
+        NodeDocument(data)
+    with pytest.raises(Refused):
+        NodeDocument(NodeDocument().save() * 2)
+
+
 @pytest.mark.parametrize(("kind", "value"), [(ScalarType.Int, 1), (ScalarType.Bytes, b"x"), (ScalarType.Boolean, True)])
 def test_an_entry_that_is_no_text_is_refused(kind: ScalarType, value: object) -> None:
     document = Document.load(NodeDocument().save())
