@@ -209,7 +209,7 @@ def test_hostile_entries_about_the_document_itself_are_refused(entries: dict[str
 
 @pytest.mark.parametrize("seq", [5, 9])
 def test_notes_of_another_epoch_take_the_next_number_where_theirs_was_given(seq: int) -> None:
-    after = document_of(*(site(n, "comment", subject=f"{n}") for n in range(1, 6))).next_epoch(NODE)
+    after = document_of(*(site(n, "pause" if n < 5 else "resume") for n in range(1, 6))).next_epoch(NODE)
     late = Note(NODE, seq, "comment", "late")
     once = after.with_notes([late])
     assert [n.seq for n in once.notes() if n.subject == "late"] == [6 if seq <= 5 else seq]

@@ -38,6 +38,7 @@ def test_i9_a_document_that_grew_starts_again_and_means_the_same(pair: SimpleNam
     site.settle()
     site.settle()
     assert site.document.epoch == cloud.node().epoch == 1 and len(site.document.save()) < before / 3
+    assert NodeDocument(site.disk.document or b"").digest() == site.document.digest(), "stored, then believed"
     assert [note.name for note in site.document.notes()] == ["control/1", "n1/3"]
     assert site.document.reported()["press"].reason == f"{ROUNDS - 1}"
     assert [note.name for note in cloud.node().notes] == ["control/1", "n1/3"], "what is current"
