@@ -386,15 +386,15 @@ def _forgive(db: Connection, rollout: Rollout, node: str) -> None:
 
 
 def _take_over(db: Connection, rollout: Rollout, gone: Sequence[Rollout], is_done: bool) -> None:
-    """Who was admitted to what is undone goes back to what the older rollout has for it."""
+    """Who came since the older rollout and was admitted to what is undone must not keep that."""
     known = rollout_store.admissions(db, rollout.id)
     for undone in gone:
         if undone.selector != rollout.selector:
             continue
         for row in rollout_store.admissions(db, undone.id).values():
-            had = known.get(row.node, Admission(row.node, before=row.before))
-            if row.admitted and not had.admitted:
-                rollout_store.put(db, rollout.id, replace(had, admitted=now_us() if is_done else 0))
+            if row.admitted and row.node not in known:
+                admitted = now_us() if is_done else 0
+                rollout_store.put(db, rollout.id, Admission(row.node, admitted, before=row.before))
 
 
 def _nodes(db: Connection, name: str = "") -> list[Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,3 +362,41 @@ def test_params_show_rules_and_every_entry_that_lost(plant: Plant) -> None:
     assert (rows["pi"]["value"], rows["pi"]["origin"], rows["pi"]["by"]) == (80.0, "on-site", "m.durand")
     assert [(entry["origin"], entry["value"]) for entry in rows["pi"]["beats"]] == lost
     assert (rows["late"]["value"], [e["origin"] for e in rows["late"]["beats"]]) == (75.0, ["rule:1", "deployment", "default"])
+
+
+def test_who_joined_since_goes_back_to_what_is_there_after_an_undo(plant: Plant) -> None:
+    here, away = fifty(plant)
+    plant.deploy("press@2", **STEPS)
+    plant.run(here, rounds=8)
+    plant.deploy("press@4")
+    (late,) = plant.join("late")
+    plant.hear([late, away[0], *here])
+    assert {late.runs(), away[0].runs(), here[0].runs()} == {4}
+    plant.commands.undo("press", WHO, plant.contact)
+    plant.hear([late, away[0], *here])
+    assert (late.runs(), away[0].runs(), here[0].runs()) == (2, 3, 2), "what each had, and who came since what is there"
+
+
+def test_offered_to_all_at_once_but_never_sent_is_never_had(plant: Plant) -> None:
+    here, away = fifty(plant)
+    plant.deploy("press@4")
+    plant.hear(here)
+    away[0].hear(obey=False)
+    plant.tick(minutes=5)
+    plant.hear(here)
+    found = groups(plant.commands.undo("press", WHO, plant.contact).result)
+    assert [len(found[g]) for g in ("back", "may_run", "never", "failed")] == [30, 1, 19, 0]
+    assert found["may_run"] == [away[0].name]
+
+
+def test_a_failure_counts_also_when_the_node_no_longer_tells_of_it(plant: Plant) -> None:
+    here, _ = fifty(plant)
+    plant.deploy("press@4", **STEPS)
+    (canary,) = [e for e in here if e.name in {n["name"] for n in plant.status()["nodes"] if n["admitted"]}]
+    canary.bad_for = {4}
+    plant.run(here, rounds=1)
+    now = canary.document.reported()["press"]
+    canary.document.report("press", replace(now, bans=()))
+    canary._exchange()
+    plant.tick()
+    assert plant.words()[canary.name] == "banned" and plant.status()["state"] == "held"
