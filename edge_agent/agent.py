@@ -212,7 +212,9 @@ class Agent:
         pinned = {name: version for name, pin in pins.items() if (version := pinned_version(pin)) is not None}
         await self.gatekeeper.open(assignments, pinned.keys())
         goods = {name: good for name in assignments if (good := self.gatekeeper.book(name).good) is not None}
-        wishes = {(name, good.digest): (good.number, good.artifacts) for name, good in goods.items()}
+        wishes: dict[tuple[str, str], tuple[int, Mapping[str, str]]] = {
+            (n, good.digest): (good.number, {**good.artifacts, **assignments[n].artifacts}) for n, good in goods.items()
+        }
         wishes |= {(name, digest): (number, assignments[name].artifacts) for name, (digest, number) in pinned.items()}
         wishes |= {(name, a.digest): (a.number, a.artifacts) for name, a in assignments.items()}
         await self._load_versions({digest: number for (_, digest), (number, _) in wishes.items()})

@@ -95,7 +95,6 @@ def reported(
         code=status.code,
         gate=gate,
         bans=bans,
-        artifacts=dict(target.artifacts) if target else {},
         since=status.since,
         generation=generation,
     )
