@@ -7,6 +7,7 @@ What the two decide differently does not come here: NaN is no value of the schem
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 Condition = Callable[[pa.Table], pa.Array]
 Place = tuple[str, str]  # where a column stands in the row table, and its SQL type
 
+_TRUE, _UNKNOWN = pa.scalar(True), pa.scalar(None, pa.bool_())
 _TYPES = {"BOOLEAN": pa.bool_(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(), "VARCHAR": pa.string()}
 _PYTHON: Mapping[str, type[Any]] = {"BOOLEAN": bool, "BIGINT": int, "DOUBLE": float, "VARCHAR": str}
 _COMPARE: Mapping[str, Callable[[Any, Any], pa.Array]] = {
@@ -33,6 +35,7 @@ _MIRRORED = {
     "COMPARE_LESSTHANOREQUALTO": "COMPARE_GREATERTHANOREQUALTO",
     "COMPARE_GREATERTHANOREQUALTO": "COMPARE_LESSTHANOREQUALTO",
 }
+_DOUBLE = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?", re.ASCII)
 _DIGITS_MAX = 15  # of a decimal that is the same double however it is read
 
 
@@ -51,6 +54,13 @@ def plain_condition(tree: Mapping[str, Any], columns: Mapping[str, Place], param
                 return lambda rows: pc.invert(ready[0](rows))
             join = pc.and_kleene if word == "CONJUNCTION_AND" else pc.or_kleene
             return lambda rows: reduce(join, [part(rows) for part in ready])
+        case "CASE_EXPR":  # true, or NULL: what an aggregate counts
+            check, *others = tree["case_checks"]
+            when = plain_condition(check["when_expr"], columns, params)
+            ends = [(node.get("literal") or {}).get("kind") for node in (check["then_expr"], tree["else_expr"])]
+            if when is None or others or ends != ["BOOLEAN", "NULL_LITERAL"] or _literal(check["then_expr"]) is not True:
+                return None
+            return lambda rows: pc.if_else(pc.fill_null(when(rows), False), _TRUE, _UNKNOWN)
     return _comparison(tree, columns, params) if tree["type"] in _COMPARE else None
 
 
@@ -79,11 +89,21 @@ def _column(node: Mapping[str, Any], columns: Mapping[str, Place]) -> Place:
 def _constant(node: Mapping[str, Any], type_: str, params: Mapping[str, Any]) -> pa.Scalar | None:
     """As a value of the type, None where that is not exactly what it says."""
     value: Any = params.get(node["identifier"]) if node["class"] == "PARAMETER" else _literal(node)
+    if node["class"] == "CAST":
+        value = _cast(node)
     if type_ == "DOUBLE" and type(value) is int and abs(value) <= 2**53:
         value = float(value)
     if type(value) is not _PYTHON[type_] or (type_ == "BIGINT" and abs(value) >= 2**63):
         return None
     return pa.scalar(value, _TYPES[type_]) if type_ != "DOUBLE" or math.isfinite(value) else None
+
+
+def _cast(node: Mapping[str, Any]) -> int | float | None:
+    """A number as `connection.literal` writes it."""
+    to, inner = node["type_expr"].get("type_name"), _literal(node["child"])
+    if to == "BIGINT" and type(inner) is int:
+        return inner
+    return float(inner) if to == "DOUBLE" and isinstance(inner, str) and _DOUBLE.fullmatch(inner) else None
 
 
 def _literal(node: Mapping[str, Any]) -> bool | int | float | str | None:

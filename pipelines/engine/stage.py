@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.errors import Problem
+from pipelines.contract.errors import Problem, SpecError
 from pipelines.contract.frames import canonical_json, sha256
 from pipelines.contract.language.steps import Step
 from pipelines.contract.spec_problems import did_you_mean
 from pipelines.engine.bind import Binder, Bound, Column, Columns
 from pipelines.engine.connection import literal, quote
+from pipelines.engine.expression import parse
 from pipelines.engine.fate import ALIVE, Fates
-from pipelines.engine.plain_condition import Condition, plain_condition
+from pipelines.engine.plain_condition import Condition, Place, plain_condition
 from pipelines.engine.state import State
 from pipelines.engine.statement import Statement
 from pipelines.engine.types import to_arrow
@@ -39,7 +41,7 @@ Extra = tuple[str, str, str]  # hidden column, SQL over the final columns, its S
 
 DERIVED_BYTES_MAX = 16 * 1024  # of a derived value: a row must fit a segment, and texts must not double from step to step
 _WHY = "overflow, division by zero, too long a text, or a value that does not convert"
-_ALIVE = pa.scalar(ALIVE, pa.int16())
+_ALIVE, _UNKNOWN = pa.scalar(ALIVE, pa.int16()), pa.scalar(None, pa.bool_())
 _META = re.compile(r"\b_meta_\w+\b|\b_et\b|\b_row\b")
 
 
@@ -85,7 +87,7 @@ class Stages:
     def finish(self, extras: Sequence[Extra]) -> list[Stage]:
         """What to run, in order. `extras` are computed by the last statement, in rows that are alive."""
         if extras:
-            self._draft().extras(extras, self.columns, self._places)
+            self._draft().extras(extras, self.columns, self._places, self._plain_extras(extras))
         final = {name: place for name, place in self._places.items() if name != place}
         needed = {*self._places.values(), *(name for name, _, _ in extras)}
         stages: list[Stage] = []
@@ -108,8 +110,7 @@ class Stages:
         """Rows for which it is not true are filtered; where it is NULL they are counted apart."""
         failed = self.fates.add("failed", self.step, f"{path}: the expression fails on this row ({_WHY})")
         null, no = self.fates.add("filtered_null", self.step), self.fates.add("filtered", self.step)
-        as_read = {name.lower(): (name, self.columns[name].type) for name, place in self._places.items() if name == place}
-        condition = plain_condition(bound.tree, as_read, self.binder.params) if bound.total else None
+        condition = plain_condition(bound.tree, self._as_read(), self.binder.params) if bound.total else None
         draft = self._draft()
         draft.test(bound, self._placed(bound.reads), (failed, null, no))
         if condition is not None:
@@ -185,6 +186,23 @@ class Stages:
         self._places = {new_names.get(name, name): place for name, place in self._places.items()}
         self.columns = {new_names.get(name, name): column for name, column in self.columns.items()}
 
+    def _as_read(self) -> dict[str, Place]:
+        """The columns that still are what the schema gave."""
+        return {name.lower(): (name, self.columns[name].type) for name, place in self._places.items() if name == place}
+
+    def _plain_extras(self, extras: Sequence[Extra]) -> Mapping[str, Condition]:
+        """All extras as conditions that Arrow can decide; none where it cannot for one of them."""
+        found: dict[str, Condition] = {}
+        for name, sql, type_ in extras:
+            condition = None
+            if type_ == "BOOLEAN":
+                with suppress(SpecError):  # it may be more than an author may write
+                    condition = plain_condition(parse(self.binder.engine, sql, name).tree, self._as_read(), {})
+            if condition is None:
+                return {}
+            found[name] = condition
+        return found
+
     def _placed(self, reads: Iterable[str]) -> dict[str, str]:
         return {name: self._places[name] for name in sorted(reads)}
 
@@ -213,6 +231,7 @@ class _Draft:
     layers: list[str] = field(default_factory=list)
     made: dict[str, str] = field(default_factory=dict)  # place -> SQL type
     hidden: list[Extra] = field(default_factory=list)
+    plain_hidden: Mapping[str, Condition] = field(default_factory=dict)  # the same, if Arrow can do them all
     plain: list[tuple[Condition, int, int]] = field(default_factory=list)  # the layers that Arrow can do
     decides: bool = False  # some layer changes fates
     moves_time: bool = False
@@ -242,17 +261,19 @@ class _Draft:
         time = f"CASE WHEN _fate = 0 THEN epoch_us({quote(place)}) ELSE _et END"
         self.layers.append(f"SELECT * REPLACE ({time} AS _et) FROM _s{len(self.layers)}")
 
-    def extras(self, extras: Sequence[Extra], columns: Columns, places: Mapping[str, str]) -> None:
+    def extras(
+        self, extras: Sequence[Extra], columns: Columns, places: Mapping[str, str], plain: Mapping[str, Condition]
+    ) -> None:
         texts = " ".join(sql for _, sql, _ in extras)
         reads = {name: places[name] for name in columns if re.search(rf"(?i)\b{re.escape(name)}\b", texts)}
         self._use(reads, texts)
-        self.hidden = list(extras)
+        self.hidden, self.plain_hidden = list(extras), plain
         values = "".join(f", CASE WHEN _fate = 0 THEN TRY({sql}) END AS {quote(name)}" for name, sql, _ in extras)
         self.layers.append(f"SELECT *{values} FROM ({self._named(reads)})")
 
     def build(self, engine: duckdb.DuckDBPyConnection, needed: set[str]) -> Stage:
-        if len(self.plain) == len(self.layers):
-            return PlainFilters(self.plain)
+        if len(self.plain) + bool(self.plain_hidden) == len(self.layers):
+            return PlainStage(self.plain, self.plain_hidden)
         made = {place: type_ for place, type_ in self.made.items() if place in needed}
         first = "".join(f", {quote(place)}" + (f" AS {name}" if name != place else "") for place, name in self.inputs.items())
         layers = [f"SELECT CAST(_fate AS INTEGER) AS _fate{first} FROM _in", *self.layers]
@@ -311,17 +332,21 @@ def unfit(value: str, type_: pa.DataType, *, bounded: bool = True, depth: int = 
 
 
 @dataclass(frozen=True)
-class PlainFilters:
-    """Filters that need no statement, with what becomes of rows where they are NULL, or not true."""
+class PlainStage:
+    """Filters that need no statement, with what becomes of rows where they are NULL, or not true; and hidden conditions over the
+    rows that are alive then."""
 
-    conditions: Sequence[tuple[Condition, int, int]]
+    filters: Sequence[tuple[Condition, int, int]]
+    hidden: Mapping[str, Condition]
 
     def __call__(self, state: State, rows: pa.Table) -> tuple[State, pa.Table]:
         fate = rows["_fate"].combine_chunks()
-        for condition, null, no in self.conditions:
+        for condition, null, no in self.filters:
             found = pc.if_else(condition(rows), _ALIVE, pa.scalar(no, pa.int16()))
             fate = pc.if_else(pc.equal(fate, _ALIVE), pc.fill_null(found, pa.scalar(null, pa.int16())), fate)
-        return state, attach(rows, {"_fate": fate})
+        is_alive = pc.equal(fate, _ALIVE)
+        made = {name: pc.if_else(is_alive, condition(rows), _UNKNOWN) for name, condition in self.hidden.items()}
+        return state, attach(rows, {"_fate": fate, **made})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from engine_support import T0, Run, S, batch, ledgers_balance, pipeline, row
 from pipelines.contract.errors import SpecError
 from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import NodeFacts, Plan, compile_plan
-from pipelines.engine.stage import PlainFilters, SqlStage
+from pipelines.engine.stage import PlainStage, SqlStage
 
 SENSITIVE = """
   ts: {type: timestamp, event_time: true, unit: s}
@@ -100,7 +100,10 @@ def test_filters_of_nothing_but_comparisons_need_no_statement() -> None:
         "steps:\n  - filter: v > 0\n  - filter: k <> 'b' or v < $lim\n", head="params: {lim: {type: double, default: 5}}"
     )
     (stage,) = plan.stages
-    assert isinstance(stage, PlainFilters)
+    assert isinstance(stage, PlainStage)
+    counts = "triggers:\n  hot: {over: latest, each: [k], when: count(*) filter (where v > $lim) >= 2}\n"
+    (stage,) = plan_of("steps:\n  - filter: v > 0\n" + counts, head="params: {lim: {type: double, default: 5}}").stages
+    assert isinstance(stage, PlainStage) and len(stage.hidden) == 1
     assert [statements(plan_of(f"steps:\n{steps}")) for steps in _NOT_PLAIN] == [1] * len(_NOT_PLAIN)
 
 
