@@ -414,7 +414,8 @@ class _Runner:
             return not path.startswith(private + os.sep) and any(fnmatch.fnmatch(path, pattern) for pattern in allowed)
 
         listens = partial(may_listen, start["policy"].get("listen"))
-        return SourceContext(self.mode == "until_eof", may_read, self.node_time_us, _wall_us, listens)
+        small = bool(self.spec.windows)
+        return SourceContext(self.mode == "until_eof", may_read, self.node_time_us, _wall_us, listens, small)
 
     def node_time_us(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + self.node_offset_us

@@ -23,13 +23,15 @@ class Block:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source may know of its node. `may_read`, `may_listen`: whether local policy allows a path, an address (I13)."""
+    """What a source may know of its node. `may_read`, `may_listen`: whether local policy allows a path, an address (I13).
+    `is_small`: blocks should be, because the pipeline takes more memory for each row (I9)."""
 
     until_eof: bool
     may_read: Callable[[str], bool]
     node_time_us: Callable[[], int]
     wall_us: Callable[[], int]
     may_listen: Callable[[str], bool] = lambda address: True
+    is_small: bool = False
 
 
 class Source(Protocol):

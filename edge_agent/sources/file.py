@@ -193,7 +193,7 @@ class FileSource:
 
     def _look(self, file: _File, stream: Stream) -> tuple[bytes, bool, Framed]:
         """A block, or more where a record needs it; whether nothing lies behind it now; the records in it."""
-        size = BLOCK_BYTES
+        size = BLOCK_BYTES // 2 if self._context.is_small else BLOCK_BYTES
         while True:
             data, is_end = stream.read(file.at.offset, size)
             framed = self._framed(file, data, is_end) if data else Framed(None, 0)
