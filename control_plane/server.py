@@ -58,8 +58,8 @@ MAIN = "main"  # of the ingest processes of a data directory the one in the cont
 class ControlPlane:
     """Everything of one running control plane. `run` returns after SIGTERM or SIGINT, or when `stop` is set."""
 
-    def __init__(self, config: ControlConfig, *, is_alone: bool = True) -> None:
-        """`is_alone`: no other process has the lake open."""
+    def __init__(self, config: ControlConfig, *, is_alone: bool = True, name: str = MAIN) -> None:
+        """`is_alone`: no other process has the lake open. `name` tells replicas on one store apart."""
         self.config = config
         self.stop = asyncio.Event()
         self.is_ready = asyncio.Event()
@@ -83,7 +83,7 @@ class ControlPlane:
         settler = Settler(Lake(config.lake_dir, is_alone=is_alone), config.refused_dir, self._db.tables_of)
         upkeep = Upkeep(config.lake_dir)
         self._ingest = Ingest(settler, self._bus, self.keys.control, self._db.public_key, self._db.report_security, upkeep)
-        self._serving = Serving(MAIN, self._bus, self.with_db, self._on_data)
+        self._serving = Serving(name, self._bus, self.with_db, self._on_data)
         self._chunks = artifacts.Chunks(lambda digest: self.with_db(artifacts.whole, digest))
         self._seen: dict[str, int] = {}
         self._heartbeats: dict[str, Heartbeat] = {}

@@ -55,7 +55,11 @@ class Requests:
             try:
                 while (found := await self._next()) is not None:
                     await self._work(*found)
-            except Exception:  # noqa: BLE001 - the store, the fork server: nothing else stops for it (I11)
+            except TidewireError as error:
+                _log.error("a request could not be worked on; it is tried again", reason=str(error))
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            except Exception:  # noqa: BLE001 - the fork server: nothing else stops for it (I11)
                 _log.exception("a request could not be worked on; it is tried again")
                 await asyncio.sleep(_PAUSE_S)
                 continue

@@ -173,12 +173,14 @@ class Store:
         try:
             return await asyncio.wrap_future(asked)
         except Exception as error:
-            if salvage.is_damage(error) and not self.damage:
+            if not salvage.is_damage(error):
+                raise
+            if not self.damage:
                 self.damage = str(error)
                 salvage.suspect(self._db.path, self.damage)
                 for callback in self._on_damage:
                     callback()
-            raise
+            raise self._damaged() from error
 
     @contextmanager
     def telling_damage(self) -> Iterator[None]:
@@ -189,10 +191,13 @@ class Store:
             if not self.damage:
                 raise
         if self.damage:
-            raise TidewireError(
-                f"the store is damaged: {self.damage}", op="run", place=str(self._db.path),
-                hint="start the agent again (a service manager does): it keeps what can be read and counts what is lost",
-            )  # fmt: skip
+            raise self._damaged()
+
+    def _damaged(self) -> TidewireError:
+        return TidewireError(
+            f"the store is damaged: {self.damage}", op="run", place=str(self._db.path),
+            hint="start the agent again (a service manager does): it keeps what can be read and counts what is lost",
+        )  # fmt: skip
 
     def on_damage(self, callback: Callable[[], None]) -> None:
         """Have `callback` run once the file is found not to hold what was written to it: the next opening salvages it."""

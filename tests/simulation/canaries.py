@@ -20,6 +20,7 @@ import control_plane.lake
 import control_plane.settle
 import edge_agent.agent
 import edge_agent.forks
+import edge_agent.gate
 import edge_agent.host
 import edge_agent.outbox
 import edge_agent.runner
@@ -188,6 +189,12 @@ def conflict_by_wall_clock() -> Patches:
 
     yield edge_agent.agent, "effective_params", effective_params
     yield control_plane.fleet, "effective_params", effective_params
+
+
+@canary("I12", faults=("version_that_crashes",))
+def never_go_back() -> Patches:
+    """A version that ends by itself again and again is started again and again, since that is what the centre wants."""
+    yield edge_agent.gate, "crashed", lambda book, why: book
 
 
 @canary("I1", "I4", faults=("runner_killed",) * 3)

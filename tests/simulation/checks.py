@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from control_plane import fleet
+from control_plane import fleet, rollout_store
 from control_plane.audit import Scope, run_audit
+from control_plane.rollout import RUNNING
+from pipelines.contract.folds import decide
+from tests.simulation.pipeline import PIPELINE
 
 if TYPE_CHECKING:
     from tests.simulation.world import Node, World
@@ -24,6 +27,7 @@ AT_ONCE_S = 5.0  # two looks at the sources, which are far apart here
 _REFUSED = "the control plane refused a segment"
 _HARMLESS = (
     "security",
+    "the version failed its gate",
     "the store does not take writes",
     "ingest: a group could not be stored",
 )  # what is said in the log as an error on purpose
@@ -214,7 +218,7 @@ def i6_replicas_agree(world: World, nodes: list[Node]) -> Iterator[str]:
                 yield f"I6: {node.name}: the manifests differ"
             for name, why in fleet.convergence(db, stored).items():
                 reported = stored.document.reported().get(name)
-                if reported is None or not reported.reason:
+                if reported is None or not (reported.reason or reported.code or reported.gate == "held"):
                     yield f"I6: {node.name}: {name} has not converged and does not say why: {why}"
 
 
@@ -294,6 +298,47 @@ def i5_parameters_fold_by_what_was_seen(world: World, lake: Lake) -> Iterator[st
             yield f"I5: {node.name}: limit_c is {found}, it should be one of {sorted(possible)}"
 
 
+def i5_what_was_taken_back_is_gone(world: World, lake: Lake) -> Iterator[str]:
+    """After everybody resumed and unpinned, no pause and no pin is left, on either side."""
+    for node in world.nodes:
+        if node.agent is None:
+            continue
+        for register, decision in decide(node.agent.record.document.notes(), node=node.id).items():
+            if register.kind in ("pause", "pin") and decision.is_set:
+                yield f"I5: {node.name}: {register.kind} still holds: {decision.note.name} beat {decision.beaten}"
+
+
+def i12_no_node_stays_with_what_crashes(world: World, lake: Lake) -> Iterator[str]:
+    for node in world.nodes:
+        now = node.agent.record.document.reported().get(PIPELINE) if node.agent else None
+        if now is None or now.number in world.crashing or now.phase != "running":
+            yield f"I12: {node.name}: it should run a version that does not crash: {now}"
+
+
+def i6_rollouts_end(world: World, lake: Lake | None) -> Iterator[str]:
+    """With every node in contact none waits, but for a gate that has no rows to judge by (I8)."""
+    plane = world.control.plane
+    if plane is None or world.store_was_restored:
+        return
+    with plane._store.write() as db:
+        gates = {now.gate for found in fleet.all_nodes(db) if (now := found.reported.get(PIPELINE))}
+        if gates & {"soaking", "held"}:
+            return
+        for rollout in rollout_store.load(db, rollout_store.current_ids(db)).values():
+            if rollout.state == RUNNING and rollout.is_paced:
+                yield f"I6: the rollout of version {rollout.number} is still at step {rollout.step}: {rollout.why}"
+
+
+def i15_acknowledged_once(world: World, lake: Lake) -> Iterator[str]:
+    """However many people did, on whichever side."""
+    for node in world.nodes:
+        if node.read_again or world.faults["lake_restored"]:
+            continue
+        count = Counter(row["incident"] for row in lake.of("incidents", node.id) if row["transition"] == "acknowledged")
+        if twice := [incident for incident, times in count.items() if times > 1]:
+            yield f"I15: {node.name}: incident {twice[0]} was acknowledged {count[twice[0]]} times"
+
+
 def no_defects_logged(world: World, lake: Lake) -> Iterator[str]:
     restored = {node.name for node in world.nodes if node.was_restored}
     for machine, text in world.errors:
@@ -322,5 +367,9 @@ CHECKS: tuple[Callable[[World, Lake], Iterator[str]], ...] = (
     i15_alarms_sound_at_once,
     i2_values_are_those_sealed,
     i5_parameters_fold_by_what_was_seen,
+    i5_what_was_taken_back_is_gone,
+    i12_no_node_stays_with_what_crashes,
+    i6_rollouts_end,
+    i15_acknowledged_once,
     no_defects_logged,
 )

@@ -46,7 +46,7 @@ class Network:
     def __init__(self, rng: random.Random, note: Callable[..., None]) -> None:
         self.rng, self.note = rng, note
         self.paths: dict[str, Path] = {}
-        self.bus: SimBus | None = None  # the control plane's, while it is up
+        self.buses: list[SimBus] = []  # of the control planes that are up
         self.is_up = True  # the broker
         self._replies: dict[str, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count()
@@ -76,8 +76,11 @@ class Network:
         asyncio.get_running_loop().call_later(self.rng.uniform(*path.delay_s), what, *args)
 
     def _arrive(self, path: Path, message: Message) -> None:
-        if self.bus is not None and path.up:
-            self.bus.deliver(message)
+        """What a queue group of subscribers takes goes to one of them; data to whoever serves the node's partition."""
+        if self.buses and path.up:
+            is_data = message.subject.startswith("tw.data.")
+            for bus in self.buses if is_data else [self.rng.choice(self.buses)]:
+                bus.deliver(message)
 
     def ask(self, node: str, subject: str, data: bytes) -> asyncio.Future[bytes]:
         reply = f"{subjects.inbox(node)}.{next(self._numbers)}"
@@ -121,7 +124,7 @@ class SimBus:
 
     async def run(self) -> None:
         """Serve each subscription one message after another, as nats-py does."""
-        self._network.bus = self
+        self._network.buses.append(self)
         self.is_connected.set()
         async with asyncio.TaskGroup() as tasks:
             for subject, handler in {"tw.data.>": self._hand_over, **self._handlers}.items():
@@ -206,7 +209,7 @@ class SimLink:
         closed = self._closed
         if closed is None or closed.done():
             raise LinkDown(self.trouble, op="request", place=subject)
-        if self._path.is_whole and self._network.bus is None:
+        if self._path.is_whole and not self._network.buses:
             await asyncio.sleep(0.01)
             raise LinkDown("the broker is there, the control plane is not", op="request", place=subject)
         asking = self._network.ask(self._node, subject, data)

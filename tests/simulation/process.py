@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from edge_agent import runner
@@ -16,6 +16,7 @@ from tests.simulation.loop import Fiber, VirtualLoop
 
 _LENGTH_BYTES = 4
 KILLED = -9
+CRASHES_AFTER_S = 0.7
 
 
 def _copied(header: dict[str, Any], blobs: Sequence[bytes]) -> Message:
@@ -28,7 +29,11 @@ class SimProcess:
 
     _pids = itertools.count(100)
 
-    def __init__(self, loop: VirtualLoop, machine: Machine, pipeline: str, at: Callable[[str, Life], None]) -> None:
+    def __init__(
+        self, loop: VirtualLoop, machine: Machine, pipeline: str, at: Callable[[str, Life], None], crashing: Container[int]
+    ) -> None:
+        """`crashing` are the numbers of versions that do not live long."""
+        self._crashing = crashing
         self.pid = next(SimProcess._pids)
         self.life = Life(machine, f"{machine.name}/{pipeline}")
         self.channel = self
@@ -64,6 +69,8 @@ class SimProcess:
     async def send(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         if self.life.is_dead:
             raise EOFError("the runner is gone")
+        if header["type"] == "start" and header["number"] in self._crashing and header["mode"] != "drain":
+            self._loop.call_later(CRASHES_AFTER_S, self.kill)
         self.inbox.append(_copied(header, blobs))
         self._loop.call_soon(self.fiber.resume)
 
@@ -104,14 +111,16 @@ class RunnerEnd:
 
 
 class SimSupervisor:
-    def __init__(self, loop: VirtualLoop, machine: Machine, at: Callable[[str, Life], None]) -> None:
-        self._loop, self._machine, self._at = loop, machine, at
+    def __init__(
+        self, loop: VirtualLoop, machine: Machine, at: Callable[[str, Life], None], crashing: Container[int] = ()
+    ) -> None:
+        self._loop, self._machine, self._at, self._crashing = loop, machine, at, crashing
         self.running: list[SimProcess] = []
         self.started = 0
 
     async def start(self, pipeline: str) -> SimProcess:
         await asyncio.sleep(0.05)
         self.started += 1
-        process = SimProcess(self._loop, self._machine, pipeline, self._at)
+        process = SimProcess(self._loop, self._machine, pipeline, self._at, self._crashing)
         self.running = [other for other in self.running if not other.life.is_dead] + [process]
         return process

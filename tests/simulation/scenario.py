@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tests.simulation import people
 from tests.simulation.canaries import CANARIES
-from tests.simulation.checks import complaints, i6_replicas_agree
+from tests.simulation.checks import complaints, i6_replicas_agree, i6_rollouts_end
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import Node, World
 
@@ -76,6 +77,7 @@ async def _scenario(world: World, names: Sequence[str] | None, buffer_bytes: int
     await asyncio.gather(*(_work(world, node) for node in world.nodes))
     await asyncio.gather(*troubles)
     _heal(world)
+    await people.go_home(world)
     await _become_quiet(world)
     return complaints(world)
 
@@ -128,4 +130,5 @@ async def _become_quiet(world: World) -> None:
 
 def _is_done(world: World, node: Node) -> bool:
     pending = node.select("SELECT count(*) FROM outbox")[0][0]
-    return not pending and node.has_read_all and not any(i6_replicas_agree(world, [node]))
+    agrees = not any(i6_replicas_agree(world, [node])) and not any(i6_rollouts_end(world, None))
+    return not pending and node.has_read_all and agrees

@@ -22,7 +22,8 @@ from deltalake import DeltaTable
 from control_plane import enrol, fleet
 from control_plane.commands import Writer as Who
 from control_plane.config import ControlConfig
-from control_plane.server import ControlPlane
+from control_plane.rollout import Pacing
+from control_plane.server import MAIN, ControlPlane
 from edge_agent.agent import Agent
 from edge_agent.config import MIB, AgentConfig, Identity
 from edge_agent.policy import Policy
@@ -30,6 +31,7 @@ from edge_agent.store import Store
 from pipelines.contract.frames import sha256
 from pipelines.contract.keys import Key
 from pipelines.contract.messages import Join
+from pipelines.contract.node_state import Gate
 from pipelines.contract.token import prove
 from pipelines.engine import plan
 from tests.simulation import patches, pipeline
@@ -43,6 +45,7 @@ T = TypeVar("T")
 BASE = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 _real_compile = plan.compile_plan
 PLANS_KEPT = 50
+GATE = Gate(soak_s=8.0)
 _plans: dict[str, Any] = {}
 
 
@@ -68,6 +71,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.network = Network(self.random("network"), self.note)
         self.control = Control(self)
+        self.replica: Control | None = None  # a second one on the same store, while there is
         self.nodes = [Node(self, f"n{i}") for i in range(1, nodes + 1)]
         self.actions: list[tuple[str, float, dict[str, Any]]] = []  # (node, virtual time, action)
         self.errors: list[tuple[str, str]] = []  # (machine, what its code logged as an error)
@@ -76,8 +80,10 @@ class World:
         self.store_was_restored = False
         self.rows_checked = 0
         self.versions = 1
+        self.crashing: set[int] = set()  # versions whose runner crashes soon after each start
         self.retyped: set[int] = set()  # versions whose column `twice` has another type
         self.limits = {80.0}  # the central limit_c, or what it may be when nobody knows whether a write succeeded
+        self.were_steered = False  # somebody paused or pinned a pipeline
         self.is_over = False
 
     epoch_s = patches.EPOCH_S  # true time at virtual time 0
@@ -101,7 +107,7 @@ class World:
 
     @property
     def processes(self) -> list[_Process]:
-        return [*self.nodes, self.control]
+        return [*self.nodes, self.control, *([self.replica] if self.replica else [])]
 
     def random(self, what: str) -> random.Random:
         return random.Random(f"{what}/{self.seed}")
@@ -262,22 +268,25 @@ class _Process:
 
 
 class Control(_Process):
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.machine = Machine("control", random.Random(f"control/{world.seed}"))
+    """A control plane. Replicas (`name`) share the first one's directory: the store and the lake."""
+
+    def __init__(self, world: World, name: str = "control") -> None:
+        self.world, self.name = world, name
+        self.machine = Machine(name, random.Random(f"{name}/{world.seed}"))
         self.directory = world.home / "control"
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
         self.config = ControlConfig(self.directory)
         self.plane: ControlPlane | None = None
 
     def start(self) -> None:
-        life = self._open_life("control")
+        life = self._open_life(self.name)
+        is_first = self.name == "control"
 
         def begin() -> None:
-            self.plane = ControlPlane(self.config)
+            self.plane = ControlPlane(self.config, is_alone=is_first, name=MAIN if is_first else self.name)
             life.cleanups.append(asyncio.get_running_loop().create_task(self._run(life)))
 
-        self.world.note("up", machine="control")
+        self.world.note("up", machine=self.name)
         self.in_life(begin)
 
     async def _run(self, life: Life) -> None:
@@ -285,13 +294,16 @@ class Control(_Process):
             assert self.plane is not None
             await self.plane.run()
         except Exception as error:  # noqa: BLE001 - a checker complains
-            self.world.errors.append(("control", f"the control plane ended: {error!r}"))
-            self.world.note("control ended", error=repr(error))
+            self.world.errors.append((self.name, f"the control plane ended: {error!r}"))
+            self.world.note("control ended", machine=self.name, error=repr(error))
 
     def _cut(self) -> None:
-        self.world.network.bus = None
         if self.plane is not None:
+            self._leave_network(self.plane)
             self.plane._store.close()
+
+    def _leave_network(self, plane: ControlPlane) -> None:
+        self.world.network.buses = [bus for bus in self.world.network.buses if bus is not plane._bus]
 
     async def on_store(self, do: Callable[..., T], *args: Any, **options: Any) -> T:
         """One call on the store's thread of the running control plane, as the HTTP API does it."""
@@ -325,22 +337,24 @@ class Control(_Process):
                     fiber.kill()
             plane._store.close()
 
-        self.life = self.plane = self.world.network.bus = None
+        self._leave_network(plane)
+        self.life = self.plane = None
         self.world.loop.call_later(1, self.revive, context=Context())
         self.world.loop.call_later(stalled_s + 15, end, context=Context())
+
+    async def register(self, number: int, *, is_retyped: bool = False) -> None:
+        plane = self.plane
+        assert plane is not None
+        text = pipeline.text(self.world.home, number, is_retyped=is_retyped)
+        await self.on_store(plane.commands.apply, [("sim.yaml", text)], Who("ann", "simulation"), plane.contact())
 
     async def apply(self, number: int, *, is_retyped: bool = False) -> None:
         """Register a version of the pipeline and deploy it everywhere."""
         plane = self.plane
         assert plane is not None
         who = Who("ann", "simulation")
-        await self.on_store(
-            plane.commands.apply,
-            [("sim.yaml", pipeline.text(self.world.home, number, is_retyped=is_retyped))],
-            who,
-            plane.contact(),
-        )
-        done = await self.on_store(plane.commands.deploy, "sim", "*", {}, who, plane.contact())
+        await self.register(number, is_retyped=is_retyped)
+        done = await self.on_store(plane.commands.deploy, "sim", "*", {}, who, plane.contact(), Pacing(gate=GATE))
         await self.poke(done.poke)
         self.world.note("deployed", number=number)
 
@@ -424,7 +438,7 @@ class Node(_Process):
             quarantine_bytes=MIB, runner_memory_bytes=1 << 31, log_level="info",
         )  # fmt: skip
         self.store = Store.open(self.data_dir, self.identity.node, self.key, self.buffer_bytes)
-        self.supervisor = SimSupervisor(self.world.loop, self.machine, self.world.at)
+        self.supervisor = SimSupervisor(self.world.loop, self.machine, self.world.at, self.world.crashing)
         link = SimLink(self.world.network, self.identity.node)
         self.agent = Agent(config, self.identity, self.store, link, supervisor=self.supervisor, policy=Policy())  # type: ignore[arg-type]
         life.cleanups.append(asyncio.get_running_loop().create_task(self._run(self.agent)))
