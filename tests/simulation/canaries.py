@@ -177,7 +177,7 @@ def wall_clock_durations() -> Patches:
     yield time, "clock_gettime_ns", clock_gettime_ns
 
 
-@canary("I5", faults=("on_site_params_by_a_wrong_clock",))
+@canary("I5", "I6", faults=("on_site_params_by_a_wrong_clock",))
 def conflict_by_wall_clock() -> Patches:
     """Of two entries the one with the later stamp holds."""
     real = edge_agent.agent.effective_params
