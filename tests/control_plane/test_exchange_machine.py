@@ -1,7 +1,7 @@
 """Any order of notes, reports, exchanges, losses, crashes and epochs ends with one document on both sides (I5, I6, I7).
 
 The real `exchange` over SQL, the real `NodeRecord` and `StateSync`. `Whole` has faults of the link and crashes; `Restored` also
-cards and control planes that come back from a save. Two control planes share the one store: each request goes to either.
+cards and control planes that come back from a save.
 """
 
 from __future__ import annotations
