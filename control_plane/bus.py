@@ -12,6 +12,7 @@ import structlog
 from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.contract import subjects
 from pipelines.contract.errors import TidewireError
@@ -135,6 +136,8 @@ def _guarded(handler: Handler) -> Callable[[Msg], Awaitable[None]]:
             await handler(message.subject.rpartition(".")[2], message)
         except TidewireError as error:
             log.warning("bus: message refused", subject=message.subject, cause=str(error))
+        except SQLAlchemyError as error:  # a full disk, a locked database: the node asks again
+            log.error("bus: message not answered", subject=message.subject, reason=str(error).partition("\n")[0])
         except Exception:
             log.exception("bus: handler failed", subject=message.subject)
 

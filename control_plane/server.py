@@ -271,6 +271,7 @@ class ControlPlane:
 
     async def _announce(self, http: uvicorn.Server) -> None:
         await self._bus.is_connected.wait()
+        await self._serving.has_begun.wait()
         while not http.started:  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.01)
         ApiAddress(self.api_url, self.api_token, os.getpid(), self.nats.local_url).write(self.config.api_file)

@@ -25,6 +25,7 @@ class Serving:
     def __init__(self, name: str, bus: Bus, with_db: Callable[..., Awaitable[Any]], handler: Handler) -> None:
         self._name, self._bus, self._with_db, self._handler = name, bus, with_db, handler
         self.held: frozenset[int] = frozenset()
+        self.has_begun = asyncio.Event()  # what this process holds now is served
 
     async def run(self) -> None:
         leases: Leases | None = None
@@ -39,6 +40,7 @@ class Serving:
                     log.warning("ingest: the leases could not be renewed", reason=str(error).partition("\n")[0])
                     held = self.held if time.monotonic() - renewed_s < TTL_S else frozenset()
                 await self._take(held)
+                self.has_begun.set()
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:
             if leases is not None:

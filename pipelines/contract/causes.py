@@ -53,4 +53,5 @@ PARAMS_PENDING = "params_pending"
 STILL_RUNNING = "still_running"  # though nothing wants it
 
 CODES = frozenset(value for name, value in globals().items() if name.isupper() and isinstance(value, str))
-RUNS_AS_WANTED = frozenset({AS_WANTED, SOAKING, TROUBLED})  # the wanted version with the wanted parameters
+# The wanted version runs with the wanted parameters; what it waits for is no difference (a gate without rows among it).
+RUNS_AS_WANTED = frozenset({AS_WANTED, SOAKING, TROUBLED, GATE_HELD})

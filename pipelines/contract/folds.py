@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipelines.contract.causes import GATE_HELD, RUNS_AS_WANTED
+from pipelines.contract.causes import RUNS_AS_WANTED
 from pipelines.contract.node_state import Assignment, Ban, Manifest, Note, Reported, Scalar, Setting
 
 # kind -> (register, whether the note sets it). A register holds one thing per subject; `param` and `label` have one per name.
@@ -153,8 +153,8 @@ def differences(manifest: Manifest, reported: Mapping[str, Reported]) -> dict[st
             wrong[name] = f"wanted version {assignment.number}, {running} reported{told}"
         elif now.phase != "running":
             wrong[name] = f"{now.phase}: {now.reason}" if now.reason else now.phase
-        elif now.gate == "held" or (now.code and now.code not in RUNS_AS_WANTED):
-            wrong[name] = f"running, but {now.code or GATE_HELD}" + (f": {now.reason}" if now.reason else "")
+        elif now.code and now.code not in RUNS_AS_WANTED:
+            wrong[name] = f"running, but {now.code}" + (f": {now.reason}" if now.reason else "")
         elif other := sorted(assignment.artifacts.items() - now.artifacts.items()):
             names = ", ".join(table for table, _ in other)
             wrong[name] = f"running, but not yet with the wanted table {names}" + (f": {now.reason}" if now.reason else "")

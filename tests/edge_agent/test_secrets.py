@@ -26,7 +26,7 @@ VALUE = "s3cr&t/of ours"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.actions.BACKOFF_FIRST_S", 0.05)
+    monkeypatch.setattr("edge_agent.actions.backlog.BACKOFF_FIRST_S", 0.05)
 
 
 def cli(data_dir: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
