@@ -46,7 +46,9 @@ class Bus:
         if self.is_connected.is_set():
             try:
                 await self._subscribe_served()
-            except nats.errors.Error as error:  # the next connection subscribes anew
+                if self._client is not None:
+                    await self._client.flush()  # the broker knows
+            except (nats.errors.Error, TimeoutError) as error:  # the next connection subscribes anew
                 log.warning("bus: not subscribed", cause=str(error))
 
     async def poke(self, node: str) -> None:
