@@ -17,6 +17,7 @@ import pyarrow as pa
 from control_plane.demo import processes
 from control_plane.demo.processes import AGENT, CONTROL, Program
 from edge_agent.join import join
+from pipelines.contract.errors import TidewireError
 from pipelines.contract.token import JoinToken
 from prove.cluster import Cluster, eventually
 from prove.truth import table
@@ -64,7 +65,17 @@ class Rig(Cluster):
         await self.agents[name].stop()
 
     async def start(self, name: str) -> None:
+        """Until it answers on its node."""
         await self.agents[name].start()
+
+        async def answers() -> bool:
+            try:
+                await self.agent(name, "status", "--json")
+            except TidewireError:
+                return False
+            return True
+
+        await eventually("the agent to answer", answers, 30)
 
     def image(self, name: str, to: str) -> None:
         """Copy a node's card: what its agent keeps, and how far the file that it reads was written."""
