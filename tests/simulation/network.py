@@ -76,10 +76,9 @@ class Network:
         asyncio.get_running_loop().call_later(self.rng.uniform(*path.delay_s), what, *args)
 
     def _arrive(self, path: Path, message: Message) -> None:
-        """What a queue group of subscribers takes goes to one of them; data to whoever serves the node's partition."""
-        if self.buses and path.up:
-            is_data = message.subject.startswith("tw.data.")
-            for bus in self.buses if is_data else [self.rng.choice(self.buses)]:
+        """To every subscriber; data is then taken by whoever serves the node's partition."""
+        if path.up:
+            for bus in self.buses:
                 bus.deliver(message)
 
     def ask(self, node: str, subject: str, data: bytes) -> asyncio.Future[bytes]:

@@ -174,7 +174,7 @@ async def version_that_crashes(world: World, rng: random.Random) -> None:
 
 @fault(2)
 async def second_control_plane(world: World, rng: random.Random) -> None:
-    """Two on one store and one lake, each answering some of the requests; then one dies."""
+    """Two on one store and one lake, each hearing and answering all that is asked; then one dies."""
     if world.replica is not None:
         return
     world.fault("second_control_plane")
