@@ -32,7 +32,7 @@ class Bus:
         self._handlers: dict[str, Handler] = {}
         self._served: dict[str, Handler] = {}
         self._subscriptions: dict[str, Subscription] = {}  # of `_served`, on this connection
-        self._serving = asyncio.Lock()
+        self._serving = asyncio.Lock()  # held from a change of `_served` until the broker knows of it
         self._client: Client | None = None
         self.is_connected = asyncio.Event()
 
@@ -42,14 +42,13 @@ class Bus:
 
     async def serve(self, subjects: Collection[str], handler: Handler) -> None:
         """From now on, have `handler` called for exactly these subjects, besides those of `on`."""
-        self._served = dict.fromkeys(subjects, handler)
-        if self.is_connected.is_set():
-            try:
-                await self._subscribe_served()
-                if self._client is not None:
-                    await self._client.flush()  # the broker knows
-            except (nats.errors.Error, TimeoutError) as error:  # the next connection subscribes anew
-                log.warning("bus: not subscribed", cause=str(error))
+        async with self._serving:
+            self._served = dict.fromkeys(subjects, handler)
+            if self.is_connected.is_set():
+                try:
+                    await self._subscribe_served()
+                except (nats.errors.Error, TimeoutError) as error:  # the next connection subscribes anew
+                    log.warning("bus: not subscribed", cause=str(error))
 
     async def poke(self, node: str) -> None:
         """A hint that something changed (I7): lost without harm."""
@@ -106,21 +105,22 @@ class Bus:
         )
         for subject, handler in self._handlers.items():
             await client.subscribe(subject, cb=_guarded(handler), pending_bytes_limit=_PENDING_BYTES_MAX)
-        self._subscriptions.clear()
-        await self._subscribe_served()
-        await client.flush()
-        self.is_connected.set()
+        async with self._serving:
+            self._subscriptions.clear()
+            await self._subscribe_served()
+            self.is_connected.set()
 
     async def _subscribe_served(self) -> None:
-        async with self._serving:
-            client = self._client
-            assert client is not None, "connected"
-            for subject in self._subscriptions.keys() - self._served.keys():
-                await self._subscriptions.pop(subject).unsubscribe()
-            for subject in self._served.keys() - self._subscriptions.keys():
-                self._subscriptions[subject] = await client.subscribe(
-                    subject, _QUEUE, cb=_guarded(self._served[subject]), pending_bytes_limit=_PENDING_BYTES_MAX
-                )
+        """Under `_serving`. Returns when the broker knows."""
+        client = self._client
+        assert client is not None, "connected"
+        for subject in self._subscriptions.keys() - self._served.keys():
+            await self._subscriptions.pop(subject).unsubscribe()
+        for subject in self._served.keys() - self._subscriptions.keys():
+            self._subscriptions[subject] = await client.subscribe(
+                subject, _QUEUE, cb=_guarded(self._served[subject]), pending_bytes_limit=_PENDING_BYTES_MAX
+            )
+        await client.flush()
 
     async def _close(self) -> None:
         if self._client is not None and not self._client.is_closed:

@@ -123,7 +123,7 @@ class Store:
         self._has_room = asyncio.Event()  # set and replaced when something was freed
         self._turns: dict[str, asyncio.Lock] = {}  # of pipelines that wait when it is full: their commits keep their order
         self._waiting: set[str] = set()  # those that do
-        self._given_up: set[str] = set()  # those whose runner ends meanwhile
+        self._given_up: dict[str, bool] = {}  # those whose runner ends meanwhile, and whether a commit of theirs was refused
         self._closing = False
         self.clock_quality = clocks.quality()
         self._callbacks: list[Callable[[], None]] = []
@@ -243,7 +243,7 @@ class Store:
             self._turns.setdefault(pipeline, asyncio.Lock())
         else:
             self._turns.pop(pipeline, None)
-        self._given_up.discard(pipeline)
+        self._given_up.pop(pipeline, None)
         self._let_go()
 
     def waits(self, pipeline: str) -> bool:
@@ -252,18 +252,22 @@ class Store:
 
     def stop_waiting(self, pipeline: str) -> None:
         """Refuse the commits that wait for room, until the pipeline starts again: its source has what is in them."""
-        self._given_up.add(pipeline)
+        self._given_up.setdefault(pipeline, False)
         self._let_go()
 
     async def _wait_for_room(self, pipeline: str, commit: Commit) -> None:
-        while commit.sealed and await self._must_wait(pipeline, commit):
+        """Raises `Refused` from the first commit on that found no room after `stop_waiting`: none overtakes it."""
+        has_room = self._has_room
+        while self._given_up.get(pipeline) or (commit.sealed and await self._is_full(pipeline, commit)):
             if pipeline in self._given_up:
+                self._given_up[pipeline] = True
                 self._set_waiting(pipeline, is_waiting=False)
                 raise Refused("the buffer is full", op="commit", place=pipeline)
             if pipeline not in self._waiting:
                 _log.warning("the buffer is full: the pipeline waits until the lake took some of it", pipeline=pipeline)
             self._set_waiting(pipeline, is_waiting=True)
-            await self._has_room.wait()
+            await has_room.wait()
+            has_room = self._has_room
         self._set_waiting(pipeline, is_waiting=False)
 
     def _set_waiting(self, pipeline: str, *, is_waiting: bool) -> None:
@@ -272,10 +276,9 @@ class Store:
             for callback in self._on_transition:
                 callback()
 
-    async def _must_wait(self, pipeline: str, commit: Commit) -> bool:
-        has_room, added = self._has_room, sum(len(sealed.payload) for sealed in commit.sealed)
-        full = await self._read(lambda db: shares.must_wait(pipeline, added, outbox.usages(db), outbox.buffers(db), self._budget))
-        return full and has_room is self._has_room
+    async def _is_full(self, pipeline: str, commit: Commit) -> bool:
+        added = sum(len(sealed.payload) for sealed in commit.sealed)
+        return await self._read(lambda db: shares.must_wait(pipeline, added, outbox.usages(db), outbox.buffers(db), self._budget))
 
     def _let_go(self) -> None:
         """Those who wait for room look again."""

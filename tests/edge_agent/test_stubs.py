@@ -314,16 +314,27 @@ def test_i15_a_pipeline_that_blocks_waits_in_order_and_holds_nobody_up(tmp_path:
 
 def test_a_pipeline_that_ends_while_it_waits_gets_its_commits_refused(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
+        await store.checkpoint("p")
         await store.set_buffer("p", Buffer(max_bytes=MIB, when_full=BLOCK))
-        commits = [asyncio.create_task(put(store, rows(n))) for n in range(20)]
+
+        def begin(*sealed: Sealed) -> asyncio.Task[None]:
+            return asyncio.create_task(store.commit("p", "sha256:v", 1, Commit({"s": 1}, {}, sealed=sealed)))
+
+        commits = [begin(rows(n)) for n in range(20)]
         while not store.waits("p"):
             await asyncio.sleep(0.01)
         store.stop_waiting("p")
         ends = await asyncio.gather(*commits, return_exceptions=True)
         refused = [n for n, end in enumerate(ends) if isinstance(end, Refused)]
-        assert refused == list(range(20 - len(refused), 20)), "and none that comes after one that was refused gets through"
+        assert refused == list(range(20 - len(refused), 20)) != []
         assert not store.waits("p")
         assert await numbers_in_outbox(store) == list(range(20 - len(refused)))
+
+        await send(store, FakeLake())
+        late = await asyncio.gather(begin(rows(20)), begin(), return_exceptions=True)
+        assert all(isinstance(end, Refused) for end in late), "with room or without rows, nothing overtakes what was refused"
+        await store.set_buffer("p", Buffer(max_bytes=MIB, when_full=BLOCK))
+        await begin(rows(21))
 
     in_store(tmp_path, work, budget=64 * MIB)
 

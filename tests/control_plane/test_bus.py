@@ -1,0 +1,57 @@
+"""The control plane's connection to a real nats-server: what is served is served whatever comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from control_plane.bus import Bus
+from control_plane.keys import KeyRing
+from pipelines.contract import subjects
+from tests.nats_broker import Broker
+
+WAIT_S = 20
+
+
+def test_what_is_asked_to_be_served_while_the_connection_is_made_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker(tmp_path)
+    flush = Client.flush
+    served: list[asyncio.Task[None]] = []
+
+    async def story() -> None:
+        bus = Bus(broker.url, KeyRing.open(tmp_path / "keys").server_creds(int(time.time())), None)
+
+        async def answers(_: str, message: Msg) -> None:
+            await message.respond(b"here")
+
+        async def as_it_is_flushed(client: Client, timeout: float = 10) -> None:
+            if not served:
+                served.append(asyncio.create_task(bus.serve({subjects.data_of(3)}, answers)))
+                await asyncio.sleep(0.05)
+            await flush(client, timeout)
+
+        monkeypatch.setattr(Client, "flush", as_it_is_flushed)
+        running = asyncio.create_task(bus.run())
+        try:
+            await asyncio.wait_for(bus.is_connected.wait(), WAIT_S)
+            await asyncio.wait_for(served[0], WAIT_S)
+            node = await nats.connect(broker.url)
+            subject = subjects.data_of(3).replace("*", "n1")
+            assert (await node.request(subject, b"", timeout=WAIT_S)).data == b"here"
+            await node.close()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    try:
+        asyncio.run(story())
+    finally:
+        broker.kill()
