@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from importlib import metadata
@@ -11,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from edge_agent import logs, status_view
+from edge_agent import status_view
 from edge_agent.cli import buffer, onsite, secrets, validate
 from edge_agent.cli.common import AsJson, DataDir, at, call, pairs
 from edge_agent.config import AgentConfig, Identity
@@ -70,8 +69,10 @@ def join(
     data_dir: DataDir = None,
 ) -> None:
     """Become a node of the control plane that made the token."""
-    from edge_agent import former
-    from edge_agent.join import join as do_join  # the link is not worth loading for --help
+    import asyncio  # like the rest of these, not worth loading for the other commands
+
+    from edge_agent import former, logs
+    from edge_agent.join import join as do_join
     from pipelines.contract.token import JoinToken
 
     logs.configure("error")
@@ -128,6 +129,9 @@ def run(
             "this node has not joined a control plane", op="run", place=str(config.data_dir),
             hint="tidewire-agent join TOKEN, or run one pipeline stand-alone: tidewire-agent run FILE",
         )  # fmt: skip
+    import asyncio
+
+    from edge_agent import logs
     from edge_agent.agent import run_managed
 
     logs.configure(config.log_level)

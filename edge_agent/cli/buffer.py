@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_agent import buffer, buffer_view
+from edge_agent import buffer_view
 from edge_agent.cli.common import AsJson, DataDir
 from edge_agent.config import AgentConfig, Identity
 from pipelines.contract.errors import Refused, TidewireError, WrongUsage
 from pipelines.contract.keys import Key
+
+if TYPE_CHECKING:  # each command imports what reads the store: `tidewire-agent status` shall not wait for it
+    from edge_agent.buffer import Held
 
 app = typer.Typer(help="What waits on this node for the lake.", no_args_is_help=True, rich_markup_mode=None)
 Stored = Annotated[
@@ -35,6 +38,8 @@ def inspect(
     data_dir: DataDir = None,
 ) -> None:
     """What the buffer holds: per stream and run segments, rows, bytes, times, share and limit, and what was lost."""
+    from edge_agent import buffer
+
     config = AgentConfig.load(data_dir)
     with _reading(config, store) as (db, _):
         if segment:
@@ -50,6 +55,8 @@ def inspect(
 @app.command()
 def verify(as_json: AsJson = False, store: Stored = None, data_dir: DataDir = None) -> None:
     """Check every segment (bytes, signature, chain), the counters and the file. Exit status 1 when something is wrong."""
+    from edge_agent import buffer
+
     with _reading(AgentConfig.load(data_dir), store) as (db, public):
         verdict = buffer.verify(db, public)
     if as_json:
@@ -73,6 +80,7 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Copy the rows that wait into files. They stay in the buffer and still go to the lake."""
+    from edge_agent import buffer
     from edge_agent import export as files  # pyarrow
 
     known = files.SUFFIXES.get(to.suffix, "")
@@ -93,6 +101,8 @@ def export(
 @contextmanager
 def _reading(config: AgentConfig, store: Path | None) -> Iterator[tuple[sqlite3.Connection, str]]:
     """The store and the public key that signs its segments."""
+    from edge_agent import buffer
+
     public = _public_key(config.data_dir)
     with buffer.reading(store or config.data_dir / "agent.db", public) as db:
         yield db, public
@@ -106,7 +116,9 @@ def _public_key(data_dir: Path) -> str:
     return Key(alone.read_text().strip()).public if alone.exists() else ""
 
 
-def _find(db: sqlite3.Connection, stream: str, seq: int, run: str) -> buffer.Held:
+def _find(db: sqlite3.Connection, stream: str, seq: int, run: str) -> Held:
+    from edge_agent import buffer
+
     for candidate in buffer.runs(db, stream):
         if candidate.run.startswith(run):
             for held in buffer.held(db, candidate, seq - 1):

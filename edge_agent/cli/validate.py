@@ -7,18 +7,20 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent import buffer, rate
+from edge_agent import rate
 from edge_agent.cli.common import AsJson, DataDir, call
 from edge_agent.config import AgentConfig, Identity
-from edge_agent.node_check import Here, problems, warnings
 from edge_agent.policy import Policy
 from edge_agent.secret_store import SecretStore
 from pipelines.contract.errors import OutOfReach, Refused, SpecError, TidewireError
-from pipelines.contract.spec import PipelineSpec
+
+if TYPE_CHECKING:  # imported when it is asked for: no other command shall wait for it
+    from edge_agent.node_check import Here
+    from pipelines.contract.spec import PipelineSpec
 
 app = typer.Typer()
 
@@ -28,6 +30,7 @@ def validate(
     file: Annotated[Path, typer.Argument(help="A pipeline file.")], as_json: AsJson = False, data_dir: DataDir = None
 ) -> None:
     """Check a pipeline file, and whether it can work on this node: paths, policy, secrets, and how long the buffer lasts."""
+    from edge_agent.node_check import problems, warnings
     from pipelines.engine.plan import compile_plan, example_params, load_checked  # DuckDB
 
     config = AgentConfig.load(data_dir)
@@ -58,6 +61,8 @@ def _estimate(lasts_s: float | None) -> str:
 
 
 def _here(config: AgentConfig) -> Here:
+    from edge_agent.node_check import Here
+
     identity = Identity.load(config.data_dir)
     labels = dict(identity.labels) if identity else {}
     held_bytes = 0
@@ -71,6 +76,8 @@ def _here(config: AgentConfig) -> Here:
 
 def _lasts_s(config: AgentConfig, spec: PipelineSpec) -> float | None:
     """With all that runs here, when this pipeline is among it; of its own part when it has one."""
+    from edge_agent import buffer
+
     with suppress(Refused), buffer.reading(config.data_dir / "agent.db", "") as db:
         rates, now_us = buffer.measured(db)
         own = {stream: one for stream, one in rates.items() if stream.startswith(f"{spec.pipeline}/")}
