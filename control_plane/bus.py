@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 import nats
 import structlog
@@ -29,16 +30,16 @@ class Bus:
 
     def __init__(self, url: str, creds: str, tls: ssl.SSLContext | None) -> None:
         self._url, self._creds, self._tls = url, creds, tls
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, tuple[Handler, int]] = {}
         self._served: dict[str, Handler] = {}
         self._subscriptions: dict[str, Subscription] = {}  # of `_served`, on this connection
         self._serving = asyncio.Lock()  # held from a change of `_served` until the broker knows of it
         self._client: Client | None = None
         self.is_connected = asyncio.Event()
 
-    def on(self, subject: str, handler: Handler) -> None:
-        """Before `run`: have `handler` called for every message on `subject`, one after another."""
-        self._handlers[subject] = handler
+    def on(self, subject: str, handler: Handler, at_once: int = 1) -> None:
+        """Before `run`: have `handler` called for every message on `subject`, for so many at once."""
+        self._handlers[subject] = handler, at_once
 
     async def serve(self, subjects: Collection[str], handler: Handler) -> None:
         """From now on, have `handler` called for exactly these subjects, besides those of `on`."""
@@ -103,8 +104,9 @@ class Bus:
             disconnected_cb=on_change,
             reconnected_cb=on_change,
         )
-        for subject, handler in self._handlers.items():
-            await client.subscribe(subject, cb=_guarded(handler), pending_bytes_limit=_PENDING_BYTES_MAX)
+        for subject, (handler, at_once) in self._handlers.items():
+            callback = several_at_once(_guarded(handler), at_once)
+            await client.subscribe(subject, cb=callback, pending_bytes_limit=_PENDING_BYTES_MAX)
         async with self._serving:
             self._subscriptions.clear()
             await self._subscribe_served()
@@ -128,6 +130,23 @@ class Bus:
                 await asyncio.wait_for(self._client.close(), 2)
             except (nats.errors.Error, OSError, TimeoutError):
                 log.debug("bus: closed in disorder")
+
+
+def several_at_once(handle: Callable[[Any], Awaitable[None]], most: int) -> Callable[[Any], Awaitable[None]]:
+    """`handle` for a client that awaits it before it hands over the next message: returns while fewer than `most` run."""
+    room, running = asyncio.Semaphore(most), set[asyncio.Future[None]]()
+
+    def end(task: asyncio.Future[None]) -> None:
+        running.discard(task)
+        room.release()
+
+    async def begin(message: Any) -> None:
+        await room.acquire()
+        task = asyncio.ensure_future(handle(message))
+        running.add(task)
+        task.add_done_callback(end)
+
+    return begin if most > 1 else handle
 
 
 def _guarded(handler: Handler) -> Callable[[Msg], Awaitable[None]]:

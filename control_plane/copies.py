@@ -27,7 +27,12 @@ class Told:
     """What one document says now: `entries` are those under `reported/`, by what follows it."""
 
     entries: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[Note] = ()  # of both sides
+    noted: Sequence[Row[Any]] = ()  # rows of `store.notes`
+
+    @cached_property
+    def notes(self) -> Sequence[Note]:
+        """Of both sides. Made when they are asked for: of a fleet, few are."""
+        return [_note(row) for row in self.noted]
 
     @cached_property
     def reported(self) -> Mapping[str, Reported]:
@@ -67,9 +72,9 @@ def told(db: Connection, nodes: Collection[str] | None = None, *, with_notes: bo
     table = store.reports
     for row in db.execute(_of(sa.select(table.c.node, table.c.name, table.c.body), table, nodes)):
         entries.setdefault(row.node, {})[row.name] = row.body
-    held: dict[str, list[Note]] = {}
+    held: dict[str, list[Row[Any]]] = {}
     for row in db.execute(_notes(nodes).where(store.notes.c.collected == 0)) if with_notes else ():
-        held.setdefault(row.node, []).append(_note(row))
+        held.setdefault(row.node, []).append(row)
     return {node: Told(entries.get(node, {}), held.get(node, ())) for node in entries.keys() | held.keys()}
 
 

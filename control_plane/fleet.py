@@ -277,9 +277,7 @@ def effective_for(db: Connection, node: Node, notes: Iterable[Note], pipeline: s
     """The parameters that `pipeline` should have on `node`, each with the entries it beat."""
     assert node.manifest is not None
     assignment = node.manifest.assignments[pipeline]
-    version = registry.find_digest(db, assignment.digest)
-    assert version is not None, "versions are append-only"
-    return effective_params(version.spec.defaults(), assignment, notes, node=node.id, pipeline=pipeline)
+    return effective_params(registry.defaults(db, assignment.digest), assignment, notes, node=node.id, pipeline=pipeline)
 
 
 def stored(db: Connection, node_id: str) -> Node | None:

@@ -22,6 +22,9 @@ from pipelines.contract.keys import Key
 from pipelines.contract.node_state import Gate, Scalar
 from pipelines.contract.spec import PipelineSpec, load_spec
 
+_DEFAULTS_MAX = 1000
+_defaults: dict[str, Mapping[str, Scalar]] = {}  # by the digest of the version
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -77,6 +80,17 @@ def find_version(db: Connection, pipeline: str, number: int | None = None) -> Ve
 
 def find_digest(db: Connection, digest: str) -> Version | None:
     return _one(db, store.versions.c.digest == digest)
+
+
+def defaults(db: Connection, digest: str) -> Mapping[str, Scalar]:
+    """Parameter -> default of a version that is assigned somewhere. The digest says what is in it, so this is looked up once."""
+    if (found := _defaults.get(digest)) is None:
+        version = find_digest(db, digest)
+        assert version is not None, "versions are append-only"
+        if len(_defaults) >= _DEFAULTS_MAX:
+            _defaults.clear()
+        found = _defaults[digest] = version.spec.defaults()
+    return found
 
 
 def tables_of(db: Connection, pipeline: str, digest: str) -> Mapping[str, WindowKey | None]:

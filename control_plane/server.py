@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane import artifacts, enrol, fleet, removal, requests, rollouts
 from control_plane.api import Api
-from control_plane.bus import Bus
+from control_plane.bus import Bus, Handler
 from control_plane.commands import Commands, Done, Writer
 from control_plane.config import LOOPBACK, ApiAddress, ControlConfig, make_private_dir
 from control_plane.effects import Contact
@@ -50,6 +50,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FLUSH_SEEN_S = 10.0
+AT_ONCE = 64  # exchanges that wait for one commit of the store
 ROLL_S, REST_S = 5.0, 0.2  # between two looks at the rollouts: at most, at least
 FOLLOW_S = 0.5
 MAIN = "main"  # of the ingest processes of a data directory the one in the control plane itself
@@ -98,8 +99,8 @@ class ControlPlane:
         return f"http://{LOOPBACK}:{self._api_socket.getsockname()[1]}"
 
     async def run(self) -> None:
-        for name, handler in self._handlers().items():
-            self._bus.on(name, handler)
+        for name, (handler, at_once) in self._handlers().items():
+            self._bus.on(name, handler, at_once)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
         http = _http_server(Api(self, self.config.lake_dir, self.nats_url, self._tls.ca_pem if self._tls else "").app())
@@ -164,13 +165,13 @@ class ControlPlane:
         for node in nodes:
             await self._bus.poke(node)
 
-    def _handlers(self) -> dict[str, Callable[[str, Msg], Any]]:
+    def _handlers(self) -> dict[str, tuple[Handler, int]]:
         return {
-            "tw.state.*": self._on_exchange,
-            "tw.artifact.*": self._on_artifact,
-            "tw.heartbeat.*": self._on_heartbeat,
-            "tw.join.*": self._on_join,
-            "tw.standing.*": self._on_standing,
+            "tw.state.*": (self._on_exchange, AT_ONCE),
+            "tw.artifact.*": (self._on_artifact, 1),
+            "tw.heartbeat.*": (self._on_heartbeat, AT_ONCE),
+            "tw.join.*": (self._on_join, 1),
+            "tw.standing.*": (self._on_standing, 1),
         }
 
     async def _on_data(self, node: str, message: Msg) -> None:
@@ -213,7 +214,7 @@ class ControlPlane:
     async def _on_heartbeat(self, node: str, message: Msg) -> None:
         heartbeat, _ = Heartbeat.unpack(message.data)
         self._seen[node] = now_us()
-        is_late, is_behind = await self.with_db(heard, node, heartbeat)
+        is_late, is_behind = await self._db.shared(node, lambda db: heard(db, node, heartbeat))
         if not is_late:
             self._heartbeats[node] = heartbeat
         if is_behind:
@@ -222,7 +223,7 @@ class ControlPlane:
     async def _checked(self, what: str, node: str, answer: Callable[[Any], bytes]) -> bytes:
         """The answer; what is refused is logged by the bus and not answered: the sender is not who it says."""
         try:
-            return await self.with_db(answer)
+            return await self._db.shared(node, answer)
         except Refused as error:
             await self._db.report_security(node, f"{what} refused: {error}")
             raise

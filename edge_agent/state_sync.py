@@ -30,6 +30,7 @@ class StateSync:
         self._wake = asyncio.Event()
         self.last_exchange = ""  # the node's wall clock at the last one that went well: a label
         self.trouble = ""
+        self._theirs = ""  # digest of the document that the control plane named last
         link.on_message(subjects.poke(identity.node), self.wake)
         link.on_change(self.wake)
         record.on_change(self.wake)
@@ -57,7 +58,8 @@ class StateSync:
 
     async def _exchange_once(self) -> None:
         try:
-            if not await self._agrees():
+            lacks_ours = self._theirs not in ("", self._record.document.digest())
+            if lacks_ours or not await self._agrees():
                 await self._exchange(with_document=True)
         except (LinkDown, Refused) as error:
             if str(error) != self.trouble:
@@ -94,7 +96,9 @@ class StateSync:
         answered_us = node_clock.now_us()
         reply, blobs = ExchangeReply.unseal(identity.control, raw)
         if (reply.nonce, reply.node) != (request.nonce, identity.node) or reply.error:
+            self._theirs = ""
             raise Refused(reply.error or "the answer belongs to another question", op="exchange", place=identity.node)
+        self._theirs = reply.document
         await self._store.anchor(Anchor.told(node_clock.time_line, asked_us, answered_us, reply.server_time_us))
         await self._take_over(reply, blobs, document.digest() if with_document else "")
         return reply

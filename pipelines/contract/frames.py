@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from pipelines.contract.errors import Refused
@@ -20,8 +21,16 @@ _LENGTH = struct.Struct(">I")
 
 
 def canonical_json(value: object) -> bytes:
-    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, no NaN (RFC 8785 without its number rules)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, no NaN (RFC 8785 without its number rules).
+
+    A dataclass is the object of its fields.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_fields)
+    return text.encode()
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def sha256(data: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.contract.errors import Refused
@@ -98,7 +98,7 @@ class Manifest:
         return self.term, self.generation
 
     def to_bytes(self) -> bytes:
-        return canonical_json(asdict(self))
+        return canonical_json(self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -175,7 +175,7 @@ class Reported:
     generation: int = 0  # of the manifest it answers
 
     def to_json(self) -> str:
-        return canonical_json(asdict(self)).decode()
+        return canonical_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Reported:
@@ -250,7 +250,7 @@ class Note:
             raise Refused("a label that is put on site begins with local.", op="check note", place=self.name)
 
     def to_json(self) -> str:
-        return canonical_json(asdict(self)).decode()
+        return canonical_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Note:

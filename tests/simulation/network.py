@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.bus import Handler, _guarded
+from control_plane.bus import Handler, _guarded, several_at_once
 from edge_agent.link import LinkDown
 from pipelines.contract import subjects
 
@@ -102,13 +102,13 @@ class SimBus:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, tuple[Handler, int]] = {}
         self._served: dict[str, Handler] = {}
         self._queues: dict[str, asyncio.Queue[Message]] = {}
         self.is_connected = asyncio.Event()
 
-    def on(self, subject: str, handler: Handler) -> None:
-        self._handlers[subject] = handler
+    def on(self, subject: str, handler: Handler, at_once: int = 1) -> None:
+        self._handlers[subject] = handler, at_once
 
     async def serve(self, subjects: Collection[str], handler: Handler) -> None:
         self._served = dict.fromkeys(subjects, handler)
@@ -126,9 +126,9 @@ class SimBus:
         self._network.buses.append(self)
         self.is_connected.set()
         async with asyncio.TaskGroup() as tasks:
-            for subject, handler in {"tw.data.>": self._hand_over, **self._handlers}.items():
+            for subject, (handler, at_once) in {"tw.data.>": (self._hand_over, 1), **self._handlers}.items():
                 queue = self._queues[subject.split(".")[1]] = asyncio.Queue()
-                tasks.create_task(self._serve(queue, _guarded(handler)))
+                tasks.create_task(self._serve(queue, several_at_once(_guarded(handler), at_once)))
 
     async def _serve(self, queue: asyncio.Queue[Message], handle: Callable[[Any], Awaitable[None]]) -> None:
         while True:
