@@ -9,6 +9,7 @@ import typer
 
 from control_plane.cli.common import DataDir, Json
 from control_plane.config import API_PORT, LOOPBACK, NATS_PORT, ControlConfig, default_data_dir
+from control_plane.process import leave, loading
 
 app = typer.Typer()
 
@@ -27,7 +28,8 @@ def up(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run the control plane here until Ctrl-C."""
-    from control_plane.server import ControlPlane, configure_logs, serve
+    with loading():
+        from control_plane.server import ControlPlane, configure_logs, serve
 
     configure_logs(logging.DEBUG if verbose else logging.INFO)
     config = ControlConfig(data_dir or default_data_dir(), api_port, nats_port, listen, public_url)
@@ -37,6 +39,7 @@ def up(
         print("  next: tidewire join-token create", flush=True)
 
     serve(config, ready)
+    leave()
 
 
 @app.command()
@@ -45,8 +48,9 @@ def ingest(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run one more ingest process beside the control plane of this machine, which takes over a share of the nodes."""
-    from control_plane.ingest_process import IngestProcess, serve
-    from control_plane.server import configure_logs
+    with loading():
+        from control_plane.ingest_process import IngestProcess, serve
+        from control_plane.server import configure_logs
 
     configure_logs(logging.DEBUG if verbose else logging.INFO)
 
@@ -54,6 +58,7 @@ def ingest(
         print(f"ingest process {process.name} is up", flush=True)
 
     serve(ControlConfig(data_dir or default_data_dir()), ready)
+    leave()
 
 
 @app.command()
