@@ -164,9 +164,8 @@ class NodeRecord:
             self._changed()
 
     async def _save(self, change: Callable[[NodeDocument], bool], bytes_max: int = DOCUMENT_BYTES_MAX) -> bool:
-        before = self.document.save()
-        document = NodeDocument(before)
-        if len(before) > bytes_max or not change(document):
+        document = self.document.copy()
+        if len(document.save()) > bytes_max or not change(document):
             return False
         await self._store.save_state(document.save(), None)
         self.document = document

@@ -35,12 +35,20 @@ class NodeDocument:
     """One replica. Not thread-safe; the value semantics are copy-on-merge: `merged` returns a new replica."""
 
     def __init__(self, data: bytes = _GENESIS) -> None:
-        self._document = _load(data)
-        self._values: dict[str, str] | None = None
-        self._digest = ""
+        self._document, values = _load(data)
+        self._values: dict[str, str] | None = values
+        self._digest, self._saved = "", b""
 
     def save(self) -> bytes:
-        return bytes(self._document.save())
+        self._saved = self._saved or bytes(self._document.save())
+        return self._saved
+
+    def copy(self) -> NodeDocument:
+        """Another replica with the same changes: of bytes that are our own, and so not checked once more."""
+        other = object.__new__(NodeDocument)
+        other._document = _parse(self.save())
+        other._values, other._digest, other._saved = self._values, self._digest, self._saved
+        return other
 
     def values(self) -> Mapping[str, str]:
         """Every entry: key -> JSON text."""
@@ -97,7 +105,7 @@ class NodeDocument:
         with self._document.transaction() as transaction:
             for key, value in changed.items():
                 transaction.put(ROOT, key, ScalarType.Str, value)
-        self._values, self._digest = {**ours, **changed}, ""
+        self._values, self._digest, self._saved = {**ours, **changed}, "", b""
         return True
 
     def report(self, pipeline: str, reported: Reported) -> bool:
@@ -148,7 +156,7 @@ class NodeDocument:
     def with_notes(self, notes: Iterable[Note]) -> NodeDocument:
         """A new replica that also has these notes of another epoch: under their own numbers where those are free and were not
         given before this epoch began, else under the next one."""
-        other = NodeDocument(self.save())
+        other = self.copy()
         for note in sorted(notes, key=lambda n: (n.author, n.seq)):
             key, values = note_key(note.author, note.seq), other.values()
             if values.get(key) != note.to_json():
@@ -164,7 +172,7 @@ class NodeDocument:
         merges what the control plane sent, a control plane that an operator recovered. It gets back entries of its own, and a
         node then reports anew what is true. A note of its own that was given the number of a lost one takes the next number.
         """
-        scratch = NodeDocument(self.save())
+        scratch = self.copy()
         other = foreign if isinstance(foreign, NodeDocument) else NodeDocument(foreign)
         ours, foreign_values = self.values(), other.values()
         _check_same_epoch(ours, foreign_values, author)
@@ -172,7 +180,7 @@ class NodeDocument:
             scratch._document.merge(other._document)
         except BaseException as error:  # noqa: BLE001 - pyo3's PanicException is no Exception
             raise _refused("merge document", error) from None
-        scratch._values, scratch._digest = None, ""
+        scratch._values, scratch._digest, scratch._saved = None, "", b""
         is_newer = sorted(map(bytes, scratch._document.get_heads())) == sorted(map(bytes, other._document.get_heads()))
         moved = scratch._give_way(ours, foreign_values, owner) if owner and not is_newer else {}
         for key in ours.keys() & foreign_values.keys() - moved.keys():
@@ -252,19 +260,26 @@ def _check_entry(key: str, value: object) -> None:
         raise Refused(f"an entry holds text of at most {VALUE_BYTES_MAX} bytes", op="write document", place=key)
 
 
-def _load(data: bytes) -> Document:
+def _load(data: bytes) -> tuple[Document, dict[str, str]]:
     if not 0 < len(data) <= DOCUMENT_BYTES_MAX:
         raise Refused(f"a document of {len(data)} bytes; it may have 1 to {DOCUMENT_BYTES_MAX}", op="load document")
     check_size(data)
+    document = _parse(data)
     try:
-        document = Document.load(data)
         values = _read(document)
     except BaseException as error:  # noqa: BLE001 - pyo3's PanicException is no Exception
         raise _refused("load document", error) from None
     if values.get(_FORMAT_KEY) != _FORMAT:
         raise Refused(f"document format {values.get(_FORMAT_KEY)!r} is not known here", op="load document")
     epochs.check_meta(values)
-    return document
+    return document, values
+
+
+def _parse(data: bytes) -> Document:
+    try:
+        return Document.load(data)
+    except BaseException as error:  # noqa: BLE001 - pyo3's PanicException is no Exception
+        raise _refused("load document", error) from None
 
 
 def _read(document: Document) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from control_plane.bus import Bus
+from control_plane.bus import Bus, several_at_once
 from control_plane.keys import KeyRing
 from pipelines.contract import subjects
 from tests.nats_broker import Broker
@@ -55,3 +55,26 @@ def test_what_is_asked_to_be_served_while_the_connection_is_made_is_served(
         asyncio.run(story())
     finally:
         broker.kill()
+
+
+def test_so_many_messages_are_handled_at_once_and_no_more() -> None:
+    running, most = 0, 0
+
+    async def handle(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        if number == 3:
+            raise ValueError(number)
+
+    async def story() -> None:
+        begin = several_at_once(handle, 4)
+        for number in range(20):
+            await begin(number)
+        while running:
+            await asyncio.sleep(0)
+
+    asyncio.run(story())
+    assert most == 4
