@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
+# As an installed package is; also where PYTHONDONTWRITEBYTECODE is set, each of the many processes starts from it.
+COMPILE := $(BIN)/python -m compileall -q pipelines edge_agent control_plane prove benchmarks tests
+
 .PHONY: help setup demo test lint fix lock bench prove sim clean
 
 help:
@@ -25,14 +28,17 @@ $(STAMP): requirements.lock pyproject.toml
 setup: $(STAMP)
 
 demo: setup
+	@$(COMPILE)
 	@echo "== Running the demo: three agents, one control plane, one cut link"
 	@$(BIN)/tidewire demo $(ARGS)
 
 test: setup lint
+	@$(COMPILE)
 	@echo "== Running the tests"
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 sim: setup
+	@$(COMPILE)
 	@echo "== Simulating faults in virtual time: each seed decides everything"
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)
 
@@ -49,10 +55,11 @@ fix: setup
 	@$(BIN)/python -m tests.docs.cli_reference > docs/cli.md
 
 bench: setup
-	@$(BIN)/python -m compileall -q benchmarks pipelines edge_agent control_plane prove  # as an installed package is
+	@$(COMPILE)
 	@$(BIN)/python -m benchmarks
 
 prove: setup
+	@$(COMPILE)
 	@echo "== Breaking real processes, links and disks (about 15 minutes)"
 	@$(BIN)/python -m prove $(ARGS)
 
