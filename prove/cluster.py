@@ -26,6 +26,8 @@ from control_plane.demo.proxy import free_port
 from pipelines.contract.errors import TidewireError
 from prove.link import FaultyLink
 
+_LOOK_FIRST_S, _LOOK_MAX_S = 0.03, 0.3  # looking costs what it looks at a hundredth of a second: what takes long is looked at seldom
+
 
 class Cluster:
     """One control plane and its nodes, below `home`. They reach it through `link`, which can be cut; `rhythm` is agent.yaml."""
@@ -146,13 +148,14 @@ async def cluster(home: Path) -> AsyncIterator[Cluster]:
 
 async def eventually(what: str, holds: Callable[[], Any], within_s: float = 60.0) -> None:
     """Wait for a condition; who waits says for what. Raises `AssertionError` when it does not come."""
-    deadline = time.monotonic() + within_s
+    deadline, pause_s = time.monotonic() + within_s, _LOOK_FIRST_S
     while True:
         held = holds()
         if await held if asyncio.iscoroutine(held) else held:
             return
         assert time.monotonic() < deadline, f"waited {within_s:.0f} s for {what}"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.2, _LOOK_MAX_S)
 
 
 def send(pid: int, number: int = signal.SIGKILL) -> None:

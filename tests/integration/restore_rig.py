@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sqlite3
@@ -17,10 +16,10 @@ import pyarrow as pa
 from control_plane.demo import processes
 from control_plane.demo.processes import AGENT, CONTROL, Program
 from edge_agent.join import join
-from pipelines.contract.errors import TidewireError
 from pipelines.contract.token import JoinToken
-from prove.cluster import Cluster, eventually
+from prove.cluster import eventually
 from prove.truth import table
+from tests.integration.here import Here
 
 NUMBERS = """
 tidewire: 1
@@ -42,7 +41,7 @@ _RHYTHM = "heartbeat_s: 0.5\nexchange_s: 1\ncommit_s: 1\n"
 _KEY = {"_node": pa.string(), "_run": pa.string(), "_stream": pa.string(), "_seq": pa.int64(), "_row": pa.int64()}
 
 
-class Rig(Cluster):
+class Rig(Here):
     """Nodes that read `log/*.jsonl` of their directories into the table `numbers`."""
 
     def __init__(self, home: Path) -> None:
@@ -69,11 +68,7 @@ class Rig(Cluster):
         await self.agents[name].start()
 
         async def answers() -> bool:
-            try:
-                await self.agent(name, "status", "--json")
-            except TidewireError:
-                return False
-            return True
+            return bool(await self.status(name))
 
         await eventually("the agent to answer", answers, 30)
 
@@ -171,12 +166,8 @@ class Rig(Cluster):
 
     async def audit(self, *words: str) -> tuple[int, str]:
         """Exit status and text of `tidewire audit`."""
-        command = processes.module_command(CONTROL, "audit", *words)
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=self.home, env=self.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        out, _ = await process.communicate()
-        return process.returncode or 0, out.decode()
+        ended = await self.end(CONTROL, "audit", *words, cwd=self.home)
+        return ended.status, ended.out + ended.err
 
     def edit(self, name: str, sql: str, *values: Any) -> None:
         with closing(sqlite3.connect(self.home / name / "agent" / "agent.db")) as db, db:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.contract.frames import sha256
-from prove.cluster import Cluster, cluster, eventually, send
+from prove.cluster import eventually, send
 from prove.link import OPEN, Way
 from tests.docs.blocks import blocks
+from tests.integration.here import Here, cluster
 
 PIPELINE = """
 tidewire: 1
@@ -69,7 +70,7 @@ async def _page(home: Path) -> None:
         assert outputs[command].count("sha256:") == 2, "both tables are lineage"
 
 
-def _lines(made: Cluster) -> list[list[Any]]:
+def _lines(made: Here) -> list[list[Any]]:
     return made.rows("select sensor, line, is_hot from oven_readings order by temp_c")
 
 
@@ -125,21 +126,21 @@ async def _run(home: Path) -> None:
         assert used["nodes"] == [{"node": "node-1", "pipeline": "ovens", "wanted": True, "in_use": True}]
 
 
-async def _is_running(made: Cluster) -> bool:
+async def _is_running(made: Here) -> bool:
     return any(p["phase"] == "running" for p in (await made.status("node-1")).get("pipelines", []))
 
 
-async def _share(made: Cluster, share: float) -> bool:
+async def _share(made: Here, share: float) -> bool:
     fetches: list[dict[str, Any]] = (await made.status("node-1")).get("fetches", [])
     return any(fetch["size"] and fetch["bytes"] > share * fetch["size"] for fetch in fetches)
 
 
-async def _runs_with(made: Cluster, text: str) -> bool:
+async def _runs_with(made: Here, text: str) -> bool:
     pipelines = (await made.status("node-1")).get("pipelines", [])
     return any(p["phase"] == "running" and p["tables"] == {"asset_register": sha256(text.encode())} for p in pipelines)
 
 
-def _assets(made: Cluster) -> dict[int, str]:
+def _assets(made: Here) -> dict[int, str]:
     return dict(map(tuple, made.rows("select n, asset from oven_readings")))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
 from tests.docs.blocks import Block, blocks
+from tests.integration.here import Here, cluster
 
 PAGE = Path(__file__).parents[2] / "docs" / "incidents.md"
 HEADING = "Acknowledged on site at 3 am with the link down"
@@ -82,7 +83,7 @@ async def _walk(home: Path) -> None:
         assert pager.of("raised") == 1, "nobody is called again"
 
 
-async def _type(made: Cluster, block: Block, words: dict[str, str]) -> list[str]:
+async def _type(made: Here, block: Block, words: dict[str, str]) -> list[str]:
     outputs = []
     for line in block.text.strip().splitlines():
         program, *typed = shlex.split(line)
@@ -91,7 +92,7 @@ async def _type(made: Cluster, block: Block, words: dict[str, str]) -> list[str]
     return outputs
 
 
-def _incident(made: Cluster) -> dict[str, Any]:
+def _incident(made: Here) -> dict[str, Any]:
     found = [row for row in made.client.get("/v1/incidents")["incidents"] if row["origin"] == "node"]
     assert len(found) <= 1, "one occurrence is one incident"
     return found[0] if found else {}

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
+from tests.integration.here import Here, cluster
 
 PIPELINE = """
 tidewire: 1
@@ -55,12 +56,12 @@ async def _run(home: Path) -> None:
         assert not (await made.status("node-1")).get("trouble")
 
 
-async def _on_site(made: Cluster, name: str, value: Any) -> bool:
+async def _on_site(made: Here, name: str, value: Any) -> bool:
     pipelines = (await made.status("node-1")).get("pipelines", [])
     return any(
         (p["params"].get(name, {}).get("value"), p["params"].get(name, {}).get("origin")) == (value, "on-site") for p in pipelines
     )
 
 
-async def _reported(made: Cluster, params: dict[str, Any]) -> bool:
+async def _reported(made: Here, params: dict[str, Any]) -> bool:
     return bool((await made.node("node-1")).get("reported", {}).get("ovens", {}).get("params") == params)

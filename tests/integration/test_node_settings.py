@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
+from tests.integration.here import Here, cluster
 
 SECRET = "tr0ub4dor&3"
 PIPELINE = """
@@ -82,7 +83,7 @@ async def _run(home: Path) -> None:
         await _check_what_stays(made, home)
 
 
-async def _why_says(made: Cluster, text: str) -> bool:
+async def _why_says(made: Here, text: str) -> bool:
     return text in await made.tidewire("why", "node-1", "doors")
 
 
@@ -99,7 +100,7 @@ def _write(directory: Path, force: object) -> None:
         out.write(json.dumps(row) + "\n")
 
 
-async def _check_types(made: Cluster) -> None:
+async def _check_types(made: Here) -> None:
     columns = "badge, door, force, price, frame, axes, box, floor, box.tags[2] as tag"
     [row] = json.loads(await made.tidewire("query", f"select {columns} from entries", "--json"))
     assert len(row.pop("badge")) == 16
@@ -119,7 +120,7 @@ async def _check_types(made: Cluster) -> None:
     assert list(json.loads(lookups)) == ["doors"]
 
 
-async def _check_alarm(made: Cluster, directory: Path) -> None:
+async def _check_alarm(made: Here, directory: Path) -> None:
     """Back to normal, it waits for an acknowledgement, which comes from the centre."""
     _write(directory, force=9.0)
     await eventually("the alarm", lambda: _state(made) == "active, unacknowledged")
@@ -136,20 +137,20 @@ async def _check_alarm(made: Cluster, directory: Path) -> None:
     await made.tidewire("incidents", "ack", incident["id"])  # already
 
 
-def _incidents(made: Cluster) -> list[dict[str, Any]]:
+def _incidents(made: Here) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = made.client.get("/v1/incidents")["incidents"]
     return found
 
 
-def _state(made: Cluster) -> str:
+def _state(made: Here) -> str:
     return str(next((incident["state"] for incident in _incidents(made)), ""))
 
 
-async def _is_closed(made: Cluster) -> bool:
+async def _is_closed(made: Here) -> bool:
     return not (await made.status("node-1"))["incidents"] and bool(_incidents(made)[0]["closed"])
 
 
-async def _check_what_stays(made: Cluster, home: Path) -> None:
+async def _check_what_stays(made: Here, home: Path) -> None:
     [[raw, reasons]] = made.rows("select raw, reasons from quarantine")
     assert raw is None and "force" in str(reasons)
     [kept] = json.loads(await made.agent("node-1", "quarantine", "--json"))

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
+from tests.integration.here import Here, cluster
 
 PIPELINE = """
 tidewire: 1
@@ -62,7 +63,7 @@ async def _run(home: Path) -> None:
         await _check(made, directory)
 
 
-async def _change_both_sides(made: Cluster, directory: Path) -> None:
+async def _change_both_sides(made: Here, directory: Path) -> None:
     first = _incidents(made)[0]["id"]
     await made.tidewire("incidents", "ack", first, "--reason", "seen from the centre")
     assert not (directory / "acknowledged").exists()
@@ -75,12 +76,12 @@ async def _change_both_sides(made: Cluster, directory: Path) -> None:
     await made.agent("node-1", "ack", second["incident"], "--reason", "seen on site")
 
 
-async def _agree(made: Cluster) -> bool:
+async def _agree(made: Here) -> bool:
     incidents = await asyncio.to_thread(_incidents, made)
     return await made.has_converged() and len(incidents) == 2 and all("acknowledged" in i["state"] for i in incidents)
 
 
-async def _check(made: Cluster, directory: Path) -> None:
+async def _check(made: Here, directory: Path) -> None:
     reported = (await made.node("node-1"))["reported"]["ovens"]["params"]
     assert reported == {"limit_c": 90.0, "votes": 2}, "on-site beats a rule that did not force it; the rest is the rule's"
     why = await made.tidewire("why", "node-1", "ovens")
@@ -92,16 +93,16 @@ async def _check(made: Cluster, directory: Path) -> None:
     await eventually("both sides to agree again", made.has_converged)
 
 
-async def _limit_is(made: Cluster, value: float) -> bool:
+async def _limit_is(made: Here, value: float) -> bool:
     pipelines = (await made.status("node-1")).get("pipelines", [])
     return any(p["params"].get("limit_c", {}).get("value") == value for p in pipelines)
 
 
-async def _node_knows(made: Cluster, count: int) -> bool:
+async def _node_knows(made: Here, count: int) -> bool:
     return len((await made.status("node-1")).get("incidents", [])) == count
 
 
-def _incidents(made: Cluster) -> list[dict[str, Any]]:
+def _incidents(made: Here) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = made.client.get("/v1/incidents")["incidents"]
     return listed
 

@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
 from tests.catalog.real_data import (
     NAB,
     VALVES,
@@ -17,6 +17,7 @@ from tests.catalog.real_data import (
     temperatures,
     valve_rows,
 )
+from tests.integration.here import Here, cluster
 
 pytestmark = needs_data
 
@@ -42,13 +43,13 @@ async def _run(home: Path) -> None:
         _check_incidents(made)
 
 
-def _rows_of(made: Cluster) -> dict[str, int]:
+def _rows_of(made: Here) -> dict[str, int]:
     """Rows of accepted readings in the lake, by pipeline."""
     sql = "SELECT pipeline, sum(rows) FROM segments WHERE stream = 'readings' AND verdict = 'stored' GROUP BY 1"
     return {name: int(rows) for name, rows in made.rows(sql)}
 
 
-def _check_incidents(made: Cluster) -> None:
+def _check_incidents(made: Here) -> None:
     sql = "SELECT pipeline, epoch_us(_event_time) FROM incidents WHERE transition = 'raised' ORDER BY 2"
     raised: dict[str, list[datetime]] = {}
     for name, us in made.rows(sql):

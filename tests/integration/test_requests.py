@@ -10,9 +10,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from control_plane.demo.processes import CONTROL, module_command
-from prove.cluster import Cluster, cluster, eventually
+from control_plane.demo.processes import CONTROL
+from prove.cluster import eventually
 from tests.docs.blocks import blocks
+from tests.integration.here import Here, cluster
 
 PAGE = Path(__file__).parents[2] / "docs" / "fleet-queries.md"
 
@@ -53,7 +54,7 @@ async def _run(home: Path) -> None:
         assert (await _call(made, "audit"))[0] == 0, "answers are accounted for, too (I4)"
 
 
-async def _everybody(made: Cluster) -> None:
+async def _everybody(made: Here) -> None:
     status, out, err = await _call(made, "query", "select pipeline, phase from pipelines", "--fleet", "--wait", "60s")
     assert status == 0, err
     assert out.split() == ["node", "pipeline", "phase", "pi-1", "ovens", "running", "pi-2", "ovens", "running"]
@@ -65,7 +66,7 @@ async def _everybody(made: Cluster) -> None:
     assert [row["row"] for row in json.loads(out)["rows"]] == [{"rows": 0}], "what the lake has is no longer here"
 
 
-async def _tap(made: Cluster) -> None:
+async def _tap(made: Here) -> None:
     tapping = asyncio.create_task(_call(made, "tap", "pi-1", "ovens", "--for", "60s", "--rows", "2", "--where", "temp_c > 50"))
     asked: set[str] = set()
     for temp_c in (10, *range(60, 160)):
@@ -82,14 +83,14 @@ async def _tap(made: Cluster) -> None:
     assert asked == {"tester"}, "on site one sees who asks"
 
 
-async def _logs(made: Cluster) -> None:
+async def _logs(made: Here) -> None:
     status, out, err = await _call(made, "logs", "pi-1", "--lines", "500")
     assert status == 0, err
     assert "new manifest" in out
     assert len((await _call(made, "logs", "pi-1", "--lines", "2", "--json"))[1].splitlines()) > 2
 
 
-async def _all_are_cut_off(made: Cluster) -> None:
+async def _all_are_cut_off(made: Here) -> None:
     """Nobody answers; everybody does once the link is back."""
     made.link.cut()
     status, out, err = await _call(made, "query", "select 5 as five", "--fleet", "--wait", "2s")
@@ -99,7 +100,7 @@ async def _all_are_cut_off(made: Cluster) -> None:
     await eventually("both to answer", lambda: _has_answered(made, err.rpartition("requests show ")[2].strip(), 2))
 
 
-async def _one_is_away(made: Cluster) -> None:
+async def _one_is_away(made: Here) -> None:
     """It answers when it returns; the control plane was killed meanwhile."""
     assert made.server is not None
     await made.agents["pi-2"].stop()
@@ -122,7 +123,7 @@ async def _one_is_away(made: Cluster) -> None:
     assert not (await made.node("pi-2"))["manifest"]["requests"]
 
 
-async def _bad_words(made: Cluster) -> None:
+async def _bad_words(made: Here) -> None:
     for words in (
         ("query", "drop table nodes", "--fleet"),
         ("query", "select 1", "--fleet", "--select", "site=nowhere"),
@@ -141,7 +142,7 @@ async def _bad_words(made: Cluster) -> None:
     assert not open_
 
 
-async def _page(made: Cluster) -> None:
+async def _page(made: Here) -> None:
     """docs/fleet-queries.md, word for word."""
     commands = [line for block in blocks(PAGE) if block.info == "sh" for line in block.text.splitlines()]
     assert len(commands) >= 8
@@ -155,20 +156,16 @@ async def _page(made: Cluster) -> None:
         assert (program, status) == ("tidewire", 0), (command, err)
 
 
-async def _call(made: Cluster, *words: str) -> tuple[int, str, str]:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *module_command(CONTROL, *words), cwd=made.home, env=made.env, stdout=pipe, stderr=pipe
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+async def _call(made: Here, *words: str) -> tuple[int, str, str]:
+    ended = await made.end(CONTROL, *words, cwd=made.home)
+    return ended.status, ended.out, ended.err
 
 
-async def _is_in_contact(made: Cluster, name: str) -> bool:
+async def _is_in_contact(made: Here, name: str) -> bool:
     return bool((await made.node(name)).get("in_contact"))
 
 
-async def _has_answered(made: Cluster, name: str, count: int) -> bool:
+async def _has_answered(made: Here, name: str, count: int) -> bool:
     shown = await asyncio.to_thread(made.client.get, f"/v1/requests/{name}")
     return bool(shown["answered"] == count and shown["closed"])
 

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prove.cluster import Cluster, cluster, eventually
+from prove.cluster import eventually
+from tests.integration.here import Here, cluster
 
 PIPELINE = """
 tidewire: 1
@@ -62,7 +63,7 @@ async def _run(home: Path) -> None:
         assert len(stored) + rejected == 600, "every row is in the lake or rejected by the version that was taken back"
 
 
-async def _deploy(made: Cluster, name: str, limit: str) -> None:
+async def _deploy(made: Here, name: str, limit: str) -> None:
     (made.home / "scales.yaml").write_text(PIPELINE.replace("VERSION", name).replace("LIMIT", limit))
     await made.tidewire("apply", "scales.yaml")
     await made.tidewire("deploy", "scales", "--select", "all", "--soak", "2s", "--reason", name)
@@ -73,30 +74,30 @@ def _write(directory: Path, first: int) -> None:
         out.writelines(json.dumps({"n": n, "kg": 10.5}) + "\n" for n in range(first, first + 200))
 
 
-async def _scales(made: Cluster) -> dict[str, Any]:
+async def _scales(made: Here) -> dict[str, Any]:
     found: list[dict[str, Any]] = (await made.status("node-1")).get("pipelines", [])
     return next((p for p in found if p["pipeline"] == "scales"), {})
 
 
-async def _gate(made: Cluster, state: str, number: int) -> bool:
+async def _gate(made: Here, state: str, number: int) -> bool:
     scales = await _scales(made)
     return bool(scales) and (scales["gate"]["state"], scales["number"]) == (state, number)
 
 
-async def _runs(made: Cluster, number: int) -> bool:
+async def _runs(made: Here, number: int) -> bool:
     scales = await _scales(made)
     return bool(scales) and (scales["number"], scales["phase"]) == (number, "running")
 
 
-async def _phase(made: Cluster, phase: str) -> bool:
+async def _phase(made: Here, phase: str) -> bool:
     return (await _scales(made)).get("phase") == phase
 
 
-async def _is_banned(made: Cluster) -> bool:
+async def _is_banned(made: Here) -> bool:
     return [ban["number"] for ban in (await _scales(made)).get("bans", [])] == [2]
 
 
-async def _centre_knows(made: Cluster) -> bool:
+async def _centre_knows(made: Here) -> bool:
     told = (await made.node("node-1")).get("reported", {}).get("scales", {})
     bans = [ban["number"] for ban in told.get("bans", [])]
     return bans == [2] and told.get("number") == 1 and told.get("params", {}).get("least") == 3.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from prove.cluster import cluster, eventually
+from prove.cluster import eventually
+from tests.integration.here import cluster
 
 PIPELINE = """
 tidewire: 1
