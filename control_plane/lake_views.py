@@ -124,13 +124,12 @@ def register(db: duckdb.DuckDBPyConnection, lake_dir: Path, tables: Iterable[str
     """Offer `tables` as they are read, with the views over them."""
     db.execute("SET TimeZone = 'UTC'")
     db.register("nodes", _nodes(nodes))
-    names = set(tables)
-    if "segments" not in table_names(lake_dir):
-        return
-    db.register("segments", dataset(lake_dir, "segments"))
-    db.execute(LEDGERS)
-    db.execute(TIMES)
-    repaired = {row[0] for row in db.execute("SELECT DISTINCT table_name FROM segments WHERE stamps <> ''").fetchall()}
+    names, repaired = set(tables), set[str]()
+    if "segments" in table_names(lake_dir):  # of the very first rows it is written after their own table
+        db.register("segments", dataset(lake_dir, "segments"))
+        db.execute(LEDGERS)
+        db.execute(TIMES)
+        repaired = {row[0] for row in db.execute("SELECT DISTINCT table_name FROM segments WHERE stamps <> ''").fetchall()}
     logs = {name for name in table_names(lake_dir) if name.endswith(LOG) and names & {name, shown(name)}}
     for name in sorted((names | logs) - {"segments"} - {shown(log) for log in logs}):
         rows = dataset(lake_dir, name)

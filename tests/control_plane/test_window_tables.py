@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from fake_node import STAMP, rows
 from test_settle import Rig, mark, stream
 
@@ -117,3 +117,8 @@ def test_a_windows_sink_writes_the_log() -> None:
         "sinks:\n  a: {lake: {table: t}}\n  b: {lake: {table: w}, from: w}\n"
     )
     assert spec.lake_tables() == {"a": "t", "b": "w__log"}
+
+
+def test_the_very_first_rows_can_be_read_before_segments_tells_of_them(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "incidents", pa.table({"incident": ["i1"]}))
+    assert run_query(tmp_path, "select incident from incidents").rows == [("i1",)]
