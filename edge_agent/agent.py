@@ -69,7 +69,7 @@ class Agent:
         self.sync = StateSync(config, identity, store, self.record, link)
         self.uplink = Uplink(store, link, identity.node, identity.control, config.request_timeout_s, config.uplink_bytes_per_s)
         self.standing = (
-            StandingWatch(identity, store, link, lambda: self.sync.trouble)
+            StandingWatch(identity, store, link, lambda: self.sync.trouble, config.request_timeout_s)
             if isinstance(link, NatsLink) and identity.standing_jwt
             else None
         )

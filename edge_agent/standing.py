@@ -23,15 +23,14 @@ from pipelines.contract.errors import Refused
 from pipelines.contract.messages import Standing, StandingReply
 
 ASK_EVERY_S = 600.0
-_LOOK_EVERY_S = 10.0
-_REPLY_S = 10.0
 _META = "standing"
 _log = structlog.get_logger("link")
 
 
 class StandingWatch:
-    def __init__(self, identity: Identity, store: Store, link: NatsLink, trouble: Callable[[], str]) -> None:
-        """`trouble` says what is wrong with the exchange; "" for nothing."""
+    def __init__(self, identity: Identity, store: Store, link: NatsLink, trouble: Callable[[], str], timeout_s: float) -> None:
+        """`trouble` says what is wrong with the exchange; "" for nothing. `timeout_s`: of a request, and between two looks."""
+        self._timeout_s = timeout_s
         self._identity, self._store, self._link, self._trouble = identity, store, link, trouble
         self._asked_s = -math.inf
         self.is_unknown = False
@@ -51,7 +50,7 @@ class StandingWatch:
             elif is_kept_out and time.monotonic() > self._asked_s + ASK_EVERY_S and await self._ask():
                 self._asked_s = time.monotonic()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY_S):
+                async with asyncio.timeout(self._timeout_s):
                     await self._changed.wait()
             self._changed.clear()
 
@@ -63,7 +62,7 @@ class StandingWatch:
         question = Standing(identity.node, secrets.token_hex(8))
         try:
             async with connected(login) as link:
-                raw = await link.request(subjects.standing(identity.node), question.seal(identity.key), _REPLY_S)
+                raw = await link.request(subjects.standing(identity.node), question.seal(identity.key), self._timeout_s)
             reply, _ = StandingReply.unseal(identity.control, raw)
         except (LinkDown, Refused) as error:
             _log.info("not told what becomes of this node", reason=str(error))
