@@ -14,6 +14,7 @@ from control_plane.durable import sync_directory
 from pipelines.contract.errors import TidewireError, WrongUsage
 
 API_PORT, NATS_PORT = 7420, 4222
+IN_CONTACT_S = 90.0  # three heartbeats, as agents send them unless told otherwise
 LOOPBACK = "127.0.0.1"
 
 
@@ -30,6 +31,7 @@ class ControlConfig:
     nats_port: int = NATS_PORT
     listen: str = LOOPBACK
     public_url: str = ""  # what nodes dial; needed when `listen` is no address they could dial
+    in_contact_s: float = IN_CONTACT_S  # after it was last heard of
 
     def __post_init__(self) -> None:
         if self.uses_tls and not self.public_host:

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from control_plane import fleet
 from control_plane.assign import changed_pipelines, is_about_requests
+from control_plane.config import IN_CONTACT_S
 from control_plane.fleet import Change, Node
 from control_plane.selector import Selector
 from control_plane.times import clock
@@ -36,6 +37,7 @@ class Contact:
     seen: Mapping[str, int]
     now: int
     heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)  # the newest of each node since this server started
+    within_s: float = IN_CONTACT_S
 
     def backlog(self, node: Node) -> dict[str, int] | None:
         """What waited on the node at its last heartbeat, and how many seconds its buffer then lasted (-1: not known)."""
@@ -48,7 +50,7 @@ class Contact:
         return max(self.seen.get(node.id, 0), node.last_seen)
 
     def is_in_contact(self, node: Heard) -> bool:
-        return self.now - self.last_seen(node) < fleet.IN_CONTACT_S * 1_000_000
+        return self.now - self.last_seen(node) < self.within_s * 1_000_000
 
     def words(self, node: Node) -> str:
         if self.is_in_contact(node):

@@ -24,7 +24,6 @@ from pipelines.contract.node_state import CONTROL, Manifest, Note, Reported, Sig
 __all__ = ["Change", "Node", "Told", "Transition", "history", "notes", "reports"]
 _TERM = "term"  # in `meta`: what `recover` raises
 _FEW = 10
-IN_CONTACT_S = 90  # three heartbeats
 
 
 @dataclass(frozen=True)

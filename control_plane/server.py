@@ -127,7 +127,7 @@ class ControlPlane:
             self._close()
 
     def contact(self) -> Contact:
-        return Contact(dict(self._seen), now_us(), dict(self._heartbeats))
+        return Contact(dict(self._seen), now_us(), dict(self._heartbeats), self.config.in_contact_s)
 
     def is_listening(self) -> bool:
         return self._bus.is_connected.is_set()

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,17 @@ from control_plane.demo.proxy import free_port
 from pipelines.contract.errors import TidewireError
 from prove.link import FaultyLink
 
-_LOOK_FIRST_S, _LOOK_MAX_S = 0.03, 0.3  # looking costs what it looks at a hundredth of a second: what takes long is looked at seldom
+_LOOK_FIRST_S, _LOOK_MAX_S = 0.03, 0.3  # a look costs CPU on both sides: what takes long is looked at seldom
 
 
 class Cluster:
-    """One control plane and its nodes, below `home`. They reach it through `link`, which can be cut; `rhythm` is agent.yaml."""
+    """One control plane and its nodes, below `home`. They reach it through `link`, which can be cut.
 
-    def __init__(self, home: Path, rhythm: str = "commit_s: 1\n") -> None:
-        self.home, self.link, self._rhythm = home, FaultyLink(), rhythm
+    `rhythm` is agent.yaml, `options` are of `tidewire up`.
+    """
+
+    def __init__(self, home: Path, rhythm: str = "commit_s: 1\n", options: Sequence[str] = ()) -> None:
+        self.home, self.link, self._rhythm, self._options = home, FaultyLink(), rhythm, options
         self.env = processes.environment(TIDEWIRE_HOME=str(home / "control"), TIDEWIRE_USER="tester")
         self.server: Program | None = None
         self.agents: dict[str, Program] = {}
@@ -50,7 +53,8 @@ class Cluster:
         dialled = await self.link.open()
         self.link.target_port = free_port()
         ports = ("--api-port", str(free_port()), "--nats-port", str(self.link.target_port))
-        args = processes.module_command(CONTROL, "up", *ports, "--public-url", f"nats://127.0.0.1:{dialled}")
+        dials = ("--public-url", f"nats://127.0.0.1:{dialled}")
+        args = processes.module_command(CONTROL, "up", *ports, *dials, *self._options)
         self.server = Program("control plane", args, self.home, self.home / "control.log", self.env)
         await self.start_server()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli.common import DataDir, Json
+from control_plane.cli.common import DataDir, Json, seconds
 from control_plane.config import API_PORT, LOOPBACK, NATS_PORT, ControlConfig, default_data_dir
 from control_plane.process import leave, loading
 
@@ -25,6 +25,9 @@ def up(
     ] = NATS_PORT,
     listen: Annotated[str, typer.Option(help="Address nodes connect to; off loopback TLS is turned on.")] = LOOPBACK,
     public_url: Annotated[str, typer.Option(help="What nodes dial, such as nats://192.168.1.10:4222.")] = "",
+    in_contact: Annotated[
+        str, typer.Option(help="Nodes not heard of for this long are out of contact: three of their heartbeats (heartbeat_s).")
+    ] = "90s",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run the control plane here until Ctrl-C."""
@@ -32,7 +35,7 @@ def up(
         from control_plane.server import ControlPlane, configure_logs, serve
 
     configure_logs(logging.DEBUG if verbose else logging.INFO)
-    config = ControlConfig(data_dir or default_data_dir(), api_port, nats_port, listen, public_url)
+    config = ControlConfig(data_dir or default_data_dir(), api_port, nats_port, listen, public_url, seconds(in_contact))
 
     def ready(plane: ControlPlane) -> None:
         print(f"control plane is up: nodes dial {plane.nats_url}, commands use {plane.api_url}, data in {config.data_dir}")

@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,8 @@ def run(module: str, *words: str, cwd: Path, env: Mapping[str, str]) -> Ended:
 class Here(Cluster):
     """A cluster whose commands run in a thread of this process, one at a time: the link goes on meanwhile."""
 
-    def __init__(self, home: Path, rhythm: str = "commit_s: 1\n") -> None:
-        super().__init__(home, rhythm)
+    def __init__(self, home: Path, rhythm: str = "commit_s: 1\n", options: Sequence[str] = ()) -> None:
+        super().__init__(home, rhythm, options)
         self._one_at_a_time = asyncio.Lock()  # output, environment and working directory are the process's
 
     async def end(self, module: str, *words: str, cwd: Path) -> Ended:
@@ -78,8 +78,8 @@ def _output(words: tuple[str, ...], ended: Ended) -> str:
 
 
 @asynccontextmanager
-async def cluster(home: Path) -> AsyncIterator[Here]:
-    made = Here(home)
+async def cluster(home: Path, rhythm: str = "commit_s: 1\n", options: Sequence[str] = ()) -> AsyncIterator[Here]:
+    made = Here(home, rhythm, options)
     try:
         await made.open()
         yield made
