@@ -37,7 +37,7 @@ steps:
 sinks:
   rows: {lake: {table: numbers}}
 """
-_RHYTHM = "heartbeat_s: 0.5\nexchange_s: 1\ncommit_s: 1\n"
+RHYTHM = "heartbeat_s: 0.5\nexchange_s: 1\ncommit_s: 0.3\n"
 _KEY = {"_node": pa.string(), "_run": pa.string(), "_stream": pa.string(), "_seq": pa.int64(), "_row": pa.int64()}
 
 
@@ -55,7 +55,7 @@ class Rig(Here):
         """`settings` go into its agent.yaml."""
         data_dir = self.home / name / "agent"
         data_dir.mkdir(parents=True)
-        (data_dir / "agent.yaml").write_text(_RHYTHM + settings)
+        (data_dir / "agent.yaml").write_text(RHYTHM + settings)
         await join(JoinToken.decode(self.client.post("/v1/join-tokens", {})["token"]), data_dir, name)
         self.run_agent(name)
         await self.start(name)

@@ -55,7 +55,7 @@ async def _run(home: Path) -> None:
         await made.tidewire("deploy", "ovens", "--select", "site=lyon", "--reason", "first")
         _write(directory, "a", 95)
         await eventually("the first incident at the centre", lambda: len(_incidents(made)) == 1)
-        assert (directory / "raised").exists(), "the local program ran"
+        await eventually("the local program to have run", (directory / "raised").exists)
         made.link.cut()
         await _change_both_sides(made, directory)
         made.link.heal()

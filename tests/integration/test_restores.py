@@ -11,7 +11,7 @@ import pytest
 from edge_agent.join import join
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.token import JoinToken
-from tests.integration.restore_rig import Rig, deploy
+from tests.integration.restore_rig import RHYTHM, Rig, deploy
 
 TWICE = "the card was restored or cloned"
 
@@ -215,6 +215,7 @@ def test_a_card_that_is_replaced_keeps_the_name_and_the_old_one_may_send_what_it
         assert plan.endswith("dry run: nothing changed\n")
         words = await rig.tidewire("nodes", "replace", "line-4", "--reason", "the card is broken")
         await join(JoinToken.decode(words.strip().splitlines()[-1]), rig.home / "card" / "agent", "whatever")
+        (rig.home / "card" / "agent" / "agent.yaml").write_text(RHYTHM)
         new = rig.node_id("card")
         shown = await rig.node("line-4")
         assert (shown["id"], shown["name"], shown["labels"]) == (new, "line-4", {"site": "lyon"})
