@@ -28,7 +28,6 @@ for _module in (
     with suppress(ImportError):  # a runner that needs it says so itself
         importlib.import_module(_module)
 
-gc.collect()
 gc.enable()
 gc.freeze()  # a collection in a runner would otherwise touch, and so copy, every page of the above
 atexit.register(os._exit, 0)  # the fork server has nothing to tidy up, and duckdb would report its frozen objects as leaks
