@@ -12,7 +12,7 @@ from typing import NoReturn
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Import within it what stays for ever: looking for garbage in it is a seventh of the CPU time of a start."""
+    """Import within it what stays for ever: looking for garbage in it is up to a seventh of the CPU time of a start."""
     gc.disable()
     try:
         yield
@@ -22,7 +22,7 @@ def loading() -> Iterator[None]:
 
 
 def leave(status: int = 0) -> NoReturn:
-    """End at once, when everything is closed. Python's own end takes 0.25 CPU-s to free what the kernel frees, and a thread
+    """End at once, when everything is closed. Python's own end takes 0.2 CPU-s to free what the kernel frees, and a thread
     of Arrow's, DuckDB's or delta-rs's that wants the interpreter meanwhile aborts the process: SIGABRT instead of the status."""
     sys.stdout.flush()
     sys.stderr.flush()
