@@ -1,6 +1,7 @@
 """From a file to the receipt: agents and a control plane on one machine, rows of 140 bytes.
 
-Times count from the moment the rows lie there, so they include that agents notice them. ROWS, NODES: other sizes.
+Times count from the moment the rows lie there, so they include that agents notice them. ROWS, NODES, NODES_ROWS (of all nodes
+together): other sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from benchmarks.report import Figure
 from benchmarks.system import backlog, cpu_s, deploy, read_rows, received, rows_in, system
 from prove.cluster import Cluster, eventually
 
-NODES = int(os.environ.get("NODES", 20))
+NODES, NODES_ROWS = int(os.environ.get("NODES", 20)), int(os.environ.get("NODES_ROWS", 27_000_000))
 NAME = "endtoend"
 PIPELINE = """
 tidewire: 1
@@ -39,11 +40,11 @@ sinks:
 
 
 def measure(directory: Path, rows: int) -> Iterator[Figure]:
-    """`rows` of one node, of one backlog, and of all nodes together."""
+    """`rows` of one node, and of one backlog; then all nodes together."""
     (directory / "one").mkdir(parents=True)
     (directory / "all").mkdir()
     yield from asyncio.run(_collected(_one(directory / "one", rows)))
-    yield from asyncio.run(_collected(_all(directory / "all", rows)))
+    yield from asyncio.run(_collected(_all(directory / "all", NODES_ROWS)))
 
 
 async def _collected(figures: AsyncIterator[Figure]) -> list[Figure]:
