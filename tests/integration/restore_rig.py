@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,29 @@ def deploy(rig: Rig, text: str = NUMBERS) -> None:
     """Register a version and have all nodes run it."""
     rig.client.post("/v1/apply", {"files": [{"name": "numbers.yaml", "text": text}]})
     rig.client.post("/v1/deployments", {"reference": "numbers", "select": "all"})
+
+
+class Site:
+    """One control plane for the tests of a file; each has nodes of its own, which are stopped at its end."""
+
+    def __init__(self, home: Path) -> None:
+        self.rig, self._loop = Rig(home), asyncio.Runner()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, home: Path) -> Iterator[Site]:
+        site = cls(home)
+        try:
+            site.run(site.rig.open())
+            yield site
+        finally:
+            site.run(site.rig.close())
+            site._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._loop.run(work)
+
+    async def stop_nodes(self) -> None:
+        self.rig.link.heal()
+        for name in list(self.rig.agents):
+            await self.rig.agents.pop(name).stop()

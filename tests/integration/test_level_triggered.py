@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from prove.cluster import eventually
-from tests.integration.restore_rig import NUMBERS, Rig, deploy
+from tests.integration.restore_rig import NUMBERS, Rig, Site, deploy
 
 IMPATIENT = "request_timeout_s: 1\n"
 
 
-class Site:
-    """One control plane for all tests of this file; each has nodes of its own, which are stopped at its end."""
-
-    def __init__(self, home: Path) -> None:
-        self.rig, self._loop = Rig(home), asyncio.Runner()
-
-    def run(self, work: Any) -> None:
-        self._loop.run(work)
-
-    def close(self) -> None:
-        self.run(self.rig.close())
-        self._loop.close()
-
-    async def stop_nodes(self) -> None:
-        self.rig.link.heal()
-        for name in list(self.rig.agents):
-            await self.rig.agents.pop(name).stop()
-
-
 @pytest.fixture(scope="module")
 def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("level"))
-    try:
-        site.run(site.rig.open())
+    with Site.opened(tmp_path_factory.mktemp("level")) as site:
         yield site
-    finally:
-        site.close()
 
 
 @pytest.fixture

@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from edge_agent.join import join
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.token import JoinToken
-from tests.integration.restore_rig import RHYTHM, Rig, deploy
+from tests.integration.restore_rig import RHYTHM, Rig, Site, deploy
 
 TWICE = "the card was restored or cloned"
 
 
-class Site:
-    """One control plane for all tests of this file; each has nodes of its own, which are stopped at its end."""
-
-    def __init__(self, home: Path) -> None:
-        self.rig, self._loop = Rig(home), asyncio.Runner()
-
-    def run(self, work) -> None:  # type: ignore[no-untyped-def]
-        self._loop.run(work)
-
-    def open(self) -> None:
-        self.run(self.rig.open())
-        deploy(self.rig)
-
-    def close(self) -> None:
-        self.run(self.rig.close())
-        self._loop.close()
-
-    async def stop_nodes(self) -> None:
-        self.rig.link.heal()
-        for name in list(self.rig.agents):
-            await self.rig.agents.pop(name).stop()
-
-
 @pytest.fixture(scope="module")
 def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("restores"))
-    try:
-        site.open()
+    with Site.opened(tmp_path_factory.mktemp("restores")) as site:
+        deploy(site.rig)
         yield site
-    finally:
-        site.close()
 
 
 @pytest.fixture
