@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.simulation.life import LIFE, Crashed, Life
 
@@ -67,6 +67,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
     def close(self) -> None:
         self._selector = None  # type: ignore[assignment]
         super().close()
+        _Thread.end_idle()
 
     def _process_events(self, events: list[Any]) -> None: ...
     def _write_to_self(self) -> None: ...
@@ -122,6 +123,45 @@ def _alive(callback: Any, context: Context) -> Callable[..., Any]:
     return call
 
 
+class _Thread:
+    """Runs one fiber after another: to start a thread takes longer than most fibers do."""
+
+    _idle: ClassVar[list[_Thread]] = []
+
+    def __init__(self) -> None:
+        self._has_work = threading.Lock()
+        self._has_work.acquire()
+        self._work: Callable[[], Callable[[], None]] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def begin(cls, work: Callable[[], Callable[[], None]]) -> None:
+        """`work` in a thread; what it returns is called when the thread may be used again."""
+        thread = cls._idle.pop() if cls._idle else cls()
+        thread._work = work
+        thread._has_work.release()
+
+    @classmethod
+    def end_idle(cls) -> None:
+        while cls._idle:
+            thread = cls._idle.pop()
+            thread._has_work.release()
+            thread._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._has_work.acquire()
+            work, self._work = self._work, None
+            if work is None:
+                return
+            tell = work()
+            del work  # what it holds is not kept until the next one
+            self._idle.append(self)
+            tell()
+            del tell
+
+
 class Fiber:
     """A function in a thread of its own that runs only while the loop waits for it: `resume` returns when it parks or ends."""
 
@@ -152,7 +192,7 @@ class Fiber:
             self._theirs.release()
         else:
             self._is_started = True
-            threading.Thread(target=lambda: self._context.run(self._run), daemon=True).start()
+            _Thread.begin(lambda: self._context.run(self._run))
         self._ours.acquire()
         Fiber.current = before
 
@@ -175,7 +215,8 @@ class Fiber:
         elif not self._is_started:
             self.has_ended = True
 
-    def _run(self) -> None:
+    def _run(self) -> Callable[[], None]:
+        """Returns what lets the loop go on."""
         error: BaseException | None = None
         value = None
         try:
@@ -187,7 +228,7 @@ class Fiber:
             self.result.set_exception(error)
         else:
             self.result.set_result(value)
-        self._ours.release()
+        return self._ours.release
 
 
 class SimExecutor(Executor):

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from unittest.mock import patch
 
 import structlog
 
+import control_plane.declare
 import control_plane.ingest
 import control_plane.lake
 import control_plane.server
@@ -27,6 +29,7 @@ import edge_agent.local_api
 import edge_agent.reserve
 import edge_agent.runner
 import edge_agent.store
+import pipelines.contract.yaml_reader
 import pipelines.engine.plan
 from edge_agent.actions.outcome import Done
 from edge_agent.database import Database
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 EPOCH_S = 1_770_000_000  # true time at virtual time 0
+_read = lru_cache(64)(pipelines.contract.yaml_reader.read)  # pure, and each seed asks the same of them
+_format_text = lru_cache(64)(control_plane.declare.format_text)
 _GROWING = ("INSERT INTO outbox", "INSERT INTO state", "INSERT INTO quarantine")
 
 
@@ -61,6 +66,10 @@ def _drop(logger: Any, name: str, event: Any) -> Any:
 
 def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield from _time_and_chance(world)
+    delay = world.random("executor")
+    yield loops, "the_loop", world.loop
+    yield SimExecutor, "delay", staticmethod(lambda: delay.uniform(0.0005, 0.02))
+    yield SimExecutor, "on_crash", staticmethod(world.crash_life)
     executor = SimExecutor
     yield edge_agent.database, "ThreadPoolExecutor", executor
     yield control_plane.ingest, "ThreadPoolExecutor", executor
@@ -85,6 +94,8 @@ def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield edge_agent.runner, "COMMIT_S", 5.0
     yield edge_agent.runner, "POLLS_S", ((float("inf"), 2.0),)
     yield pipelines.engine.plan, "compile_plan", world.compile
+    yield pipelines.contract.yaml_reader, "read", _read
+    yield control_plane.declare, "format_text", _format_text
 
 
 def _machine() -> Machine:
@@ -234,7 +245,3 @@ def _connecting(world: World) -> Callable[[Path], sqlite3.Connection]:
         return connection
 
     return connect
-
-
-def entered(world: World) -> None:
-    loops.the_loop = world.loop

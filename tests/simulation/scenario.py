@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.simulation import people
@@ -37,6 +39,24 @@ def simulate(
 ) -> Result:
     """Run one seed; `faults` names those to have, instead of some that the seed draws; `buffer_bytes` is each node's; `bug` is
     a canary to let in."""
+    with _collected():
+        return _simulate(seed, faults, buffer_bytes, bug, verbose)
+
+
+@contextmanager
+def _collected() -> Iterator[None]:
+    """No search for garbage meanwhile, and all of it freed at the end: a world is full of cycles, which hold databases."""
+    gc.freeze()  # what was there before is not searched
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.unfreeze()
+
+
+def _simulate(seed: int, faults: Sequence[str] | None, buffer_bytes: int, bug: str, verbose: bool) -> Result:
     world = World(
         seed,
         nodes=1 if faults is None and seed % 2 else 2,
