@@ -89,6 +89,7 @@ def _replacements(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield control_plane.lake, "sync_filesystem", lambda directory: None
     # slower rhythms: a lake commit, a tick and a look at a file cost what they cost, and time is free
     yield control_plane.ingest, "GROUP_WAIT_S", 3.0
+    yield control_plane.server, "FOLLOW_S", 15.0  # nobody requests anything here
     yield edge_agent.runner, "TICK_S", 4.0
     yield edge_agent.runner, "TICK_ALARMS_S", 4.0
     yield edge_agent.runner, "COMMIT_S", 5.0
