@@ -57,7 +57,8 @@ def read_files(files: Sequence[tuple[str, str]]) -> Declared:
 
 
 def present(db: Connection, declared: Declared) -> Present:
-    newest = {version.pipeline: _text(version) for version in registry.newest_versions(db)}
+    wanted = {spec.pipeline for spec in declared.specs.values()}
+    newest = {version.pipeline: _text(version) for version in registry.newest_versions(db) if version.pipeline in wanted}
     return Present(newest, {one.deployment: _targets(db, one.deployment) for one in declared.deployments.values()})
 
 

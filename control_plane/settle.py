@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ from control_plane.lineage import WindowKey, lineage_columns, lineage_schema, lo
 from control_plane.refusals import Refusals
 from control_plane.sequence import Mark, continue_from
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import pack
+from pipelines.contract.frames import pack, shallow_dict
 from pipelines.contract.language.base import LOG, RESERVED_TABLES
 from pipelines.contract.segment import INCIDENTS, QUARANTINE, REQUESTS, Segment, StreamKey, decode
 from pipelines.engine.answers import ANSWER_SCHEMA
@@ -333,7 +333,7 @@ def _retaken(refused: Segment) -> Segment:
     old = refused.header
     run = retaken_run(old.run, old.seq)
     header = replace(old, run=run, seq=1, first=1, previous="", run_rows=old.rows, ledgers={})
-    return Segment(header, refused.payload, pack(asdict(header), [refused.payload]))
+    return Segment(header, refused.payload, pack(shallow_dict(header), [refused.payload]))
 
 
 def _by_table(segments: Iterable[Segment]) -> dict[str, list[Segment]]:
@@ -420,7 +420,7 @@ def _verdict(segment: Segment, reason: str) -> Verdict:
 
 
 def _segment_row(segment: Segment, mark: Mark, verdict: Verdict, now_us: int) -> dict[str, object]:
-    row = asdict(segment.header)
+    row = shallow_dict(segment.header)
     row["table_name"] = row.pop("table")
     row |= {name: json.dumps(row[name], ensure_ascii=False) for name in ("positions", "ledgers", "lookups")}
     row |= {"digest": segment.digest, "verdict": verdict.word, "reason": verdict.reason}

@@ -402,8 +402,12 @@ def _engine(url: str) -> Engine:
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
-        sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("BEGIN IMMEDIATE"))
+        engine.dialect.do_begin = _begin_writing  # type: ignore[method-assign]
     return engine
+
+
+def _begin_writing(dbapi_connection: Any) -> None:
+    dbapi_connection.execute("BEGIN IMMEDIATE")
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:

@@ -37,7 +37,7 @@ class Upkeep:
 
     def __init__(self, lake: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._lake, self._clock = lake, clock
-        self._seen: dict[str, int] = {}  # table -> its version at the last look
+        self._look_at: dict[str, int] = {}  # table -> the version from which on it may have too many small files
         self._refreshed_at, self._forgot_at = -REFRESH_S, -FORGET_S
 
     def step(self) -> None:
@@ -79,11 +79,12 @@ class Upkeep:
 
     def _tidy(self, table: Path) -> None:
         version = heal.latest_version(table)
-        if self._seen.get(table.name) == version:
+        if version < self._look_at.get(table.name, 0):
             return
         handle = DeltaTable(table)
         sizes = pa.table(handle.get_add_actions(flatten=True))["size_bytes"].to_pylist()
-        if sum(size < _SMALL_BYTES for size in sizes) > SMALL_FILES_MAX:
+        small = sum(size < _SMALL_BYTES for size in sizes)
+        if small > SMALL_FILES_MAX:
             properties = WriterProperties(compression="ZSTD", compression_level=1)
             handle.optimize.compact(
                 target_size=_FILE_BYTES,
@@ -96,4 +97,5 @@ class Upkeep:
             sync_filesystem(Disk(self._lake))  # before what it stands in for goes
             handle.cleanup_metadata()
             handle.vacuum(_VACUUM_AFTER_H, dry_run=False, enforce_retention_duration=False, full=True)
-        self._seen[table.name] = heal.latest_version(table)
+            version, small = heal.latest_version(table), 0
+        self._look_at[table.name] = version + max(1, SMALL_FILES_MAX + 1 - small)  # a commit adds one file, seldom more

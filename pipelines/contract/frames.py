@@ -25,11 +25,12 @@ def canonical_json(value: object) -> bytes:
 
     A dataclass is the object of its fields.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_fields)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=shallow_dict)
     return text.encode()
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def shallow_dict(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name. `dataclasses.asdict` copies all that they hold, which takes longer than to encode it."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 

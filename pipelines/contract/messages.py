@@ -7,7 +7,7 @@ envelope signed by the control plane, names the node and repeats the request's n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Self, get_type_hints
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.contract.artifact import CHUNK_BYTES_MAX
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import canonical_json, pack, unpack
+from pipelines.contract.frames import canonical_json, pack, shallow_dict, unpack
 from pipelines.contract.keys import Key, seal, unseal
 from pipelines.contract.node_state import SignedManifest
 
@@ -33,10 +33,10 @@ class _Message:
     """A dataclass that travels as the header of a frame. Raises `Refused` when read from anything else."""
 
     def pack(self, blobs: Sequence[bytes] = ()) -> bytes:
-        return pack({"format": FORMAT, **asdict(self)}, blobs)
+        return pack({"format": FORMAT, **shallow_dict(self)}, blobs)
 
     def seal(self, key: Key, blobs: Sequence[bytes] = ()) -> bytes:
-        return seal(key, {"format": FORMAT, **asdict(self)}, blobs)
+        return seal(key, {"format": FORMAT, **shallow_dict(self)}, blobs)
 
     @classmethod
     def unpack(cls, data: bytes) -> tuple[Self, list[bytes]]:

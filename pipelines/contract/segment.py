@@ -10,12 +10,12 @@ behind it as if they were there: `stands_for` is the digest of the segment `seq`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import canonical_json, sha256
+from pipelines.contract.frames import canonical_json, sha256, shallow_dict
 from pipelines.contract.keys import Key, seal, unseal
 
 FORMAT = 1
@@ -112,7 +112,7 @@ class Segment:
 
 
 def encode(header: SegmentHeader, payload: bytes, key: Key) -> Segment:
-    return Segment(header, payload, seal(key, asdict(header), [payload]))
+    return Segment(header, payload, seal(key, shallow_dict(header), [payload]))
 
 
 def decode(data: bytes, public: str) -> Segment:

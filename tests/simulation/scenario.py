@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
+import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +42,7 @@ def simulate(
 ) -> Result:
     """Run one seed; `faults` names those to have, instead of some that the seed draws; `buffer_bytes` is each node's; `bug` is
     a canary to let in."""
-    with _collected():
+    with _on_one_core(), _collected():
         return _simulate(seed, faults, buffer_bytes, bug, verbose)
 
 
@@ -54,6 +57,21 @@ def _collected() -> Iterator[None]:
         gc.enable()
         gc.collect()
         gc.unfreeze()
+
+
+@contextmanager
+def _on_one_core() -> Iterator[None]:
+    """Threads that take turns hand over faster there. Simulations in several processes get different ones."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    number = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or sum(multiprocessing.current_process()._identity))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[number % len(before)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _simulate(seed: int, faults: Sequence[str] | None, buffer_bytes: int, bug: str, verbose: bool) -> Result:
