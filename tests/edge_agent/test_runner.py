@@ -206,7 +206,7 @@ def test_rows_follow_a_growing_file_and_stop_seals_everything(tmp_path: Path) ->
     log = tmp_path / "a.log"
     append(log, line(0, 1))
     with running(log) as agent:
-        agent.start()
+        agent.start(commit_s=0.05)
         agent.until(lambda m: len(agent.rows()) == 1)
         append(log, line(1, 2), line(2, 3))
         agent.until(lambda m: len(agent.rows()) == 3)
@@ -453,21 +453,23 @@ def wide_line(v: int) -> str:
     return json.dumps({"ts": 1_767_225_600 + v, "v": v, "k": f"{v}-" + "x" * 200_000}) + "\n"
 
 
-def test_a_state_larger_than_any_commit_starts_again(tmp_path: Path) -> None:
+def test_a_state_larger_than_any_frame_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "FRAME_BYTES_MAX", 16 * 2**20)
+    monkeypatch.setattr(wire, "PART_BYTES", 2**20)
     log = tmp_path / "a.log"
     with running(log, WIDE) as agent:
-        agent.start()
-        for first in range(0, 360, 40):
-            append(log, *map(wide_line, range(first, first + 40)))
-            agent.until(lambda m, n=first + 40: agent.ledger.get("sources", {}).get("log", {}).get("read") == n)
+        agent.start(commit_s=0.05)
+        for first in range(0, 100, 20):
+            append(log, *map(wide_line, range(first, first + 20)))
+            agent.until(lambda m, n=first + 20: agent.ledger.get("sources", {}).get("log", {}).get("read") == n)
     before = agent
-    assert sum(map(len, before.state.values())) > 64 * 2**20
-    append(log, wide_line(360))
+    assert sum(map(len, before.state.values())) > wire.FRAME_BYTES_MAX
+    append(log, wide_line(100))
     with running(log, WIDE) as agent:
         agent.state, agent.positions, agent.ledger = before.state, before.positions, before.ledger
         agent.start("until_eof")
         agent.until("stopped")
-    assert agent.ledger["streams"]["windows.w"]["emitted"] == 361, "one row of each group, those of before and the new one"
+    assert agent.ledger["streams"]["windows.w"]["emitted"] == 101, "one row of each group, those of before and the new one"
 
 
 def test_what_is_too_much_for_one_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +477,7 @@ def test_what_is_too_much_for_one_commit_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(wire, "FRAME_BYTES_MAX", 2**20)
     append(log, *map(wide_line, range(10)))
     with running(log, WIDE) as agent:
-        agent.start()
+        agent.start(commit_s=0.05)
         told = agent.until("failed")
     assert "more than the 1 MiB that go from a runner to its agent" in told["reason"]
     assert "lower max_groups" in told["hint"]
