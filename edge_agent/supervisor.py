@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -64,16 +65,27 @@ class RunnerProcess:
         return status
 
 
+def warm_up() -> None:
+    """Start the fork server now, if it is not there: it loads what runners need while its parent loads what an agent does."""
+    _prepare(_PRELOAD)
+    with _anonymous_main():
+        forkserver.ensure_running()
+
+
+def _prepare(preload: Sequence[str]) -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # the fork server inherits it
+    forkserver.set_forkserver_preload(list(preload))
+
+
 class Supervisor:
     """Starts runner processes. A runner ends by itself when its socket does, so none outlives the agent."""
 
     def __init__(self, memory_bytes: int = 2 * GIB, entry: str = RUNNER, preload: Sequence[str] = _PRELOAD) -> None:
         """`entry` names the runner's main as `module:function`; it takes the socket."""
         self._memory_bytes, self._entry = memory_bytes, entry
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)  # the fork server inherits it
+        _prepare(preload)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
         self._starting = asyncio.Lock()
 
     async def start(self, name: str, entry: str = "", memory_bytes: int = 0) -> RunnerProcess:

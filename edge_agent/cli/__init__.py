@@ -119,7 +119,7 @@ def run(
 
         given = {"params": pairs("--param", params or []), "labels": pairs("--label", labels or [])}
         given["artifacts"] = pairs("--artifact", artifacts or [])
-        raise typer.Exit(run_file(file, data_dir, until_eof=until_eof, json_output=as_json, **given))
+        _leave(run_file(file, data_dir, until_eof=until_eof, json_output=as_json, **given))
     if until_eof or as_json or params or labels or artifacts:
         hint = "tidewire-agent run FILE --until-eof"
         raise WrongUsage("--until-eof, --param, --label, --artifact and --json go with a FILE", op="run", hint=hint)
@@ -130,6 +130,10 @@ def run(
             "this node has not joined a control plane", op="run", place=str(config.data_dir),
             hint="tidewire-agent join TOKEN, or run one pipeline stand-alone: tidewire-agent run FILE",
         )  # fmt: skip
+    if (config.data_dir / "agent.db").exists():  # it ran before, so there will be something to run at once
+        from edge_agent.supervisor import warm_up
+
+        warm_up()
     import asyncio
 
     from edge_agent import logs
@@ -137,8 +141,14 @@ def run(
 
     logs.configure(config.log_level)
     asyncio.run(run_managed(config, identity))
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """All is closed, and Python's own end takes 0.15 CPU-s to free what the kernel frees."""
     sys.stdout.flush()
-    os._exit(0)  # all is closed, and Python's own end takes 0.15 CPU-s to free what the kernel frees
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @app.command()
