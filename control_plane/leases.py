@@ -15,8 +15,8 @@ from sqlalchemy.engine import Connection
 
 from pipelines.contract.subjects import PARTITIONS
 
-TTL_S = 15.0  # after a crash its partitions are idle this long; agents ask again meanwhile
-BEAT_EVERY_S = 5.0
+TTL_S = 6.0  # after a crash its partitions are idle this long; agents ask again meanwhile
+BEAT_EVERY_S = 2.0  # one small transaction each
 
 _metadata = sa.MetaData()
 processes = sa.Table(
