@@ -51,8 +51,7 @@ def read(text: str, file: str = "") -> Source:
             [Problem(f"the document is over {BYTES_MAX // 1024} KiB", "", "move long lists into a lookup table", 1, 1, file)]
         )
     try:
-        _check_events(text, file)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _Loader(text, file).get_single_node()
     except yaml.MarkedYAMLError as error:
         raise SpecError([_from_yaml_error(error, text, file)]) from None
     except yaml.reader.ReaderError as error:
@@ -83,11 +82,17 @@ def parse_path(text: str) -> Path:
     return tuple(int(i) if i else name for i, name in re.findall(r"\[(\d+)\]|([^.\[\]]+)", text))
 
 
-def _check_events(text: str, file: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
+    """Raises `SpecError` at what the subset leaves out, before anything is made of it."""
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self._file, self._depth = file, 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()  # type: ignore[no-untyped-call]
         message, hint = "", ""
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             message, hint = "anchors and aliases are not allowed", "write the value out"
         elif tag := getattr(event, "tag", None):
@@ -95,12 +100,13 @@ def _check_events(text: str, file: str) -> None:
             hint = (
                 "! starts a tag: in an expression write `not`, or put it in quotes" if tag.startswith("!") else "remove the tag"
             )
-        elif depth > DEPTH_MAX:
+        elif self._depth > DEPTH_MAX:
             message, hint = f"more than {DEPTH_MAX} levels deep", "flatten the document"
         if message:
             mark = event.start_mark
             line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            raise SpecError([Problem(message, hint=hint, file=file, line=line, column=column)])
+            raise SpecError([Problem(message, hint=hint, file=self._file, line=line, column=column)])
+        return event
 
 
 def decode(data: bytes, file: str = "") -> str:

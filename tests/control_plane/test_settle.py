@@ -198,6 +198,22 @@ def test_i2_marks_survive_compaction_and_new_handles(rig: Rig, monkeypatch: pyte
     assert sum(rig.ids().values()) == 8 and max(rig.ids().values()) == 1 and len(rig.table("segments")) == 8
 
 
+def test_upkeep_opens_a_table_when_it_may_have_too_many_small_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import control_plane.upkeep as upkeep
+
+    monkeypatch.setattr(upkeep, "SMALL_FILES_MAX", 3)
+    opened: list[str] = []
+    monkeypatch.setattr(upkeep, "DeltaTable", lambda path: opened.append(path.name) or DeltaTable(path))
+    source, files = stream(), []
+    keeper = Upkeep(rig.directory / "lake")
+    for _ in range(6):
+        rig.send(source.seal(rows(1.0)))
+        keeper.step()
+        files.append(len(DeltaTable(rig.directory / "lake" / "t").file_uris()))
+    assert files == [1, 2, 3, 1, 2, 3], "the fourth small file is one too many"
+    assert opened.count("t") == 3, "at first, when there are four, and after they were made one"
+
+
 def test_a_renewal_that_fails_is_no_harm(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     from control_plane.lake_table import LakeTable
 
