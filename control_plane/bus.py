@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
 import nats
@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 Handler = Callable[[str, Msg], Awaitable[None]]  # (node or token id, message)
 _PENDING_BYTES_MAX = 128 * 1024 * 1024
+_CLOSE_S = 2.0
 _QUEUE = "ingest"  # while a subject passes from one process to another, one of them gets each message
 
 
@@ -47,7 +48,7 @@ class Bus:
             self._served = dict.fromkeys(subjects, handler)
             if self.is_connected.is_set():
                 try:
-                    await self._subscribe_served()
+                    await _apart(self._subscribe_served())
                 except (nats.errors.Error, TimeoutError) as error:  # the next connection subscribes anew
                     log.warning("bus: not subscribed", cause=str(error))
 
@@ -67,7 +68,7 @@ class Bus:
         while True:
             closed = asyncio.Event()
             try:
-                await self._connect(closed)
+                await _apart(self._connect(closed))
                 await closed.wait()
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 log.warning("bus: not connected", cause=str(error))
@@ -127,7 +128,8 @@ class Bus:
     async def _close(self) -> None:
         if self._client is not None and not self._client.is_closed:
             try:
-                await asyncio.wait_for(self._client.close(), 2)
+                async with asyncio.timeout(_CLOSE_S):
+                    await _apart(self._client.close())
             except (nats.errors.Error, OSError, TimeoutError):
                 log.debug("bus: closed in disorder")
 
@@ -147,6 +149,16 @@ def several_at_once(handle: Callable[[Any], Awaitable[None]], most: int) -> Call
         task.add_done_callback(end)
 
     return begin if most > 1 else handle
+
+
+async def _apart(work: Coroutine[Any, Any, None]) -> None:
+    """`work` in a task of its own: nats-py awaits with `wait_for`, which in Python 3.11 may swallow our cancellation."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task})
+        task.result()
+    finally:
+        task.cancel()
 
 
 def _guarded(handler: Handler) -> Callable[[Msg], Awaitable[None]]:

@@ -125,7 +125,8 @@ class Ingest:
         deadline = time.monotonic() + GROUP_WAIT_S
         while sum(len(w.upload.upload.blobs) for w in group) < GROUP_SEGMENTS_MAX and (left := deadline - time.monotonic()) > 0:
             try:
-                group.append(await asyncio.wait_for(self._queue.get(), left))
+                async with asyncio.timeout(left):  # `wait_for` may swallow our cancellation in Python 3.11
+                    group.append(await self._queue.get())
             except TimeoutError:
                 break
         self._queued_bytes -= sum(waiting.size for waiting in group)

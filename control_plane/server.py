@@ -239,7 +239,8 @@ class ControlPlane:
         """Rollouts and what else waits for news or time (I7). It rests, so that many nodes coming back at once are one pass."""
         for count in itertools.count():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), ROLL_S)
+                async with asyncio.timeout(ROLL_S):  # `wait_for` may swallow our cancellation in Python 3.11
+                    await self._news.wait()
             has_news = self._news.is_set() or count % 12 == 0
             self._news.clear()
             began = time.monotonic()

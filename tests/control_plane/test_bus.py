@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -50,6 +51,35 @@ def test_what_is_asked_to_be_served_while_the_connection_is_made_is_served(
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    try:
+        asyncio.run(story())
+    finally:
+        broker.kill()
+
+
+def test_a_stop_ends_it_whatever_the_client_swallows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(tmp_path)
+
+    async def story() -> None:
+        bus = Bus(broker.url, KeyRing.open(tmp_path / "keys").server_creds(int(time.time())), None)
+
+        async def nobody(_: str, message: Msg) -> None: ...
+
+        async def swallows(client: Client, timeout: float = 10) -> None:
+            with contextlib.suppress(asyncio.CancelledError):  # as `wait_for`, when what it waits for comes at that moment
+                flushing.set()
+                await asyncio.sleep(WAIT_S)
+
+        running, flushing = asyncio.create_task(bus.run()), asyncio.Event()
+        await asyncio.wait_for(bus.is_connected.wait(), WAIT_S)
+        monkeypatch.setattr(Client, "flush", swallows)
+        serving = asyncio.create_task(bus.serve({subjects.data_of(3)}, nobody))
+        await asyncio.wait_for(flushing.wait(), WAIT_S)
+        serving.cancel()
+        running.cancel()
+        await asyncio.wait({serving, running}, timeout=WAIT_S)
+        assert serving.cancelled() and running.cancelled()
 
     try:
         asyncio.run(story())
