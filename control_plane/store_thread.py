@@ -114,9 +114,10 @@ class StoreThread:
             for do in jobs:
                 try:
                     with db.begin_nested():
-                        ends.append(do(db))
+                        end = do(db)
                 except Exception as error:  # noqa: BLE001 - told to who asked; the others go on
-                    ends.append(error)
+                    end = error
+                ends.append(end)
         return ends
 
     def _in_transaction(self, do: Callable[..., T], *args: Any) -> T:
