@@ -145,3 +145,10 @@ async def until(condition: Callable[[], Awaitable[Any] | Any], seconds: float = 
             return
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.02)
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel it until it is over: nats-py awaits with `wait_for`, which in Python 3.11 may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)

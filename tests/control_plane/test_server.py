@@ -19,7 +19,7 @@ from fake_node import FakeNode, ask_to_join, creds, incident_rows, rows
 from nats.aio.client import RawCredentials
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
-from server_process import ServerProcess, free_port, run_cli, until, wait_until
+from server_process import ServerProcess, end, free_port, run_cli, until, wait_until
 from sqlalchemy.exc import OperationalError
 
 import control_plane.server
@@ -174,8 +174,7 @@ async def _is_let_in(url: str, login: RawCredentials) -> bool:
     if not refused.done():
         await trying.result().close()
         return True
-    trying.cancel()
-    await asyncio.gather(trying, return_exceptions=True)
+    await end(trying)
     return False
 
 
@@ -534,8 +533,7 @@ def test_i2_i3_killed_at_random_nothing_is_lost_or_doubled(tmp_path: Path) -> No
             work = asyncio.create_task(_upload_all(node, streams, confirmed, dice))
             await asyncio.sleep(dice.uniform(0.0, 0.4))
             server.kill()
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await end(work)
             await asyncio.to_thread(server.start)
             await until(lambda: node.client.is_connected)
             await _keeps_what_it_confirmed(node, streams, confirmed)

@@ -138,8 +138,11 @@ async def _bad_words(made: Here) -> None:
     status, _, err = await _call(made, "query", "select * from elsewhere", "--fleet", "--wait", "60s")
     assert status == 1
     assert "no table elsewhere" in err
-    open_ = [request for request in json.loads(await made.tidewire("requests", "--json"))["requests"] if not request["closed"]]
-    assert not open_
+    await eventually("all requests to be closed", lambda: _none_is_open(made))
+
+
+async def _none_is_open(made: Here) -> bool:
+    return all(request["closed"] for request in json.loads(await made.tidewire("requests", "--json"))["requests"])
 
 
 async def _page(made: Here) -> None:
