@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import duckdb
 
 ENGINE = f"duckdb-{duckdb.__version__}"  # recorded in lineage: rows are the same per engine build
@@ -23,7 +25,32 @@ _SETTINGS = {
 }
 
 
+_opening = threading.Lock()
+_shared: duckdb.DuckDBPyConnection | None = None
+
+
 def open_engine(memory_limit: str = "") -> duckdb.DuckDBPyConnection:
+    """A connection; those without a limit of their own share a database, which takes 14 ms and 7 MB to open, and see nothing of
+    each other: all they make is temporary."""
+    global _shared  # one per process, opened when it is first needed: never before a fork
+    if memory_limit:
+        return _open(memory_limit)
+    with _opening:
+        if _shared is None or not _works(_shared):
+            _shared = _open("")
+        return _shared.cursor()
+
+
+def _works(database: duckdb.DuckDBPyConnection) -> bool:
+    """An internal error of DuckDB's leaves a database that refuses everything."""
+    try:
+        database.execute("SELECT 1").fetchall()
+    except duckdb.Error:
+        return False
+    return True
+
+
+def _open(memory_limit: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config={**_AT_OPENING, **({"memory_limit": memory_limit} if memory_limit else {})})
     for name, value in _SETTINGS.items():
         text = f"'{value}'" if isinstance(value, str) else str(value).lower()
