@@ -39,6 +39,7 @@ triggers:
     each: [sensor]
     by: [sensor]
     when: max(value) > 100
+    max_open: 10000
     actions:
       on_raise:
         - webhook: {url: "http://127.0.0.1:PORT/horn"}
