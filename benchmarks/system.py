@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
 from control_plane.demo import processes
 from control_plane.demo.processes import CONTROL, Program
@@ -86,8 +87,12 @@ def _is_true(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Callable[[
 
 
 def rows_in(lake: Path, table: str) -> int:
-    """By the footers of the table's files."""
-    return sum(pq.read_metadata(file).num_rows for file in DeltaTable(str(lake / table)).file_uris())
+    """By the footers of the table's files; none while there is no table."""
+    try:
+        files = DeltaTable(str(lake / table)).file_uris()
+    except TableNotFoundError:
+        return 0
+    return sum(pq.read_metadata(file).num_rows for file in files)
 
 
 def cpu_s(programs: Iterable[Program]) -> float:
