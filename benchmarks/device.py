@@ -51,8 +51,8 @@ async def _measured(home: Path) -> list[Figure]:
     about = f"{RATE} rows/s"
     return [
         Figure(f"device: sealed, at {about}", sealed / rows, "bytes/row"),
-        Figure(f"device: written per sealed byte, at {about}, offline", offline / sealed, "x"),
-        Figure(f"device: written per sealed byte, at {about}, receipts included", online / sealed, "x"),
+        Figure(f"device: written per sealed byte, at {about}, offline", offline / sealed, "x", 3, "lower"),
+        Figure(f"device: written per sealed byte, at {about}, receipts included", online / sealed, "x", 3, "lower"),
         *figures,
     ]
 
@@ -64,8 +64,8 @@ async def _idle(made: Cluster) -> list[Figure]:
     took = time.monotonic() - start
     written, spent = written_bytes(made.agents.values()) - before, cpu_s(made.agents.values()) - cpu
     return [
-        Figure("device: written when nothing happens", written / took * DAY_S / 1e6, "MB/day"),
-        Figure("device: CPU when nothing happens", 100 * spent / took, "%"),
+        Figure("device: written when nothing happens", written / took * DAY_S / 1e6, "MB/day", 50, "lower"),
+        Figure("device: CPU when nothing happens", 100 * spent / took, "%", 1, "lower"),
     ]
 
 
