@@ -21,7 +21,7 @@ from pipelines.contract.node_state import Assignment
 LOOK_S = 1.0
 LOOK_MAX_US = 5_000_000  # between two looks; a longer pause is one of the agent's or the machine's, which proves nothing
 SAVE_US = 15_000_000  # of soaking that a power cut may cost
-SAVE_GOOD_US = 600_000_000  # of what the good version does
+SAVE_GOOD_US = 600_000_000  # of what the good version does, and while the gate is held: then nothing is counted
 UNASSIGNED_MAX = 16  # books of pipelines that are not assigned here any more
 _PAGE_BYTES = 4096
 _log = structlog.get_logger("gate")
@@ -138,7 +138,7 @@ class Gatekeeper:
             log.info("the version passed its gate")
             await self._write(name, gate.passed(book, keeper.params, assignment.artifacts))
         else:
-            await self._save(name, SAVE_US)
+            await self._save(name, SAVE_US if found.state == gate.SOAKING else SAVE_GOOD_US)
         now = (keeper.version.digest, found)
         if now != self._verdicts.get(name) or found.state in (gate.FAILED, gate.PASSED):  # the same again is news all the same
             self._verdicts[name] = now

@@ -187,6 +187,8 @@ async def second_control_plane(world: World, rng: random.Random) -> None:
 
 async def go_home(world: World) -> None:
     """Undo what keeps pipelines from running as the centre wants: everybody who paused or pinned something takes it back."""
+    if world.store_was_restored:
+        await centrally(world, "recover", lambda commands, _, contact: commands.recover(ANN, contact))
     if world.crashing and any(node.was_restored for node in world.nodes):  # what had passed may be gone with the card
         world.versions += 1
         await world.attempt(world.control.apply(world.versions))
