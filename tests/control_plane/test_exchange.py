@@ -254,3 +254,25 @@ def test_a_proposal_that_is_not_what_ours_comes_to_is_refused(pair: SimpleNamesp
     site.exchange()
     assert "not what our document comes to" in site.sync.trouble and site.document.epoch == 0
     assert NodeDocument(site.disk.document or b"").epoch == 0
+
+
+def test_what_the_node_knows_that_we_lack_takes_one_exchange_and_what_it_cannot_know_two(pair: SimpleNamespace) -> None:
+    site, asked = pair.site, list[bytes]()
+    site.settle()
+    request = site.line.request
+
+    async def counting(subject: str, data: bytes, timeout_s: float) -> bytes:
+        asked.append(data)
+        return await request(subject, data, timeout_s)
+
+    site.line.request = counting
+    site.note("comment", reason="one")
+    site.exchange()
+    assert len(asked) == 1
+    assert pair.cloud.node(NODE).document_digest == site.document.digest()
+    site.note("comment", reason="two")
+    site.start()  # it no longer knows what we said
+    asked.clear()
+    site.exchange()
+    assert len(asked) == 2
+    assert pair.cloud.node(NODE).document_digest == site.document.digest()
