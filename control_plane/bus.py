@@ -53,16 +53,23 @@ class Bus:
                     log.warning("bus: not subscribed", cause=str(error))
 
     async def poke(self, node: str) -> None:
-        """A hint that something changed (I7): lost without harm."""
-        if self._client is not None and self._client.is_connected:
-            await self._client.publish(subjects.poke(node))
+        """A hint that something changed (I7)."""
+        await self._send(subjects.poke(node), b"")
 
     async def answer(self, message: Msg, sender: str, data: bytes) -> None:
         """Reply, but only into the sender's own inbox: no node can have us write to another."""
+        if message.reply.startswith(f"{subjects.inbox(sender)}."):
+            await self._send(message.reply, data)
+
+    async def _send(self, subject: str, data: bytes) -> None:
+        """Lost without harm: a node asks by itself, and again (I7)."""
         client = self._client
-        if not message.reply.startswith(f"{subjects.inbox(sender)}.") or client is None or not client.is_connected:
-            return  # the node asks again (I7)
-        await client.publish(message.reply, data)
+        if client is None or not client.is_connected:
+            return
+        try:
+            await client.publish(subject, data)
+        except (nats.errors.Error, OSError, TimeoutError) as error:  # the broker stands still, or goes at this moment
+            log.warning("bus: not sent", subject=subject, cause=str(error) or type(error).__name__)
 
     async def run(self) -> None:
         while True:

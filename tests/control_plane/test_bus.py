@@ -108,3 +108,29 @@ def test_so_many_messages_are_handled_at_once_and_no_more() -> None:
 
     asyncio.run(story())
     assert most == 4
+
+
+def test_what_a_broker_that_goes_does_not_take_is_a_line_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = Broker(tmp_path)
+
+    async def closed(client: Client, subject: str, payload: bytes = b"") -> None:
+        raise nats.errors.ConnectionClosedError
+
+    async def story() -> None:
+        bus = Bus(broker.url, KeyRing.open(tmp_path / "keys").server_creds(int(time.time())), None)
+        running = asyncio.create_task(bus.run())
+        await asyncio.wait_for(bus.is_connected.wait(), WAIT_S)
+        monkeypatch.setattr(Client, "publish", closed)
+        await bus.poke("n1")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    try:
+        asyncio.run(story())
+    finally:
+        broker.kill()
+    said = capsys.readouterr().out
+    assert "bus: not sent" in said
+    assert "Traceback" not in said
