@@ -145,7 +145,8 @@ class Plant:
         forgiven = replace(counted, read_again=0, void=min(counted.void, counted.missing)) if may_read_again else counted
         self.wrong += forgiven.wrong
         self._look_for_tracebacks()
-        await self._audit()
+        if not (may_read_again and counted.read_again):  # ledgers that were lost with the positions are not made up for
+            await self._audit()
         return counted
 
     async def revive(self) -> None:
@@ -178,7 +179,7 @@ class Plant:
         run = subprocess.run
         done = await asyncio.to_thread(run, words, cwd=self.cluster.home, env=self.cluster.env, capture_output=True, text=True)
         if done.returncode:
-            self.wrong.append(f"audit: {(done.stdout or done.stderr).strip()[:300]}")
+            self.wrong.append(f"audit: {(done.stdout or done.stderr).strip()[-1000:]}")
 
     def _look_for_tracebacks(self) -> None:
         for log in (self.cluster.home / "control.log", self.directory / "agent.log"):
