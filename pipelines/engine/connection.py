@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import duckdb
 
 ENGINE = f"duckdb-{duckdb.__version__}"  # recorded in lineage: rows are the same per engine build
@@ -25,7 +23,6 @@ _SETTINGS = {
 }
 
 
-_opening = threading.Lock()
 _shared: duckdb.DuckDBPyConnection | None = None
 
 
@@ -35,10 +32,10 @@ def open_engine(memory_limit: str = "") -> duckdb.DuckDBPyConnection:
     global _shared  # one per process, opened when it is first needed: never before a fork
     if memory_limit:
         return _open(memory_limit)
-    with _opening:
-        if _shared is None or not _works(_shared):
-            _shared = _open("")
-        return _shared.cursor()
+    found = _shared
+    if found is None or not _works(found):
+        found = _shared = _open("")
+    return found.cursor()
 
 
 def _works(database: duckdb.DuckDBPyConnection) -> bool:
