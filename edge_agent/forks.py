@@ -188,7 +188,7 @@ def reseal(db: sqlite3.Connection, sealer: Sealer) -> bool:
             "SELECT run, next_seq, last_digest, run_rows FROM streams WHERE id = ?", (new,)
         ).fetchone()
         if how:
-            outbox.insert(db, new, seq, seq + last - first, digest, rows, void=how)
+            outbox.insert(db, new, seq, seq + last - first, digest, rows, data=data, void=how)
         elif sha256(data) != digest:
             outbox.insert(db, new, seq, seq, digest, rows, void=DAMAGED)
             outbox.count(db, new, {"damaged_segments": 1, "damaged_rows": rows})

@@ -5,8 +5,9 @@ segment: whatever breaks a history (a clone, a restored lake, another table) sta
 
 Loss (I3, I9). A segment whose bytes are gone, evicted from a full buffer or damaged by the disk, leaves a stub in its place: the
 same key, digest and rows, without the bytes. The run goes on. A stub is encoded and signed when it is sent, and the lake takes it
-as it takes a segment. Neighbouring stubs become one, so that a month of eviction does not fill the disk with them; not those that
-may have been sent when they were whole, for the lake may be at any of those, and its digest must still be comparable with ours.
+as it takes a segment. It keeps the ledgers of its last segment, so that the source of rows that are all lost is still accounted
+for. Neighbouring stubs become one, so that a month of eviction does not fill the disk with them; not those that may have been
+sent when they were whole, for the lake may be at any of those, and its digest must still be comparable with ours.
 
 Ledgers (I4). What the lake says at last is true: a receipt tells how many rows of the run are stored, and what was lost here but
 had arrived is not lost. Per stream: sealed = stored + refused + evicted + damaged + forgotten (by the lake) + pending.
@@ -27,7 +28,7 @@ from edge_agent.sending import Run
 from edge_agent.shares import Buffer, Usage
 from pipelines.contract import segment
 from pipelines.contract.errors import Refused
-from pipelines.contract.frames import sha256, unpack
+from pipelines.contract.frames import canonical_json, sha256, unpack
 from pipelines.contract.keys import SIGNATURE_BYTES, Key
 from pipelines.contract.segment import EVICTED, SegmentHeader
 
@@ -146,12 +147,12 @@ def insert(
     data: bytes | None = None,
     void: str = "",
 ) -> None:
-    """The next segment of a run, or with `void` a stub."""
+    """The next segment of a run, or with `void` a stub, of which `data` are the `kept_ledgers`."""
     db.execute(
         "UPDATE streams SET next_seq = ?, last_digest = ?, run_rows = run_rows + ? WHERE id = ?",
         (seq + 1, digest, rows, stream_id),
     )
-    size = STUB_BYTES if data is None else len(data)
+    size = len(data or b"") + (STUB_BYTES if void else 0)
     db.execute(
         "INSERT INTO outbox (stream_id, first, seq, digest, rows, run_rows, bytes, void, data)"
         " SELECT ?, ?, ?, ?, ?, run_rows, ?, ?, ? FROM streams WHERE id = ?",
@@ -261,13 +262,13 @@ def _loses(db: sqlite3.Connection, usage: Usage, by_pipeline: Mapping[str, Buffe
 
 def void(db: sqlite3.Connection, handed: Mapping[int, int], segment_id: int, how: str) -> None:
     """Leave a stub in place of a segment, and count its rows as lost until the lake says that it has them."""
-    row = db.execute(
-        "UPDATE outbox SET void = ?, data = NULL, bytes = ? WHERE id = ? AND void = '' RETURNING stream_id, seq, rows",
-        (how, STUB_BYTES, segment_id),
-    ).fetchone()
+    row = db.execute("SELECT stream_id, seq, rows, digest, data FROM outbox WHERE id = ? AND void = ''", (segment_id,)).fetchone()
     if row is None:
         return
-    stream_id, seq, rows = row
+    stream_id, seq, rows, digest, data = row
+    kept = kept_ledgers(data, digest)
+    values = (how, kept, STUB_BYTES + len(kept or b""), segment_id)
+    db.execute("UPDATE outbox SET void = ?, data = ?, bytes = ? WHERE id = ?", values)
     count(db, stream_id, {f"{how}_segments": int(rows > 0), f"{how}_rows": rows})
     (sent_seq,) = db.execute("SELECT sent_seq FROM streams WHERE id = ?", (stream_id,)).fetchone()
     sent_seq = max(sent_seq, handed.get(stream_id, 0))
@@ -275,6 +276,14 @@ def void(db: sqlite3.Connection, handed: Mapping[int, int], segment_id: int, how
     follower = db.execute("SELECT min(seq) FROM outbox WHERE stream_id = ? AND seq > ?", (stream_id, seq)).fetchone()[0]
     if follower is not None:
         _merge(db, stream_id, follower, sent_seq)
+
+
+def kept_ledgers(data: bytes | None, digest: str) -> bytes | None:
+    """What a stub keeps of a segment: whose counts they are and how they stood. None when its bytes are not those of `digest`."""
+    if data is None or sha256(data) != digest:
+        return None
+    fields = unpack(data[SIGNATURE_BYTES:])[0]
+    return canonical_json({"ledgers": fields["ledgers"], "lineage": fields["lineage"]})
 
 
 def _merge(db: sqlite3.Connection, stream_id: int, seq: int, sent_seq: int) -> None:
@@ -344,7 +353,7 @@ def _after(
     with closing(rows):
         for segment_id, stream_id, first, seq, digest, count, run_rows, how, data in rows:
             if how:
-                data = _stub(db, sealer, stream_id, first, seq, digest, count, run_rows, how)
+                data = _stub(db, sealer, stream_id, first, seq, digest, count, run_rows, how, data)
             elif sha256(data) != digest:
                 yield segment_id, stream_id, None
                 return
@@ -361,6 +370,7 @@ def _stub(
     rows: int,
     run_rows: int,
     how: str,
+    kept: bytes | None,
 ) -> bytes:
     """As it is sent: after what the lake has confirmed, or after what is to be sent before it."""
     pipeline, stream, run, kind, table, mark_seq, previous = db.execute(
@@ -370,12 +380,13 @@ def _stub(
         before = db.execute("SELECT digest FROM outbox WHERE stream_id = ? AND seq = ?", (stream_id, first - 1)).fetchone()
         previous = before[0] if before else previous
     origin = sealer.origin(db, pipeline)
+    counts = {"lineage": origin.lineage, **(json.loads(kept) if kept else {})}
     header = SegmentHeader(
         node=origin.node, run=run, stream=stream, seq=seq, previous=previous, kind=kind, table=table, rows=rows,
         payload_digest=sha256(b""), pipeline=pipeline, version=origin.version, number=origin.number, params="",
         sealed_at_us=origin.sealed_at_us, node_time_us=origin.node_time_us, clock=origin.clock, engine="",
-        lineage=origin.lineage, boot=origin.boot, utc_offset_us=origin.utc_offset_us, run_rows=run_rows, first=first,
-        void=how, stands_for=digest,
+        boot=origin.boot, utc_offset_us=origin.utc_offset_us, run_rows=run_rows, first=first,
+        void=how, stands_for=digest, **counts,
     )  # fmt: skip
     return segment.encode(header, b"", sealer.key).data
 

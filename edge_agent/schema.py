@@ -1,4 +1,4 @@
-"""The tables of agent.db, format 2."""
+"""The tables of agent.db, format 3."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 
 from pipelines.contract.errors import TidewireError
 
-FORMAT = 2
+FORMAT = 3
 
 # pipelines: `params` are those in effect at the last commit (JSON), NULL before it; `digest` is the version that wrote the state;
 # `state_sum` and `crc` are as checksums.py says.
@@ -15,7 +15,8 @@ FORMAT = 2
 # have been sent in a former life of the agent. The columns pending_* and `lost_rows` (those pending in stubs) are kept by the
 # triggers below, in the same transaction, so that they cannot drift (I9).
 # outbox: a segment, or with `void` a stub in place of the segments `first` to `seq`, whose bytes are gone; `digest` is that of
-# segment `seq`, `run_rows` are the rows of the run through it.
+# segment `seq`, `run_rows` are the rows of the run through it; `data` of a stub are the ledgers of segment `seq` and whose
+# they are (JSON), NULL where these are lost too.
 # timers: node time when a note ends that was made for some time.
 # gates: what the gate of a pipeline found out about its versions (JSON of gate.Book).
 # artifacts: in the order in which they came; without `data` the bytes are a file in artifacts/ (artifacts.py).

@@ -7,6 +7,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,29 @@ def test_i9_a_month_of_eviction_is_one_stub(tmp_path: Path) -> None:
             await put(store, rows(n))
         stubs = [row for row in held(store) if row[2]]
         assert stubs == [(1, 200 - len(await numbers_in_outbox(store)), "evicted")]
+
+    in_store(tmp_path, work)
+
+
+def test_i4_a_stub_says_what_its_last_segment_said_of_the_ledgers(tmp_path: Path) -> None:
+    """All of a source's last commits may be lost, and the source be idle from then on. What was sealed in a former lineage stays
+    counted as its."""
+
+    def told(n: int) -> dict[str, object]:
+        return {"commit": n, "source": {"s": {"read": n}}, "stream": {"written": n}, "sealed": n}
+
+    async def work(store: Store) -> None:
+        lineage = (await store.checkpoint("p")).lineage
+        for n in range(1, 41):
+            await put(store, replace(rows(n), ledgers=told(n)))
+        await store._write(lambda db: db.execute("UPDATE pipelines SET lineage = 'begun anew'"))
+        last = max(int(str(row[1])) for row in held(store) if row[2])
+        [stub, *whole] = [decode(pending.data, KEY.public).header for pending in await store.pending_segments(1 << 40)]
+        assert (stub.seq, stub.void, stub.rows, stub.lineage) == (last, "evicted", last, lineage)
+        assert stub.ledgers["source"] == {"s": {"read": last}}
+        assert stub.ledgers["sealed"] == last
+        assert whole[0].ledgers["sealed"] == last + 1
+        assert (await store.backlog()).bytes == sum(int(str(row[0])) for row in held(store, "SELECT bytes FROM outbox"))
 
     in_store(tmp_path, work)
 

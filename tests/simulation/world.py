@@ -272,6 +272,7 @@ class Control(_Process):
         self.directory.mkdir(exist_ok=True)
         self.config = ControlConfig(self.directory)
         self.plane: ControlPlane | None = None
+        self._stalled: list[Callable[[], None]] = []  # each ends a process that hangs or hung beside this one
 
     def start(self) -> None:
         life = self._open_life(self.name)
@@ -320,12 +321,21 @@ class Control(_Process):
 
         return await self.on_store(call)
 
+    def hold(self) -> None:
+        """Whoever stops a service to put files back stops the process that hangs with it."""
+        for end in list(self._stalled):
+            end()
+        super().hold()
+
     def replace(self, stalled_s: float) -> None:
         """Another process takes over while this one hangs; this one then goes on for a while."""
         life, plane = self.life, self.plane
         assert life is not None and plane is not None
 
         def end() -> None:
+            if end not in self._stalled:
+                return
+            self._stalled.remove(end)
             life.is_dead = True
             for fiber in list(life.cleanups):
                 if isinstance(fiber, Fiber):
@@ -333,6 +343,7 @@ class Control(_Process):
             plane._store.close()
 
         self._leave_network(plane)
+        self._stalled.append(end)
         self.life = self.plane = None
         self.world.loop.call_later(1, self.revive, context=Context())
         self.world.loop.call_later(stalled_s + 15, end, context=Context())
