@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from prove.writer import Poster, Writer
 NODE = "node-1"
 DRAINED_WITHIN_S = 90.0
 DAMAGED, ENDS_MAX = "the store is damaged", 3  # what the agent says of it; so often after each damage it may end to salvage
+_AGAIN = frozenset({"arrived", "twice"})  # what the audit says where a store fell back and its sources were read again from there
 WRITERS, RATE = 2, 800  # lines a second, of each
 NUMBERS = """
 tidewire: 1
@@ -145,8 +147,7 @@ class Plant:
         forgiven = replace(counted, read_again=0, void=min(counted.void, counted.missing)) if may_read_again else counted
         self.wrong += forgiven.wrong
         self._look_for_tracebacks()
-        if not (may_read_again and counted.read_again):  # ledgers that were lost with the positions are not made up for
-            await self._audit()
+        await self._audit(_AGAIN if may_read_again and counted.read_again else frozenset())
         return counted
 
     async def revive(self) -> None:
@@ -174,12 +175,19 @@ class Plant:
             return False
         return True
 
-    async def _audit(self) -> None:
+    async def _audit(self, expected: frozenset[str]) -> None:
+        """Rows that came again are a difference, and the audit has to say so; but nothing else than `expected`."""
         words = processes.module_command(CONTROL, "audit", "numbers", "--json")
         run = subprocess.run
         done = await asyncio.to_thread(run, words, cwd=self.cluster.home, env=self.cluster.env, capture_output=True, text=True)
-        if done.returncode:
+        try:
+            told = [(one["equation"], one["says"]) for one in json.loads(done.stdout)["differences"]]
+        except (ValueError, KeyError, TypeError):
             self.wrong.append(f"audit: {(done.stdout or done.stderr).strip()[-1000:]}")
+            return
+        self.wrong += [f"audit: {says}" for equation, says in told if equation not in expected]
+        if bool(done.returncode) != bool(told):
+            self.wrong.append(f"audit: {len(told)} differences, and it exits with {done.returncode}")
 
     def _look_for_tracebacks(self) -> None:
         for log in (self.cluster.home / "control.log", self.directory / "agent.log"):
