@@ -38,7 +38,7 @@ class SimProcess:
         self.life = Life(machine, f"{machine.name}/{pipeline}")
         self.channel = self
         self.is_open = True
-        self._loop, self._at = loop, at
+        self._loop, self._at, self.started_s = loop, at, loop.now
         self._up: asyncio.Queue[Message | None] = asyncio.Queue()
         self.inbox: deque[Message] = deque()
         self._ended: asyncio.Future[int] = loop.create_future()

@@ -20,7 +20,7 @@ from tests.simulation.faults import FAULTS
 from tests.simulation.world import Node, World
 
 BUSY_S = 50.0  # while rows come and faults happen
-WINDOWS_END_S = 35.0  # after the last row
+WINDOWS_END_S = 35.0  # after the last row, or the runner's start
 QUIET_MAX_S = 240.0  # then all must have arrived
 SMALL_BUFFER = 24 * 1024
 
@@ -169,4 +169,5 @@ async def _become_quiet(world: World) -> None:
 def _is_done(world: World, node: Node) -> bool:
     pending = node.select("SELECT count(*) FROM outbox")[0][0]
     agrees = not any(i6_replicas_agree(world, [node])) and not any(i6_rollouts_end(world, None))
-    return not pending and node.has_read_all and agrees
+    has_had_time = all(world.loop.now - runner.started_s >= WINDOWS_END_S for runner in node.runners())
+    return not pending and node.has_read_all and has_had_time and agrees
