@@ -26,6 +26,7 @@ class Arrived:
         self._tuples: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         self._grids: dict[str, list[Any]] = {}
         self._keys: dict[tuple[str, ...], list[Any]] = {}
+        self._stored: dict[tuple[str, ...], tuple[Any, pa.Table]] = {}
         self.row: list[int] = self.column("_row")
         self.at_us: list[int] = self.column("_at")
         self.te_us = self._times()
@@ -61,6 +62,20 @@ class Arrived:
             lists = [self.column(name) for name in names]
             found = self._tuples[names] = list(zip(*lists, strict=True)) if lists else [()] * self.n
         return found
+
+    def as_stored(self, names: tuple[str, ...], places: list[int], stamps: list[int], first: int) -> pa.Table:
+        """The rows at `places` with `stamps`; numbers count all rows from `first` on. Made once for all who ask alike."""
+        asked, (before, table) = (places, stamps, first), self._stored.get(names, (None, None))
+        if asked != before:
+            columns, numbers = [self.table[name] for name in names], pa.arange(first, first + self.n)
+            if len(places) < self.n:
+                columns = [values.take(pa.array(places, pa.int64())) for values in columns]
+                numbers = pa.array([first + i for i in places], pa.int64())
+            arrivals = pa.repeat(pa.scalar(self.arrival_us, pa.int64()), len(places))
+            own = [pa.array(stamps, pa.int64()), numbers, arrivals]
+            table = pa.Table.from_arrays([*columns, *own], [*names, "_t", "_seq", "_arrival"])
+            self._stored[names] = (asked, table)
+        return table
 
     def _times(self) -> list[int]:
         """Never ahead of the watermark, never further behind it than a silent group is remembered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -95,22 +96,22 @@ class TriggerPlan:
         """One for each kind of incident."""
         return [self.identity] if self.degraded is None else [self.identity, self.degraded]
 
-    @property
+    @cached_property
     def owner(self) -> str:
         """Whose cells the rows in sight are."""
         return f"{'latest' if self.spec.is_latest else 'span'}.{self.name}.{self.definition}"
 
-    @property
+    @cached_property
     def bad_owner(self) -> str:
         """Whose cells the unfit rows are."""
         return f"bad.{self.name}.{self.definition}"
 
-    @property
+    @cached_property
     def emptied_owner(self) -> str:
         """Whose cells the groups without rows are that have an alarm still."""
         return f"emptied.{self.name}.{self.definition}"
 
-    @property
+    @cached_property
     def owners(self) -> tuple[str, ...]:
         return (self.owner, self.bad_owner, self.emptied_owner, self.capture_owner)
 

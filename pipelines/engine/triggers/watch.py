@@ -644,15 +644,7 @@ class _Sight:
             n = len(places)
             self.census.store(epoch, n)
             self.census.count(epoch, n)
-            columns = [rows.table[name] for name in self.plan.kept]
-            first = self.next - rows.n
-            numbers = pa.arange(first, first + n)
-            if n < rows.n:
-                columns = [values.take(pa.array(places, pa.int64())) for values in columns]
-                numbers = pa.array([first + i for i in places], pa.int64())
-            own = [pa.array(stamps, pa.int64()), numbers, _repeat(rows.arrival_us, n)]
-            names = [*self.plan.kept, "_t", "_seq", "_arrival"]
-            chunks = chunks.with_rows(epoch, pa.Table.from_arrays([*columns, *own], names))
+            chunks = chunks.with_rows(epoch, rows.as_stored(tuple(self.plan.kept), places, stamps, self.next - rows.n))
         for chunk, left in self.left.items():
             self.census.count(chunk, -left)
         self.left.clear()
@@ -757,10 +749,6 @@ def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
         return pa.array(values, type_)
     except (pa.ArrowInvalid, OverflowError):
         return pa.array([v if isinstance(v, int) and -(2**63) <= v < 2**63 else None for v in values], type_)
-
-
-def _repeat(value: int, n: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, pa.int64()), n)
 
 
 def dry_run(plans: Mapping[str, AnyPlan]) -> None:
