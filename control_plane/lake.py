@@ -128,6 +128,10 @@ class Lake:
         self._is_durable = False
         table.append(rows, marks)
 
+    def fence(self, name: str, keys: Collection[StreamKey], schema: pa.Schema | None) -> None:
+        self._is_durable = False
+        self.table(name).fence(keys, schema)
+
     def append_segments(self, rows: pa.Table, marks: Mapping[StreamKey, Mark]) -> None:
         self.append(self.table(SEGMENTS), rows, {key: mark.seq for key, mark in marks.items()})
         self._marks |= {key.app_id: mark for key, mark in marks.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,22 @@ class LakeTable:
         handle = self._prepared(plain_schema(rows.schema))
         path = self._path / f"part-{uuid.uuid4()}.parquet"
         write_file(path, rows)
-        added = AddAction(path.name, path.stat().st_size, {}, 0, True, json.dumps({"numRecords": rows.num_rows}))
+        self._commit(
+            handle, [AddAction(path.name, path.stat().st_size, {}, 0, True, json.dumps({"numRecords": rows.num_rows}))], marks
+        )
+
+    def fence(self, keys: Collection[StreamKey], schema: pa.Schema | None) -> None:
+        """Commit the marks of `keys` as they are: what another process prepared of these streams before is a conflict from now
+        on, however late it commits. A table that does not exist yet is made with `schema`, if there is one. Raises `Conflict`."""
+        if self._handle is not None or schema is not None:
+            self._commit(self._handle or self._prepared(plain_schema(schema)), [], {key: self.mark(key) for key in keys})
+
+    def _commit(self, handle: DeltaTable, added: Sequence[AddAction], marks: Mapping[StreamKey, int]) -> None:
         transactions = [Transaction(key.app_id, seq) for key, seq in marks.items()]
         before = self.version
-        with _conflicts(path):
+        with _conflicts(self._path / added[0].path if added else None):
             handle.create_write_transaction(
-                [added],
+                list(added),
                 "append",
                 handle.schema(),
                 commit_properties=CommitProperties({MARKS: len(marks)}, app_transactions=transactions),
@@ -110,7 +120,7 @@ class LakeTable:
         return self._handle.to_pyarrow_dataset() if self._handle else None
 
     def _prepared(self, schema: pa.Schema) -> DeltaTable:
-        """The handle of a table that has all columns of `schema`."""
+        """The handle of a table that has all columns of `schema`. Raises `Conflict`."""
         if self._handle is None:
             with _conflicts():
                 self._handle = DeltaTable.create(self._path, schema=schema, name=self._path.name, configuration=_OPTIONS)
@@ -120,6 +130,8 @@ class LakeTable:
             with _conflicts():
                 self._handle.alter.add_columns(_delta_fields(more), post_commithook_properties=_NO_HOOKS)
             self._advance(before)
+            if self.version > before + 1:
+                raise Conflict("others committed before the columns were there")  # what was read before is not to be believed
         return self._handle
 
     def _advance(self, version: int) -> None:

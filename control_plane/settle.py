@@ -184,8 +184,15 @@ class Settler:
         found = {key: continue_from(marks[key], segments) for key, segments in arrived.items()}
         forks = {key: f"stream {key.app_id}: {c.fork}" for key, c in found.items() if c.fork}
         accepted = [segment for continuation in found.values() for segment in continuation.segments]
-        verdicts: dict[str, Verdict] = {s.digest: self._stub_verdict(s) for s in accepted if s.header.is_stub}
+        verdicts: dict[str, Verdict] = {}
         failures: dict[StreamKey, str] = {}
+        for table, stubs in _by_table(s for s in accepted if s.header.is_stub).items():
+            try:
+                self._fence(table, stubs)
+            except _Unavailable as error:
+                failures |= {stub.header.key: str(error) for stub in stubs}
+            else:
+                verdicts |= {stub.digest: self._stub_verdict(stub) for stub in stubs}
         for table, segments in _by_table(s for s in accepted if not s.header.is_stub).items():
             try:
                 reasons = self._store_rows(table, segments, now_us)
@@ -198,6 +205,21 @@ class Settler:
             self._refusals.keep(settled, {d: v.reason for d, v in verdicts.items() if v.word == REFUSED})
             self._store_segments(settled, marks, verdicts, now_us)
         return forks, failures, any(segment.header.is_stub for segment in settled)
+
+    def _fence(self, name: str, stubs: list[Segment]) -> None:
+        """Before rows are called void: a process that hangs may hold their segments whole, and commit them when it goes on."""
+        try:
+            self._lake.table(name)
+        except Misfit:
+            return
+        is_ours = not all(self._stray(stub) for stub in stubs)
+        try:
+            self._lake.fence(name, {stub.header.key for stub in stubs}, lineage_schema(name) if is_ours else None)
+        except Conflict:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in _append
+            self._lake.reload()
+            raise _Unavailable(f"the lake cannot store now: {_first_line(error)}") from None
 
     def _stub_verdict(self, stub: Segment) -> Verdict:
         """Rows may be in the table all the same: committed before a crash, or before `segments` was restored."""

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from fake_node import rows
 from test_settle import KEY, Rig, mark, stream, tables_of
 
-from control_plane import upkeep
+from control_plane import lake_table, upkeep
 from control_plane.lake import Lake
 from control_plane.lake_table import Conflict, LakeTable
 from control_plane.process import leave
@@ -105,6 +105,33 @@ def test_i2_the_slower_of_two_processes_reads_again(two: tuple[Rig, Rig], monkey
     assert sum(one.ids().values()) == 4 and max(one.ids().values()) == 1 and len(one.table("segments")) == 4
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_i4_rows_that_another_process_called_void_cannot_come_late(
+    two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """It hung before its commit; meanwhile the node evicted what it held, and its stub was settled elsewhere."""
+    one, other = two
+    source = stream()
+    if not is_new:
+        one.send(stream().seal(rows(7.0)))
+    segments = [source.seal(rows(n)) for n in range(2)]
+    stub = source.instead(1, 2)
+    append = LakeTable.append
+
+    def late(self: LakeTable, *args: object) -> None:
+        monkeypatch.setattr(LakeTable, "append", append)
+        assert mark(one.send(stub)) == 2
+        append(self, *args)
+
+    monkeypatch.setattr(LakeTable, "append", late)
+    assert mark(other.send(*segments)) == 2
+    assert sum(one.ids().values()) == (0 if is_new else 1)
+    assert [row["verdict"] for row in one.table("segments") if row["seq"] == 2] == ["void"]
+    assert one.settler._lake.differences() == []
+    assert mark(one.send(source.seal(rows(3.0)))) == 3, "the next rows flow, and bring the columns"
+    assert sum(one.ids().values()) == (1 if is_new else 2)
+
+
 def test_a_column_that_another_process_added_is_a_conflict_and_no_loss(
     two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +142,25 @@ def test_a_column_that_another_process_added_is_a_conflict_and_no_loss(
     one.send(wide.seal(rows(2.0).append_column("note", [["x"]])))
     assert mark(other.send(source.seal(rows(3.0)))) == 2
     assert sorted((r["value"], r["note"]) for r in one.table("t")) == [(1.0, None), (2.0, "x"), (3.0, None)]
+
+
+def test_i2_a_handle_that_adds_a_column_does_not_go_past_what_others_stored(
+    two: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    source, wide = stream(), stream()
+    other.send(stream().seal(rows(7.0)))
+    segments = [source.seal(rows(1.0)), wide.seal(rows(2.0).append_column("note", [["x"]]))]
+    fields = lake_table._delta_fields
+
+    def overtaken(more: list[object]) -> object:
+        monkeypatch.setattr(lake_table, "_delta_fields", fields)
+        one.send(segments[0])
+        return fields(more)
+
+    monkeypatch.setattr(lake_table, "_delta_fields", overtaken)
+    assert {m.seq for m in other.send(*segments).marks.values()} == {1}
+    assert max(one.ids().values()) == 1 and sum(one.ids().values()) == 3 and len(one.table("segments")) == 3
 
 
 def test_i2_a_stale_handle_cannot_commit(two: tuple[Rig, Rig]) -> None:

@@ -267,7 +267,8 @@ async def new_file(world: World, rng: random.Random) -> None:
 
 @fault(2)
 async def card_restored(world: World, rng: random.Random) -> None:
-    """An image of the card is put back: the node reads again what came after it, under a new run."""
+    """An image of the card is put back: the node reads again what came after it, under a new run. Where the lake was put
+    back too, what waited then may have come under the run that took its place, which the card knows nothing of."""
     node = _node(world, rng)
     copy = world.home / f"{node.name}-card"
     if node.life is None or copy.exists():
@@ -278,6 +279,8 @@ async def card_restored(world: World, rng: random.Random) -> None:
     world.fault("card_restored", node=node.name)
     node.hold()
     node.was_restored = True
+    if world.faults["lake_restored"]:
+        known = set()
     node.read_again |= node.read_by(node.data_dir / "agent.db") - known
     await asyncio.sleep(1)
     shutil.rmtree(node.data_dir)
