@@ -42,14 +42,22 @@ def main(sock: socket.socket) -> None:
     os.nice(NICE)
     channel = Channel(sock)
     threading.Thread(target=_end_with_agent, args=(sock.fileno(),), daemon=True).start()
-    header, _ = _next(channel)
-    cpu_s = int(header["max_s"]) + _CPU_GRACE_S
+    start, _ = _next(channel)
+    cpu_s = int(start["max_s"]) + _CPU_GRACE_S
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-    answer = _Answer(channel, header)
     try:
-        {"query": _query, "tap": _tap, "tell": _tell}[header["kind"]](channel, header, answer)
+        serve(channel, start)
     except EOFError:
         os._exit(0)
+
+
+def serve(channel: Channel, start: Mapping[str, Any]) -> None:
+    """Answer the request of the message `start`. Raises `EOFError` when the agent is gone."""
+    answer = _Answer(channel, start)
+    try:
+        {"query": _query, "tap": _tap, "tell": _tell}[start["kind"]](channel, start, answer)
+    except EOFError:
+        raise
     except TidewireError as error:
         answer.end("failed", f"{error.cause} ({error.hint})" if error.hint else error.cause)
     except MemoryError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from control_plane import fleet, rollout_store
+from control_plane import fleet, requests, rollout_store
 from control_plane.audit import Scope, run_audit
 from control_plane.rollout import RUNNING
 from pipelines.contract.folds import decide
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 LINEAGE = ("_node", "_run", "_stream", "_seq", "_row")
-SYSTEM = ("segments", "quarantine", "incidents")
 AUDIT_EVERY = 5  # seeds
 AT_ONCE_S = 5.0  # two looks at the sources, which are far apart here
 _REFUSED = "the control plane refused a segment"
@@ -183,7 +182,7 @@ def i4_rejected_rows_are_kept(world: World, lake: Lake) -> Iterator[str]:
 def i14_windows_hold_every_row(world: World, lake: Lake) -> Iterator[str]:
     """`contributed = emitted + open + too_late`, whatever crashed in between (I1, I14)."""
     for node in world.nodes:
-        if node.read_again or node.lost_with_lake or lake.has_stubs(node.id) or world.retyped:
+        if node.read_again or node.lost_with_lake or lake.has_stubs(node.id) or world.retyped or world.tables:
             continue
         expected: dict[tuple[str, int], list[int]] = defaultdict(list)
         for line in node.writer.lines:
@@ -256,7 +255,8 @@ def i15_every_alarm_sounded(world: World, lake: Lake) -> Iterator[str]:
         expected = sum(line.raises for line in node.writer.lines)
         performed = {a["incident"] for name, _, a in world.actions if name == node.name and a.get("transition") == "raised"}
         raised = Counter(row["incident"] for row in lake.of("incidents", node.id) if row["transition"] == "raised")
-        if len(performed) != expected and not (node.read_again and len(performed) >= expected):
+        may_differ = (node.read_again and len(performed) >= expected) or (node.was_shelved and len(performed) <= expected)
+        if len(performed) != expected and not may_differ:
             yield f"I15: {node.name}: {expected} alarms, actions were performed for {len(performed)}"
         if node.read_again or world.faults["lake_restored"]:
             continue
@@ -269,7 +269,7 @@ def i15_every_alarm_sounded(world: World, lake: Lake) -> Iterator[str]:
 def i15_alarms_sound_at_once(world: World, lake: Lake) -> Iterator[str]:
     """Where nothing crashed, an action follows its row within seconds, whatever disk, link and lake do meanwhile."""
     for node in world.nodes:
-        if node.crashes or node.supervisor is None or node.supervisor.started > 1:
+        if node.crashes or node.was_shelved or node.supervisor is None or node.supervisor.started > 1:
             continue
         raised = [line.ts_us / 1e6 - world.epoch_s for line in node.writer.lines if line.raises]
         done = [at for name, at, action in world.actions if name == node.name and action.get("transition") == "raised"]
@@ -331,6 +331,49 @@ def i6_rollouts_end(world: World, lake: Lake | None) -> Iterator[str]:
                 yield f"I6: the rollout of version {rollout.number} is still at step {rollout.step}: {rollout.why}"
 
 
+def i6_requests_end(world: World, lake: Lake | None) -> Iterator[str]:
+    """Each that was asked is over, and no node is asked any more: cancelled by absence (I7)."""
+    plane = world.control.plane
+    if plane is None or world.store_was_restored:
+        return
+    with plane._store.write() as db:
+        for name in requests.open_until(db):
+            yield f"I6: the request {name} is still open"
+    for node in world.nodes:
+        if node.agent is not None and node.agent.record.manifest.requests:
+            yield f"I7: {node.name}: it is still asked {sorted(node.agent.record.manifest.requests)}"
+
+
+def i2_every_answer_comes_once(world: World, lake: Lake) -> Iterator[str]:
+    """Rows numbered from 1 without a gap, then one end that says how many there were."""
+    for node in world.nodes:
+        if node.read_again or node.lost_with_lake or lake.has_stubs(node.id):
+            continue
+        answers: dict[str, Rows] = defaultdict(list)
+        for row in lake.of("requests", node.id):
+            answers[row["request"]].append(row)
+        for name, rows in answers.items():
+            numbers = sorted(row["n"] for row in rows if row["kind"] == "row")
+            ends = [row for row in rows if row["kind"] != "row"]
+            if numbers != list(range(1, len(numbers) + 1)):
+                yield f"I2: {node.name}: the answer to {name} has the rows {numbers}"
+            if len(ends) > 1 or any(end["kind"] == "done" and end["n"] != len(numbers) for end in ends):
+                yield f"I2: {node.name}: the answer to {name} of {len(numbers)} rows ends with {ends}"
+        if name := next(iter(answers.keys() - world.requests), ""):
+            yield f"I7: {node.name}: it answered {name}, which nobody asked"
+
+
+def i2_rows_name_the_table_they_were_made_with(world: World, lake: Lake) -> Iterator[str]:
+    for node in world.nodes:
+        segments = {(row["run"], row["seq"]): row for row in lake.of("segments", node.id) if row["stream"] == "readings"}
+        for row in lake.of("sim_rows", node.id):
+            segment = segments.get((row["_run"], row["_seq"]))
+            digest = json.loads(segment["lookups"]).get("marks") if segment and not segment["void"] else None
+            if segment and not segment["void"] and row.get("mark") != world.tables.get(digest or ""):
+                yield f"I2: {node.name}: row {row['n']} has the mark {row.get('mark')}, its segment names {digest}"
+                break
+
+
 def i15_acknowledged_once(world: World, lake: Lake) -> Iterator[str]:
     """However many people did, on whichever side."""
     for node in world.nodes:
@@ -372,6 +415,9 @@ CHECKS: tuple[Callable[[World, Lake], Iterator[str]], ...] = (
     i5_what_was_taken_back_is_gone,
     i12_no_node_stays_with_what_crashes,
     i6_rollouts_end,
+    i6_requests_end,
+    i2_every_answer_comes_once,
+    i2_rows_name_the_table_they_were_made_with,
     i15_acknowledged_once,
     no_defects_logged,
 )

@@ -15,8 +15,9 @@ from control_plane.rollout import Pacing, parse_steps
 from edge_agent.agent import Agent
 from edge_agent.onsite import incidents, labels, pipelines
 from pipelines.contract.errors import TidewireError
+from pipelines.contract.node_state import Request
 from tests.simulation.faults import fault
-from tests.simulation.pipeline import PIPELINE
+from tests.simulation.pipeline import PIPELINE, table
 from tests.simulation.world import GATE, Control, Node
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ async def on_site(world: World, node: Node, what: str, do: Callable[[Agent], Awa
 def note(kind: str, reference: str = PIPELINE, *, force: bool) -> Do:
     """A central note for every node."""
     return lambda _, notes, contact: notes.decide(kind, reference, "all", ANN, contact, force=force)
+
+
+def put_table(world: World, mark: int) -> Do:
+    def put(commands: Commands, _: NoteCommands, contact: Contact) -> Done:
+        done = commands.put_artifact("sim_marks", table(mark), [], ANN, contact)
+        world.tables[done.result["digest"]] = mark
+        return done
+
+    return put
 
 
 async def centrally(world: World, what: str, do: Do) -> None:
@@ -173,6 +183,63 @@ async def version_that_crashes(world: World, rng: random.Random) -> None:
 
 
 @fault(2)
+async def new_table(world: World, rng: random.Random) -> None:
+    """A lookup table, which the newest version takes a column from; now and then another one, without a new version."""
+    for _ in range(rng.randrange(1, 4)):
+        is_first = not world.tables
+        await centrally(world, "new_table", put_table(world, len(world.tables) + 1))
+        if is_first and world.tables:
+            world.versions += 1
+            await world.attempt(world.control.apply(world.versions))
+        await asyncio.sleep(rng.uniform(2, 15))
+
+
+@fault(3)
+async def asked_of_all(world: World, rng: random.Random) -> None:
+    """Some time is too short for a node that is away; now and then somebody does not wait for the end."""
+    kind, body = rng.choice(
+        (
+            ("query", {"sql": "SELECT count(*) AS held FROM sim_rows"}),
+            ("query", {"sql": "SELECT n FROM no_such_table"}),
+            ("logs", {"pipeline": ""}),
+            ("tap", {"pipeline": PIPELINE, "where": "n % 2 = 0"}),
+        )
+    )
+    select = f"name={rng.choice(world.nodes).name}" if kind == "tap" else "all"
+    request, until_s = Request(kind, body, max_s=10.0, max_rows=20), rng.choice((15.0, 600.0))
+
+    def ask(commands: Commands, _: NoteCommands, contact: Contact) -> Done:
+        done = commands.ask(request, select, until_s, ANN, contact)
+        world.requests.add(done.result["id"])
+        return done
+
+    before = set(world.requests)
+    await centrally(world, "asked_of_all", ask)
+    await asyncio.sleep(rng.uniform(0, 20))
+    for name in world.requests - before if rng.random() < 0.3 else ():
+        await centrally(world, "request_cancelled", lambda commands, _, __, name=name: commands.cancel_request(name, ANN))
+
+
+@fault(1)
+async def shelved_on_site(world: World, rng: random.Random) -> None:
+    """The trigger is silent for a while: incidents are raised, nothing sounds."""
+    node, for_s = rng.choice(world.nodes), rng.choice((5.0, 30.0))
+    node.was_shelved = True
+    await on_site(world, node, "shelved_on_site", lambda agent: incidents.shelve(agent, f"{PIPELINE}/hot", for_s, **BOB))
+
+
+@fault(1)
+async def comment(world: World, rng: random.Random) -> None:
+    """Of both sides, about the same."""
+    node, text = rng.choice(world.nodes), "It smells."
+    subject = f"{PIPELINE}/{node.name}"
+    await asyncio.gather(
+        on_site(world, node, "comment_on_site", lambda agent: incidents.comment(agent, PIPELINE, text, **BOB)),
+        centrally(world, "comment", lambda _, notes, contact: notes.comment(subject, text, (), ANN, contact)),
+    )
+
+
+@fault(2)
 async def second_control_plane(world: World, rng: random.Random) -> None:
     """Two on one store and one lake, each hearing and answering all that is asked; then one dies."""
     if world.replica is not None:
@@ -188,6 +255,8 @@ async def second_control_plane(world: World, rng: random.Random) -> None:
 async def go_home(world: World) -> None:
     """Undo what keeps pipelines from running as the centre wants: everybody who paused or pinned something takes it back."""
     if world.store_was_restored:
+        if world.tables:
+            await centrally(world, "new_table", put_table(world, max(world.tables.values())))
         await centrally(world, "recover", lambda commands, _, contact: commands.recover(ANN, contact))
     if world.crashing and any(node.was_restored for node in world.nodes):  # what had passed may be gone with the card
         world.versions += 1

@@ -29,9 +29,9 @@ schema:
   ts: {{type: timestamp, event_time: true}}
   g: {{type: string}}
   t: {{type: double, min: -40, max: 400}}
-steps:
+{lookups}steps:
   - filter: g <> 'skip'
-  - derive:
+{lookup}  - derive:
       twice: {twice}
 windows:
   per_group:
@@ -63,9 +63,35 @@ sinks:
 """
 
 
-def text(base: Path, number: int, *, is_retyped: bool = False) -> str:
-    """`is_retyped`: the column `twice`, whole numbers until then, gets halves: the lake must not round them."""
-    return TEXT.format(base=base, description=f"Version {number}.", twice="n * 2 + 0.5::DOUBLE" if is_retyped else "n * 2")
+LOOKUPS = """\
+lookups:
+  marks:
+    artifact: sim_marks
+    key: [g]
+    columns: {mark: integer}
+"""
+LOOKUP = """\
+  - lookup:
+      table: marks
+      take: [mark]
+"""
+
+
+def text(base: Path, number: int, *, is_retyped: bool = False, with_table: bool = False) -> str:
+    """`is_retyped`: the column `twice`, whole numbers until then, gets halves: the lake must not round them. `with_table`: each
+    row gets the `mark` of the table."""
+    return TEXT.format(
+        base=base,
+        description=f"Version {number}.",
+        twice="n * 2 + 0.5::DOUBLE" if is_retyped else "n * 2",
+        lookups=LOOKUPS if with_table else "",
+        lookup=LOOKUP if with_table else "",
+    )
+
+
+def table(mark: int) -> bytes:
+    """As CSV: the same mark for every group."""
+    return "".join(["g,mark\n", *(f"{group},{mark}\n" for group in GROUPS)]).encode()
 
 
 @dataclass

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from edge_agent import runner
+from edge_agent import answering, runner
+from edge_agent.requests import ANSWERER
 from edge_agent.wire import FRAME_BYTES_MAX, Message, to_frame
 from pipelines.contract.frames import unpack
 from tests.simulation.life import LIFE, Crashed, Life, Machine
@@ -30,12 +31,18 @@ class SimProcess:
     _pids = itertools.count(100)
 
     def __init__(
-        self, loop: VirtualLoop, machine: Machine, pipeline: str, at: Callable[[str, Life], None], crashing: Container[int]
+        self,
+        loop: VirtualLoop,
+        machine: Machine,
+        name: str,
+        serve: Callable[[Any], object],
+        at: Callable[[str, Life], None],
+        crashing: Container[int],
     ) -> None:
         """`crashing` are the numbers of versions that do not live long."""
         self._crashing = crashing
         self.pid = next(SimProcess._pids)
-        self.life = Life(machine, f"{machine.name}/{pipeline}")
+        self.life = Life(machine, f"{machine.name}/{name}")
         self.channel = self
         self.is_open = True
         self._loop, self._at, self.started_s = loop, at, loop.now
@@ -43,7 +50,7 @@ class SimProcess:
         self.inbox: deque[Message] = deque()
         self._ended: asyncio.Future[int] = loop.create_future()
         token = LIFE.set(self.life)
-        self.fiber = Fiber(loop, lambda: runner.serve(RunnerEnd(self)))  # type: ignore[arg-type]
+        self.fiber = Fiber(loop, lambda: serve(RunnerEnd(self)))
         loop.call_soon(self.fiber.resume)
         LIFE.reset(token)
         self.fiber.result.add_done_callback(lambda result: self._end(result.exception()))
@@ -69,7 +76,7 @@ class SimProcess:
     async def send(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
         if self.life.is_dead:
             raise EOFError("the runner is gone")
-        if header["type"] == "start" and header["number"] in self._crashing and header["mode"] != "drain":
+        if header["type"] == "start" and header.get("number") in self._crashing and header["mode"] != "drain":
             self._loop.call_later(CRASHES_AFTER_S, self.kill)
         self.inbox.append(_copied(header, blobs))
         self._loop.call_soon(self.fiber.resume)
@@ -118,9 +125,16 @@ class SimSupervisor:
         self.running: list[SimProcess] = []
         self.started = 0
 
-    async def start(self, pipeline: str) -> SimProcess:
+    async def start(self, name: str, entry: str = "", memory_bytes: int = 0) -> SimProcess:
         await asyncio.sleep(0.05)
-        self.started += 1
-        process = SimProcess(self._loop, self._machine, pipeline, self._at, self._crashing)
+        self.started += entry != ANSWERER
+        serve = _answer if entry == ANSWERER else runner.serve
+        process = SimProcess(self._loop, self._machine, name, serve, self._at, self._crashing)
         self.running = [other for other in self.running if not other.life.is_dead] + [process]
         return process
+
+
+def _answer(end: Any) -> None:
+    """`answering.main`, without the limits of a process."""
+    start, _ = end.receive(None)
+    answering.serve(end, start)

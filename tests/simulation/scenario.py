@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tests.simulation import people
 from tests.simulation.canaries import CANARIES
-from tests.simulation.checks import complaints, i6_replicas_agree, i6_rollouts_end
+from tests.simulation.checks import complaints, i6_replicas_agree, i6_requests_end, i6_rollouts_end
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import Node, World
 
@@ -168,6 +169,6 @@ async def _become_quiet(world: World) -> None:
 
 def _is_done(world: World, node: Node) -> bool:
     pending = node.select("SELECT count(*) FROM outbox")[0][0]
-    agrees = not any(i6_replicas_agree(world, [node])) and not any(i6_rollouts_end(world, None))
+    agrees = not any(chain(i6_replicas_agree(world, [node]), i6_rollouts_end(world, None), i6_requests_end(world, None)))
     has_had_time = all(world.loop.now - runner.started_s >= WINDOWS_END_S for runner in node.runners())
     return not pending and node.has_read_all and has_had_time and agrees

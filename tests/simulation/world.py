@@ -83,6 +83,8 @@ class World:
         self.retyped: set[int] = set()  # versions whose column `twice` has another type
         self.limits = {80.0}  # the central limit_c, or what it may be when nobody knows whether a write succeeded
         self.were_steered = False  # somebody paused or pinned a pipeline
+        self.tables: dict[str, int] = {}  # digest -> the mark that a lookup table gives every row
+        self.requests: set[str] = set()  # what people asked of the nodes
         self.is_over = False
 
     epoch_s = patches.EPOCH_S  # true time at virtual time 0
@@ -351,7 +353,7 @@ class Control(_Process):
     async def register(self, number: int, *, is_retyped: bool = False) -> None:
         plane = self.plane
         assert plane is not None
-        text = pipeline.text(self.world.home, number, is_retyped=is_retyped)
+        text = pipeline.text(self.world.home, number, is_retyped=is_retyped, with_table=bool(self.world.tables))
         await self.on_store(plane.commands.apply, [("sim.yaml", text)], Who("ann", "simulation"), plane.contact())
 
     async def apply(self, number: int, *, is_retyped: bool = False) -> None:
@@ -417,6 +419,7 @@ class Node(_Process):
         self.was_restored = False
         self.crashes = 0
         self.limits: set[float] = set()  # what limit_c may be on site
+        self.was_shelved = False  # somebody silenced alarms here
 
     async def join(self) -> None:
         self.identity = await self.world.control.admit(self.name, self.key)
