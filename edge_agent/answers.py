@@ -56,6 +56,10 @@ def known(db: sqlite3.Connection) -> dict[str, bool]:
     return {name: bool(is_over) for name, is_over in db.execute("SELECT id, is_over FROM requests")}
 
 
+def is_over(db: sqlite3.Connection, request: str) -> bool:
+    return known(db).get(request, False)
+
+
 def forget(db: sqlite3.Connection, keep: Collection[str]) -> None:
     """Those that the manifest no longer names."""
     db.execute("DELETE FROM requests WHERE id NOT IN (SELECT value FROM json_each(?))", (json.dumps(sorted(keep)),))

@@ -486,9 +486,12 @@ class Store:
         return await self._write(lambda db: answers.take_up(db, request, self.clock.now_us()), answers.OWNER)
 
     async def answer(self, request: str, rows: int, payloads: Sequence[tuple[int, bytes]], *, is_over: bool) -> None:
-        """Seal `payloads` (rows, Arrow IPC), with which `rows` rows of the answer are sealed, in one transaction (I1)."""
+        """Seal `payloads` (rows, Arrow IPC), with which `rows` rows of the answer are sealed, in one transaction (I1). Nothing,
+        once its end is: a write that the disk does not take for a while goes on after whoever waited for it gave up."""
 
         def work(db: sqlite3.Connection) -> None:
+            if answers.is_over(db, request):
+                return
             before = answers.ledger(db)
             self._seal(db, self._origin(db, answers.OWNER, "", 0, before.lineage), answers.to_seal(db, before, payloads))
             answers.note(db, request, rows, is_over=is_over)

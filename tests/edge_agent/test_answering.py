@@ -286,6 +286,19 @@ def test_each_is_answered_once_also_after_a_restart(tmp_path: Path) -> None:
     run(go, 4)
 
 
+def test_nothing_is_added_to_an_answer_that_is_over(tmp_path: Path) -> None:
+    """A full disk may let a write through after whoever waited for it has said that the request failed."""
+
+    async def work(store: Store) -> None:
+        await store.take_up("q")
+        payload = encode_rows(pa.table({"a": [1]}))
+        await asyncio.gather(*(store.answer("q", 1, [(1, payload)], is_over=True) for _ in range(2)))
+        assert (await store.backlog()).rows == 1
+
+    with open_store(tmp_path, new_key()) as store:
+        asyncio.run(work(store))
+
+
 def test_what_is_asked_anew_under_the_same_name_is_answered_anew(tmp_path: Path) -> None:
     """Only the manifest remembers: a node does not keep names for ever (I9)."""
 

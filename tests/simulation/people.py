@@ -253,10 +253,14 @@ async def second_control_plane(world: World, rng: random.Random) -> None:
 
 
 async def go_home(world: World) -> None:
-    """Undo what keeps pipelines from running as the centre wants: everybody who paused or pinned something takes it back."""
+    """Undo what keeps pipelines from running as the centre wants: everybody who paused or pinned something takes it back. After
+    a restore of the centre's store, do what docs/restores.md says."""
     if world.store_was_restored:
         if world.tables:
             await centrally(world, "new_table", put_table(world, max(world.tables.values())))
+        for text in world.texts.values():
+            await world.attempt(world.control.register_text(text))
+        await world.attempt(world.control.retake())
         await centrally(world, "recover", lambda commands, _, contact: commands.recover(ANN, contact))
     if world.crashing and any(node.was_restored for node in world.nodes):  # what had passed may be gone with the card
         world.versions += 1

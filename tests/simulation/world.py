@@ -79,6 +79,7 @@ class World:
         self.store_was_restored = False
         self.rows_checked = 0
         self.versions = 1
+        self.texts: dict[int, str] = {}  # of each version
         self.crashing: set[int] = set()  # versions whose runner crashes soon after each start
         self.retyped: set[int] = set()  # versions whose column `twice` has another type
         self.limits = {80.0}  # the central limit_c, or what it may be when nobody knows whether a write succeeded
@@ -353,8 +354,25 @@ class Control(_Process):
     async def register(self, number: int, *, is_retyped: bool = False) -> None:
         plane = self.plane
         assert plane is not None
-        text = pipeline.text(self.world.home, number, is_retyped=is_retyped, with_table=bool(self.world.tables))
+        with_table = bool(self.world.tables)
+        text = pipeline.text(self.world.home, number, is_retyped=is_retyped, with_table=with_table)
+        self.world.texts[number] = text
+        await self.register_text(text)
+
+    async def register_text(self, text: str) -> None:
+        plane = self.plane
+        assert plane is not None
         await self.on_store(plane.commands.apply, [("sim.yaml", text)], Who("ann", "simulation"), plane.contact())
+
+    async def retake(self) -> None:
+        """`tidewire refused retry`."""
+        plane = self.plane
+        assert plane is not None
+
+        def begin() -> asyncio.Task[dict[str, str]]:
+            return asyncio.get_running_loop().create_task(plane._ingest.retake(None))
+
+        await self.in_life(begin)
 
     async def apply(self, number: int, *, is_retyped: bool = False) -> None:
         """Register a version of the pipeline and deploy it everywhere."""
