@@ -213,8 +213,9 @@ class Settler:
         except Misfit:
             return
         is_ours = not all(self._stray(stub) for stub in stubs)
+        schema = pa.schema([*lineage_schema(name), *_SYSTEM_SCHEMAS.get(name, ())])
         try:
-            self._lake.fence(name, {stub.header.key for stub in stubs}, lineage_schema(name) if is_ours else None)
+            self._lake.fence(name, {stub.header.key for stub in stubs}, schema if is_ours else None)
         except Conflict:
             raise
         except Exception as error:  # noqa: BLE001 - as in _append

@@ -12,6 +12,7 @@ from fake_node import rows
 from test_settle import KEY, Rig, mark, stream, tables_of
 
 from control_plane import lake_table, upkeep
+from control_plane.audit import Scope, run_audit
 from control_plane.lake import Lake
 from control_plane.lake_table import Conflict, LakeTable
 from control_plane.process import leave
@@ -128,6 +129,8 @@ def test_i4_rows_that_another_process_called_void_cannot_come_late(
     assert sum(one.ids().values()) == (0 if is_new else 1)
     assert [row["verdict"] for row in one.table("segments") if row["seq"] == 2] == ["void"]
     assert one.settler._lake.differences() == []
+    told = run_audit(one.directory / "lake", Scope()).differences
+    assert [difference["place"] for difference in told if difference["equation"] == "table"] == [], "also of a table without rows"
     assert mark(one.send(source.seal(rows(3.0)))) == 3, "the next rows flow, and bring the columns"
     assert sum(one.ids().values()) == (1 if is_new else 2)
 

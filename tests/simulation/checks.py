@@ -319,7 +319,7 @@ def i5_what_was_taken_back_is_gone(world: World, lake: Lake) -> Iterator[str]:
                 yield f"I5: {node.name}: {register.kind} still holds: {decision.note.name} beat {decision.beaten}"
 
 
-def i12_no_node_stays_with_what_crashes(world: World, lake: Lake) -> Iterator[str]:
+def i12_no_node_stays_with_what_crashes(world: World, lake: Lake | None) -> Iterator[str]:
     for node in world.nodes:
         now = node.agent.record.document.reported().get(PIPELINE) if node.agent else None
         if now is None or now.number in world.crashing or now.phase != "running":
