@@ -191,8 +191,11 @@ class Plant:
 
     def _look_for_tracebacks(self) -> None:
         for log in (self.cluster.home / "control.log", self.directory / "agent.log"):
-            if found := log.read_text(errors="replace").count("Traceback (most recent call last)"):
-                self.wrong.append(f"{found} tracebacks in {log.name}")
+            first, *others = log.read_text(errors="replace").split("Traceback (most recent call last)")
+            if others:
+                ends = [line for line in others[0].splitlines()[1:] if line and not line.startswith(" ")]
+                said = f"{first.splitlines()[-1:]} ... {ends[:1]}"
+                self.wrong.append(f"{len(others)} tracebacks in {log.name}, the first: {said}")
 
 
 @asynccontextmanager

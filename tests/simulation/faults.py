@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from control_plane.commands import Writer as Who
+from tests.simulation.checks import Lake
 from tests.simulation.world import Node, Trap
 
 if TYPE_CHECKING:
@@ -303,6 +304,8 @@ async def lake_restored(world: World, rng: random.Random) -> None:
     control.hold()
     for node in world.nodes:
         node.lost_with_lake |= world.stored(node, control.config.lake_dir) - world.stored(node, copy)
+        voids = [Lake(directory).void_rows(node.id, "readings") for directory in (control.config.lake_dir, copy)]
+        node.void_lost_with_lake += voids[0] - voids[1]
     shutil.rmtree(control.config.lake_dir)
     shutil.copytree(copy, control.config.lake_dir)
     await asyncio.sleep(1)

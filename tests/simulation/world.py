@@ -434,6 +434,7 @@ class Node(_Process):
         self.supervisor: SimSupervisor | None = None
         self.read_again: set[int] = set()  # numbers of rows that came after a copy of the card which was put back
         self.lost_with_lake: set[int] = set()
+        self.void_lost_with_lake = 0  # rows whose stub a lost lake had
         self.was_restored = False
         self.crashes = 0
         self.limits: set[float] = set()  # what limit_c may be on site
