@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import structlog
 
-from edge_agent import answers, checksums, forks, outbox, quarantine, rate, reserve, salvage, schema, shares
+from edge_agent import answers, checksums, forks, incident_rows, outbox, quarantine, rate, reserve, salvage, schema, shares
 from edge_agent import clock as clocks
 from edge_agent.answers import Progress
 from edge_agent.clock import Anchor, ClockMark, NodeClock
@@ -37,9 +37,6 @@ from pipelines.contract.node_state import Scalar, SignedManifest
 from pipelines.contract.segment import DAMAGED
 
 Tap = Callable[[str, Sequence[Sealed]], None]  # pipeline, what one of its commits sealed
-_FINISHED_ACTIONS_KEPT = 1000
-_RAISES = ("raised", "raised_again")
-_CLOSES = ("cleared", "reset", "retired")  # of transitions that do not say which state they lead to
 _HARDWARE_FILES = (
     "/etc/machine-id",
     "/sys/firmware/devicetree/base/serial-number",
@@ -336,12 +333,8 @@ class Store:
         if commit.quarantined:
             quarantine.put(db, pipeline, commit.quarantined, self._quarantine_bytes)
         for transition in commit.transitions:
-            _apply_transition(db, pipeline, transition)
-        for action in commit.actions:
-            db.execute(
-                "INSERT OR IGNORE INTO actions (id, pipeline, body, status) VALUES (?, ?, ?, 'pending')",
-                (action["id"], pipeline, json.dumps(action)),
-            )
+            incident_rows.apply_transition(db, pipeline, transition)
+        incident_rows.put_actions(db, pipeline, commit.actions)
 
     def _seal(self, db: sqlite3.Connection, origin: Origin, sealed: Sequence[Sealed]) -> None:
         used = outbox.used_bytes(db)
@@ -508,16 +501,16 @@ class Store:
     async def incidents(self) -> list[dict[str, Any]]:
         """The open ones: what was said when they were raised, their last `transition`, their `state` (active, or cleared and
         waiting for an acknowledgement or a reset) and whether they are `acknowledged`."""
-        return await self._read(_incidents)
+        return await self._read(incident_rows.open_incidents)
 
     async def mark_note(self, incident: str, note: str, how: str) -> None:
         """Remember of a note (its kind, author and number) about an open incident that it was `handed` to a runner, or that it is
         `done`: it can have no more effect. The commit that acknowledges the incident marks as done what was handed."""
-        await self._write(lambda db: _mark_note(db, incident, note, how))
+        await self._write(lambda db: incident_rows.mark_note(db, incident, note, how))
 
     async def pending_actions(self) -> list[dict[str, Any]]:
         """What was to be done and is not known to be: each as in the protocol, with `tries`."""
-        return await self._read(_pending_actions)
+        return await self._read(incident_rows.pending)
 
     async def finished_actions(self) -> list[str]:
         """Ids of actions that are done, expired, failed or refused, oldest first."""
@@ -528,16 +521,16 @@ class Store:
         """Remember how the action stands, whether or not the commit that carries it has come yet."""
         finished = 0 if status == "pending" else self.clock.now_us()
         values = (action["id"], action["pipeline"], json.dumps(action), status, tries, outcome, finished)
-        await self._write(lambda db: _settle_action(db, values))
+        await self._write(lambda db: incident_rows.settle(db, [values]))
 
     async def hold_actions(self, held: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
         """Remember of pending actions how often they were tried, and what the last try said."""
         rows = [(a["id"], a["pipeline"], json.dumps(a), "pending", tries, said, 0) for a, tries, said in held]
-        await self._write(lambda db: _settle_actions(db, rows))
+        await self._write(lambda db: incident_rows.settle(db, rows))
 
     async def action_log(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last actions, newest first, for `status`."""
-        return await self._read(lambda db: _action_log(db, limit))
+        return await self._read(lambda db: incident_rows.log(db, limit))
 
     # NodeState and artifacts
 
@@ -684,69 +677,6 @@ def _checkpoint(db: sqlite3.Connection, pipeline: str) -> Checkpoint | None:
         raise Damaged(f"positions or state of {pipeline} are not those that were written")
     params = None if row[6] is None else json.loads(row[6])
     return Checkpoint(row[1], row[2], row[3], json.loads(row[4]), json.loads(row[5]), dict(state), params)
-
-
-def _apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[str, Any]) -> None:
-    """An incident is open until a transition closes it. Words that this agent does not know change what they say of its state."""
-    incident, what = transition["incident"], transition["transition"]
-    state = transition.get("state") or ("closed" if what in _CLOSES else "active")
-    if state == "closed":
-        db.execute("DELETE FROM incidents WHERE incident = ?", (incident,))
-        return
-    row = db.execute("SELECT body, acknowledged FROM incidents WHERE incident = ?", (incident,)).fetchone()
-    body, acknowledged = (json.loads(row[0]), bool(row[1])) if row else ({}, False)
-    is_raise = what in _RAISES or not body
-    body |= dict(transition) if is_raise else {name: transition.get(name) for name in ("transition", "flags", "by", "reason")}
-    if what == "acknowledged":
-        body["notes"] = {note: "done" if note.startswith("acknowledge ") else how for note, how in body.get("notes", {}).items()}
-    acknowledged = transition.get("acknowledged", what == "acknowledged" or (acknowledged and not is_raise))
-    values = (incident, pipeline, int(acknowledged), json.dumps({**body, "state": state}, default=str))
-    db.execute("INSERT OR REPLACE INTO incidents VALUES (?, ?, ?, ?)", values)
-
-
-def _incidents(db: sqlite3.Connection) -> list[dict[str, Any]]:
-    rows = db.execute("SELECT body, acknowledged, pipeline FROM incidents").fetchall()
-    return [{**json.loads(body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
-
-
-def _mark_note(db: sqlite3.Connection, incident: str, note: str, how: str) -> None:
-    row = db.execute("SELECT body FROM incidents WHERE incident = ?", (incident,)).fetchone()
-    if row is not None:
-        body = json.loads(row[0])
-        body["notes"] = {**body.get("notes", {}), note: how}
-        db.execute("UPDATE incidents SET body = ? WHERE incident = ?", (json.dumps(body), incident))
-
-
-def _pending_actions(db: sqlite3.Connection) -> list[dict[str, Any]]:
-    rows = db.execute("SELECT body, pipeline, tries FROM actions WHERE status = 'pending' ORDER BY rowid").fetchall()
-    return [{**json.loads(body), "pipeline": pipeline, "tries": tries} for body, pipeline, tries in rows]
-
-
-def _settle_action(db: sqlite3.Connection, values: tuple[Any, ...]) -> None:
-    db.execute(
-        "INSERT INTO actions (id, pipeline, body, status, tries, outcome, finished_us) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (id) DO UPDATE SET status = excluded.status, tries = excluded.tries, outcome = excluded.outcome,"
-        " finished_us = excluded.finished_us",
-        values,
-    )
-    db.execute(
-        "DELETE FROM actions WHERE status <> 'pending' AND finished_us < coalesce((SELECT finished_us FROM actions"
-        " WHERE status <> 'pending' ORDER BY finished_us DESC LIMIT 1 OFFSET ?), 0)",
-        (_FINISHED_ACTIONS_KEPT,),
-    )
-
-
-def _settle_actions(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    for row in rows:
-        _settle_action(db, row)
-
-
-def _action_log(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
-    rows = db.execute(
-        "SELECT id, pipeline, status, tries, outcome, body FROM actions ORDER BY rowid DESC LIMIT ?", (limit,)
-    ).fetchall()
-    names = ("id", "pipeline", "status", "tries", "outcome")
-    return [{**dict(zip(names, row[:5], strict=True)), "kind": json.loads(row[5]).get("kind")} for row in rows]
 
 
 def _backlog(db: sqlite3.Connection) -> Backlog:
