@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import gc
 
+from hypothesis import settings
+
+settings.register_profile("tidewire", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("tidewire")
+
 
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: looking for garbage in it again and again takes a tenth of the suite's CPU time."""

@@ -318,7 +318,7 @@ def _evaluate(plan: Plan, state: State, origin: Origin, accepted: pa.Table) -> t
     others = {name: mark for name, mark in state.watermarks.items() if name != batch.source}
     others_us = _least_reached(others, batch.arrival_us, max((w.patience_us for w in plan.windows.values()), default=0))
     mark = state.watermarks.get(batch.source)
-    new_mark, stretches = advance(mark or triggers.NO_WATERMARK, times, batch.arrival_us, _keys(plan, accepted))
+    new_mark, stretches = advance(mark or Watermark(), times, batch.arrival_us, _keys(plan, accepted))
     for stretch in stretches:
         if stretch.stepped_back:
             state, made = _new_time_line(plan, state)
@@ -426,7 +426,7 @@ def _tick(plan: Plan, state: State, batch: Batch) -> tuple[State, Output]:
 def _listening(plan: Plan, state: State, arrival_us: int) -> State:
     """Sources not heard yet are waited for from now on."""
     unheard = [name for name in plan.spec.sources if name not in state.watermarks] if plan.windows else []
-    waited_for = {name: replace(triggers.NO_WATERMARK, arrival_us=arrival_us) for name in unheard}
+    waited_for = {name: Watermark(arrival_us=arrival_us) for name in unheard}
     return replace(state, watermarks={**state.watermarks, **waited_for}) if unheard else state
 
 

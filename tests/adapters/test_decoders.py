@@ -132,7 +132,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 @every
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_values_come_out_as_they_were_written(name: str, data: st.DataObject) -> None:
     made = data.draw(st.lists(st.tuples(CASES[name].texts, NUMBER), max_size=20))
     rows, refused = run(name, [records([CASES[name].write(a, b) for a, b in made])])
@@ -151,7 +151,7 @@ def test_a_bad_record_spoils_itself_only(name: str) -> None:
 
 @every
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_batches_do_not_matter_and_nothing_raises(name: str, data: st.DataObject) -> None:
     """I14: among anything at all, each record alone gives what it gives among the others."""
     case = CASES[name]
@@ -246,7 +246,7 @@ PIECES = st.sampled_from(
     ("pair", "separator"), [("", "="), (";", "="), (";", ":="), (", ", ":"), (" |", "="), ("-", "]"), ("^", "\\")]
 )
 @given(st.lists(st.lists(PIECES, max_size=12).map("".join), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pairs_of_whole_columns_are_those_of_one_text(pair: str, separator: str, texts: list[str]) -> None:
     texts = [text.replace("=", separator).replace(";", pair or ";") for text in texts]
     decoder = KeyValueDecoder(pair, separator)

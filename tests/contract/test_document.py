@@ -27,7 +27,7 @@ writes = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(writes, max_size=20))
 def test_i6_any_order_loss_and_duplication_of_exchanges_converges(steps: list[tuple[str, str, int]]) -> None:
     node, control = NodeDocument(), NodeDocument()
@@ -163,7 +163,7 @@ def test_what_is_no_document_of_ours_is_refused(data: bytes) -> None:
         NodeDocument().merged(data, author=NODE)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_mutated_bytes_with_a_good_checksum_are_refused_or_harmless(seed: int, flips: int) -> None:
     """The binding can panic on these, or be poisoned by merging them: never the replica that we keep."""

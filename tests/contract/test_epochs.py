@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from automerge.core import ROOT, Document, ScalarType
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract import epochs
@@ -121,7 +121,6 @@ def meaning(notes: list[Note]) -> object:
     return decided, params, local_labels(notes, node=NODE)
 
 
-@settings(deadline=None)
 @given(STEPS)
 def test_i6_a_new_epoch_means_the_same(steps: list[tuple[bool, str, str, int, bool]]) -> None:
     notes = written(steps)
@@ -135,7 +134,6 @@ def test_i6_a_new_epoch_means_the_same(steps: list[tuple[bool, str, str, int, bo
     assert [n.name for n in again.notes()] == [n.name for n in after.notes()], "nothing more is over"
 
 
-@settings(deadline=None)
 @given(STEPS, st.sampled_from(["pause", "resume", "pin", "unpin"]), st.booleans(), st.booleans())
 def test_i5_what_is_noted_later_means_the_same_with_and_without_the_past(
     steps: list[tuple[bool, str, str, int, bool]], kind: str, is_site: bool, force: bool

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import Problem, SpecError
@@ -266,7 +266,6 @@ def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
 MUTANTS = [" ", "\n", ":", "-", "{", "}", "[", "]", "'", '"', "#", "%", "&a", "*a", "!", "|", "\t", "null", "1", "true", "\0"]
 
 
-@settings(deadline=None)  # a busy machine is no defect
 @given(st.integers(0, len(FULL)), st.integers(0, 12), st.sampled_from(MUTANTS))
 def test_a_damaged_pipeline_is_a_spec_or_a_spec_error(at: int, cut: int, put: str) -> None:
     text = FULL[:at] + put + FULL[at + cut :]

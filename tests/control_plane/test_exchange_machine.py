@@ -194,7 +194,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeyRing, "open", lambda _: keys)
 
 
-PROFILE = settings(max_examples=40, stateful_step_count=25, deadline=None)
+PROFILE = settings(max_examples=40, stateful_step_count=25)
 
 
 def test_i6_whole_sides_converge_through_any_faults() -> None:

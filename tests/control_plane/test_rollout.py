@@ -333,7 +333,7 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 @given(st.integers(1, 60), st.integers(0, 59), st.sampled_from(["1", "3", "1,10%,100%", "25%", "2,50%"]))

@@ -273,7 +273,7 @@ def _all(plant: Plant) -> list[dict]:
         return rollouts.status(db, "press", plant.contact)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_whatever_happens_undo_reaches_a_fixed_point(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Random deploys, contacts, failures and restarts; then undo, everybody returns: all run what the deployment says (I6)."""

@@ -96,7 +96,7 @@ def test_a_gap_is_answered_with_the_mark_and_stores_nothing(rig: Rig) -> None:
     assert mark(outcome) == 1 and not outcome.errors and len(rig.table("t")) == 1
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_i2_any_order_loss_duplication_and_restart(tmp_path: Path, data: st.DataObject) -> None:
     rig = Rig(tmp_path / os.urandom(4).hex())

@@ -112,7 +112,7 @@ def test_a_column_takes_what_it_can_hold_exactly(table: pa.DataType, batch: pa.D
             merge()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(st.integers(1, 18), st.integers(0, 9)).filter(lambda p: p[1] <= p[0]),
     st.tuples(st.integers(1, 18), st.integers(0, 9)).filter(lambda p: p[1] <= p[0]),

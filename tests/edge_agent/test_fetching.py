@@ -241,7 +241,7 @@ def test_i13_what_is_not_signed_or_not_asked_for_is_not_stored(tmp_path: Path, h
 FAULTS = st.lists(st.sampled_from(["well", "cut", "flip", "short", "twice", "silent", "restart"]), max_size=24)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faults=FAULTS)
 def test_i13_whatever_the_line_does_the_table_comes_and_nothing_else_is_ever_used(
     faults: list[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

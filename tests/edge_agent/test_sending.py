@@ -87,7 +87,7 @@ class Line:
 
 
 SIZES = st.lists(st.integers(64 * 1024, 512 * 1024), min_size=1, max_size=9)
-FEW = settings(max_examples=30, deadline=None)
+FEW = settings(max_examples=30)
 
 
 @FEW

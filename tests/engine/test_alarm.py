@@ -330,7 +330,7 @@ def do(rules: Rules, alarm: Alarm, what: Any, at: int) -> Result:
     return table[what]()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(rules_, st.lists(inputs_, max_size=40))
 def test_any_life_of_an_alarm_is_in_order(rules: Rules, inputs: list[Any]) -> None:
     alarm, horn, seen = NORMAL, False, 0

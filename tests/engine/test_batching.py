@@ -202,7 +202,7 @@ whole: Split = lambda n: []  # noqa: E731 - three ways to cut, side by side
 single: Split = lambda n: list(range(1, n))  # noqa: E731 - as above
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.one_of(inputs(), long_stretches()), st.randoms(use_true_random=False))
 def test_i14_batching_is_invisible(instants: list[Instant], chance: random.Random) -> None:
     expected = outcome(play(instants, whole))
@@ -210,7 +210,7 @@ def test_i14_batching_is_invisible(instants: list[Instant], chance: random.Rando
     equal(outcome(play(instants, lambda n: sorted(chance.sample(range(n), min(n, 3))))), expected)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.one_of(inputs(), long_stretches()))
 def test_i1_a_stored_state_goes_on_like_the_one_in_memory(instants: list[Instant]) -> None:
     """After every batch the state is written as entries, and read back into a new one: the store of a node that crashes often."""

@@ -28,7 +28,8 @@ def test_every_connection_has_its_doors_shut() -> None:
             open_engine().execute(sql).fetchall()
 
 
-def test_a_database_that_broke_is_replaced() -> None:
+def test_a_database_that_broke_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_shared", None)  # not the one that other tests use
     open_engine()
     assert connection._shared is not None
     connection._shared.close()

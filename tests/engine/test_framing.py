@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import pytest
 from engine_support import Run, pipeline, row
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -117,7 +117,6 @@ def test_lines(data: bytes, sizes: list[int]) -> None:
     assert framed(Marked(b"\n", b"\r", MAX), data, sizes) == marked(data, b"\n", lambda raw: raw.rstrip(b"\r"))
 
 
-@settings(deadline=None)
 @given(DATA, SIZES, st.sampled_from([b";", b"||", b";|", b"\x00"]))
 def test_a_delimiter(data: bytes, sizes: list[int], mark: bytes) -> None:
     assert framed(Marked(mark, b"\r\n", MAX), data, sizes) == marked(data, mark, lambda raw: raw.strip(b"\r\n"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import Refused
@@ -21,7 +21,6 @@ def stream(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-@settings(deadline=None)
 @given(TIMES, st.data())
 def test_a_table_comes_back_as_it_was(times: list[int | None], data: st.DataObject) -> None:
     n = len(times)

@@ -210,7 +210,7 @@ def test_formats(form: str, text: str, utc: str) -> None:
     assert timestamps.as_text(timestamps.from_text(text, timestamps.compile_format(form), None, NOW_US)) == utc
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(FORMATS),
     st.sampled_from([None, "Europe/Paris"]),
@@ -256,7 +256,7 @@ SPECS = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(SPECS), st.lists(st.one_of(st.none(), TEXTS), min_size=1, max_size=6))
 def test_columns_of_text_are_those_of_single_texts(spec: dict[str, Any], texts: list[str | None]) -> None:
     columns_are_single_texts(spec, texts)
@@ -484,7 +484,7 @@ def test_long_values_are_read_and_shown_short() -> None:
     assert len(one("type: double", huge)[0][0]) < 150
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.binary(max_size=30).filter(lambda b: b"\n" not in b and b.strip(b"\r")), min_size=1, max_size=40),
     st.integers(1, 39),

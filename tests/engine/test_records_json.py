@@ -204,7 +204,7 @@ def blocks(draw: st.DrawFn, names: list[str]) -> list[str]:
 FLAT = ("b", "i", "d", "c", "s", "t", "u", "m")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(blocks(list(FLAT)), st.sampled_from(["ignore", "reject", "keep"]))
 @example(['{"i": 1}', '{"s": "a, \\"b"}'], "ignore")
 @example(['{"s": "a, "}', '{"s": "b, "}'], "ignore")
@@ -212,7 +212,7 @@ def test_flat_lines(lines: list[str], unknown: str) -> None:
     agree(reader({name: ALL_TYPES[name] for name in FLAT}, unknown=unknown), lines)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(blocks(["i", "n", "l", "f", "data", "values", "a"]), st.sampled_from(["ignore", "reject", "keep"]))
 def test_nested_lines_and_times(lines: list[str], unknown: str) -> None:
     agree(reader({name: ALL_TYPES[name] for name in ("i", "n", "l", "f", "x", "e", "a")}, unknown=unknown), lines)
@@ -261,13 +261,13 @@ def test_traps(lines: list[str]) -> None:
         agree(reader({name: {**ALL_TYPES[name], "nullable": True} for name in names}), lines)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(list(ALL_TYPES)), st.lists(VALUES, min_size=2, max_size=8))
 def test_each_type_alone(name: str, values: list[str]) -> None:
     agree(reader({"v": {**ALL_TYPES[name], "from": "v"}}), [f'{{"v": {value}}}' for value in values])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(st.one_of(VALUES, st.just(line_of({"d": "1.5", "s": '"a"'}))), max_size=4), min_size=2, max_size=6),
     ODD_LINES,
@@ -278,7 +278,7 @@ def test_arrays_to_rows(messages: list[list[str]], odd: str) -> None:
     agree(made, [*lines, odd])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_lines_of_one_shape_with_some_characters_changed(data: st.DataObject) -> None:
     """What proves a whole block must see every single character: moved, lost, doubled or of another kind."""

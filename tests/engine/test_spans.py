@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.engine.records.spans import Spans, differ, find
@@ -23,7 +23,6 @@ def laid(pieces: list[tuple[str, str]]) -> tuple[list[str], Spans]:
     return [text for text, _ in pieces], Spans(np.frombuffer(block, np.uint8), np.array(starts), np.array(stops))
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_texts_are_copied_as_they_lie(pieces: list[tuple[str, str]]) -> None:
     texts, spans = laid(pieces)
@@ -35,7 +34,6 @@ def test_texts_are_copied_as_they_lie(pieces: list[tuple[str, str]]) -> None:
         assert found.pick(np.array([i % 2 == 0 for i in range(len(texts))])).texts().to_pylist() == texts[::2]
 
 
-@settings(deadline=None)
 @given(TEXTS, st.sampled_from([",", ";", "é"]), st.integers(0, 3))
 def test_a_text_is_cut_where_its_marks_are(pieces: list[tuple[str, str]], mark: str, count: int) -> None:
     texts, spans = laid(pieces)
@@ -48,7 +46,6 @@ def test_a_text_is_cut_where_its_marks_are(pieces: list[tuple[str, str]], mark: 
             assert (np.diff(marks[i]) > 0).all()
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=40), st.binary(min_size=1, max_size=20), st.data())
 def test_other_bytes_are_seen_at_every_place(block: bytes, text: bytes, data: st.DataObject) -> None:
     there = len(block)
@@ -59,7 +56,6 @@ def test_other_bytes_are_seen_at_every_place(block: bytes, text: bytes, data: st
     assert (other.tolist() if other is not None else [False] * len(places)) == expected
 
 
-@settings(deadline=None)
 @given(st.text("ab,", max_size=30).map(str.encode), st.sampled_from([b",", b"ab", b"a,b"]), st.integers(0, 5))
 def test_marks_are_found(block: bytes, mark: bytes, start: int) -> None:
     expected = [at for at in range(start, len(block)) if block.startswith(mark, at)]

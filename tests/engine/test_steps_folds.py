@@ -275,7 +275,7 @@ def pass_through(plan: Plan, state: State, rows: pa.Table) -> tuple[State, list[
 
 
 @pytest.mark.parametrize("text", STEPS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(given=ROWS, data=st.data())
 def test_no_split_and_no_restart_shows(text: str, given: list[Any], data: st.DataObject) -> None:
     plan, whole = plan_of(text), table(given)
@@ -302,7 +302,7 @@ STATELESS = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(given=ROWS, data=st.data())
 def test_no_split_of_rows_through_many_steps_shows(given: list[Any], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from([*STEPS, *STATELESS]), min_size=2, max_size=5))

@@ -68,7 +68,7 @@ _ROWS = pa.table(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_CONDITIONS)
 def test_no_total_condition_fails_on_extreme_rows(text: str) -> None:
     if not total(text):
@@ -112,7 +112,7 @@ _PLAIN = st.recursive(
 _VALUES = {**PARAMS, "f": True}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(_PLAIN)
 @example("b and i <= $n or not d > -0.0")
 def test_arrow_decides_a_plain_condition_as_duckdb_does(text: str) -> None:

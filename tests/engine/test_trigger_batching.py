@@ -119,7 +119,7 @@ def stripped(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "cells": cells}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.one_of(inputs(), long_stretches()), st.randoms(use_true_random=False))
 def test_i14_batching_is_invisible_to_every_kind_of_trigger(instants: list[Instant], chance: random.Random) -> None:
     expected = captured(play(instants, whole, text=TEXT))
@@ -155,7 +155,7 @@ def shelving(made: Run) -> None:
     made.state, made.output = state, made.output + output
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.one_of(inputs(), long_stretches()), st.randoms(use_true_random=False))
 def test_i14_batching_is_invisible_while_people_shelve(instants: list[Instant], chance: random.Random) -> None:
     expected = captured(play(instants, whole, text=TEXT, after=shelving))
@@ -172,7 +172,7 @@ def test_people_who_shelve_are_heard_in_the_batching_test() -> None:
     assert any(t.transition == "raised" and t.flags.startswith("shelved") for t in made.output.transitions)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.one_of(inputs(), long_stretches()))
 def test_i1_a_stored_state_goes_on_like_the_one_in_memory(instants: list[Instant]) -> None:
     thirds: Split = lambda n: [n // 3, 2 * n // 3]  # noqa: E731 - beside the two others

@@ -16,10 +16,12 @@ from pipelines.contract.spec import load_spec
 from pipelines.engine.plan import compile_plan
 from pipelines.engine.run import acknowledge, drain, reset, shelve
 from pipelines.engine.state import State, entries, restore
+from pipelines.engine.triggers import sight
 from pipelines.engine.triggers import watch as triggers
 from pipelines.engine.triggers.arrived import Arrived
 from pipelines.engine.triggers.incident import Shelf
-from pipelines.engine.triggers.watch import SPAN_ROWS_MAX, resume
+from pipelines.engine.triggers.sight import SPAN_ROWS_MAX
+from pipelines.engine.triggers.watch import resume
 
 
 def triggers_of(text: str, more: str = "") -> str:
@@ -190,7 +192,7 @@ def test_rows_of_too_many_groups_are_not_judged(each: str) -> None:
 
 
 def test_the_oldest_rows_leave_a_span_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "SPAN_ROWS_MAX", 10)
+    monkeypatch.setattr(sight, "SPAN_ROWS_MAX", 10)
     assert SPAN_ROWS_MAX == 100_000
     text = "t:\n  over: 1h\n  by: [k]\n  when: count(*) >= 6 and max(v) > 20\n"
     rows = [row(i / 10, "ab"[i % 3 == 0], i) for i in range(40)]

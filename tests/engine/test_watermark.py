@@ -91,7 +91,7 @@ def test_an_idle_source_goes_on_with_node_time() -> None:
 times = st.one_of(st.integers(0, 60), st.sampled_from([0, 5000, 90_000, 90_001, -7200, 10 * YEAR, 10 * YEAR + 5]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(times, st.sampled_from("aab")), max_size=60), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_i14_any_split_gives_the_same_watermarks(rows: list[Row], repeat: int, chance: random.Random) -> None:
     rows = [row for row in rows for _ in range(repeat)]

@@ -160,7 +160,7 @@ KINDS: dict[str, tuple[str, Callable[[int], list[reference.Bounds]], dict[str, i
 def test_i14_a_window_is_what_its_rows_say(name: str) -> None:
     kind, windows, late, step, origin = KINDS[name]
 
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(streams(step), st.randoms(use_true_random=False))
     def against_the_reference(rows: list[Row], chance: random.Random) -> None:
         rows = [(round(origin + t, 3), k, v) for t, k, v in rows]
@@ -191,7 +191,7 @@ def test_i14_a_window_is_what_its_rows_say(name: str) -> None:
 def test_i14_a_session_is_what_its_rows_say(most: int | None, lateness: int) -> None:
     kind = f"    gap: 8s\n    lateness: {lateness}s" + (f"\n    max: {most}s" if most else "")
 
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(streams(3), st.randoms(use_true_random=False))
     def against_the_reference(rows: list[Row], chance: random.Random) -> None:
         rows = [(round(t, 3), k, v) for t, k, v in rows]
@@ -210,7 +210,7 @@ def test_i14_a_session_is_what_its_rows_say(most: int | None, lateness: int) -> 
     against_the_reference()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(streams(2), st.randoms(use_true_random=False))
 def test_i14_rows_by_columns_and_one_by_one_leave_the_same_state(rows: list[Row], chance: random.Random) -> None:
     """Not only the results: what is kept is the same, digit by digit."""

@@ -185,7 +185,7 @@ def mutated(text: str, seed: int) -> str:
 
 
 @given(st.sampled_from(CORPUS), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_pipeline_is_one_or_a_spec_error(text: str, seed: int) -> None:
     damaged = mutated(text, seed)
     try:
@@ -198,7 +198,7 @@ def test_a_damaged_pipeline_is_one_or_a_spec_error(text: str, seed: int) -> None
 
 
 @given(st.sampled_from(CORPUS + CASES), st.integers(0, 2**32))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_damaged_files_are_formatted_or_refused(text: str, seed: int) -> None:
     damaged = mutated(text, seed)
     try:
@@ -209,7 +209,7 @@ def test_damaged_files_are_formatted_or_refused(text: str, seed: int) -> None:
 
 
 @given(st.sampled_from(CASES or ["cases: []"]), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_damaged_cases_are_cases_or_a_spec_error(text: str, seed: int) -> None:
     try:
         load_cases(mutated(text, seed), "f.cases.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contract.errors import SpecError
@@ -243,7 +243,6 @@ _DATA = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["steps", "sinks", "schema", "x"]), _DATA, min_size=1), st.booleans(), st.randoms())
-@settings(deadline=None)
 def test_any_file_keeps_its_meaning(data: dict[str, object], flow: bool, random: object) -> None:
     import yaml
 
