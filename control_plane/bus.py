@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 Handler = Callable[[str, Msg], Awaitable[None]]  # (node or token id, message)
 _PENDING_BYTES_MAX = 128 * 1024 * 1024
+_FLUSH_S = 10  # until the broker has answered
 _CLOSE_S = 2.0
 _QUEUE = "ingest"  # while a subject passes from one process to another, one of them gets each message
 
@@ -49,8 +50,9 @@ class Bus:
             if self.is_connected.is_set():
                 try:
                     await _apart(self._subscribe_served())
-                except (nats.errors.Error, TimeoutError) as error:  # the next connection subscribes anew
-                    log.warning("bus: not subscribed", cause=str(error))
+                except (nats.errors.Error, OSError, TimeoutError) as error:
+                    log.warning("bus: not subscribed", cause=str(error) or type(error).__name__)
+                    await self._close()  # a connection anew: nats-py reads no more once the answer to a flush comes too late
 
     async def poke(self, node: str) -> None:
         """A hint that something changed (I7)."""
@@ -130,7 +132,7 @@ class Bus:
             self._subscriptions[subject] = await client.subscribe(
                 subject, _QUEUE, cb=_guarded(self._served[subject]), pending_bytes_limit=_PENDING_BYTES_MAX
             )
-        await client.flush()
+        await client.flush(_FLUSH_S)
 
     async def _close(self) -> None:
         if self._client is not None and not self._client.is_closed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+import control_plane.bus
 from control_plane.bus import Bus, several_at_once
 from control_plane.keys import KeyRing
 from pipelines.contract import subjects
@@ -56,6 +59,48 @@ def test_what_is_asked_to_be_served_while_the_connection_is_made_is_served(
         asyncio.run(story())
     finally:
         broker.kill()
+
+
+def test_what_a_broker_that_stood_still_did_not_confirm_is_served_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control_plane.bus, "_FLUSH_S", 1)
+    broker = Broker(tmp_path)
+
+    async def story() -> None:
+        bus = Bus(broker.url, KeyRing.open(tmp_path / "keys").server_creds(int(time.time())), None)
+
+        async def answers(_: str, message: Msg) -> None:
+            await message.respond(b"here")
+
+        running = asyncio.create_task(bus.run())
+        try:
+            await asyncio.wait_for(bus.is_connected.wait(), WAIT_S)
+            broker.process.send_signal(signal.SIGSTOP)
+            os.waitpid(broker.process.pid, os.WUNTRACED)
+            try:
+                await asyncio.wait_for(bus.serve({subjects.data_of(3)}, answers), WAIT_S)
+            finally:
+                broker.process.send_signal(signal.SIGCONT)
+            node = await nats.connect(broker.url)
+            subject = subjects.data_of(3).replace("*", "n1")
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    with contextlib.suppress(nats.errors.NoRespondersError):
+                        assert (await node.request(subject, b"", timeout=WAIT_S)).data == b"here"
+                        break
+                    await asyncio.sleep(0.1)
+            await asyncio.wait_for(bus.is_connected.wait(), WAIT_S)
+            await node.close()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    try:
+        asyncio.run(story())
+    finally:
+        broker.kill()
+    assert "encountered error" not in caplog.text
 
 
 def test_a_stop_ends_it_whatever_the_client_swallows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
