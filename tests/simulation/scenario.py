@@ -24,6 +24,7 @@ from tests.simulation.checks import (
     i12_no_node_stays_with_what_crashes,
 )
 from tests.simulation.faults import FAULTS
+from tests.simulation.life import Crashed
 from tests.simulation.world import Node, World
 
 BUSY_S = 50.0  # while rows come and faults happen
@@ -100,7 +101,7 @@ def simulate_or_say(seed: int) -> Result:
     """`simulate`, where a defect of the simulator itself is a complaint: other seeds may not have it."""
     try:
         return simulate(seed)
-    except Exception as error:  # noqa: BLE001 - see above
+    except (Exception, Crashed) as error:  # noqa: BLE001 - see above
         return Result(seed, [f"the simulation itself failed: {error!r}"], "", 0, 0)
 
 

@@ -236,9 +236,13 @@ class _Process:
         self.world.loop.call_later(seconds, self.revive)
 
     def revive(self) -> None:
-        """Start, unless it runs or something keeps it down."""
+        """Start, unless it runs or something keeps it down. It may die before it is up."""
         if self.life is None and not self.holds:
-            self.start()
+            try:
+                self.start()
+            except Crashed:
+                self.crash()
+                self.restart_in(self.world.rng.uniform(1, 8))
 
     def hold(self) -> None:
         """Take it down, and keep it down until `release`. Faults may overlap."""
