@@ -286,6 +286,16 @@ def kept_ledgers(data: bytes | None, digest: str) -> bytes | None:
     return canonical_json({"ledgers": fields["ledgers"], "lineage": fields["lineage"]})
 
 
+def _told(kept: bytes | None) -> dict[str, Any]:
+    """`kept_ledgers` as fields of a header; nothing where the disk changed them."""
+    try:
+        fields = json.loads(kept or b"{}")
+    except ValueError:
+        return {}
+    is_whole = isinstance(fields, dict) and isinstance(fields.get("ledgers"), dict) and isinstance(fields.get("lineage"), str)
+    return {name: fields[name] for name in ("ledgers", "lineage")} if is_whole else {}
+
+
 def _merge(db: sqlite3.Connection, stream_id: int, seq: int, sent_seq: int) -> None:
     """Make the stub at `seq` stand for the one before it too, if both were lost alike and neither may have been sent."""
     before = db.execute(
@@ -380,7 +390,7 @@ def _stub(
         before = db.execute("SELECT digest FROM outbox WHERE stream_id = ? AND seq = ?", (stream_id, first - 1)).fetchone()
         previous = before[0] if before else previous
     origin = sealer.origin(db, pipeline)
-    counts = {"lineage": origin.lineage, **(json.loads(kept) if kept else {})}
+    counts = {"lineage": origin.lineage, **_told(kept)}
     header = SegmentHeader(
         node=origin.node, run=run, stream=stream, seq=seq, previous=previous, kind=kind, table=table, rows=rows,
         payload_digest=sha256(b""), pipeline=pipeline, version=origin.version, number=origin.number, params="",

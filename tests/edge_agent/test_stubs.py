@@ -129,6 +129,11 @@ def test_i4_a_stub_says_what_its_last_segment_said_of_the_ledgers(tmp_path: Path
         assert stub.ledgers["sealed"] == last
         assert whole[0].ledgers["sealed"] == last + 1
         assert (await store.backlog()).bytes == sum(int(str(row[0])) for row in held(store, "SELECT bytes FROM outbox"))
+        await store._write(lambda db: db.execute("UPDATE outbox SET data = '{\"ledgers\": [' WHERE void <> ''"))
+        damaged = decode((await store.pending_segments(1))[0].data, KEY.public).header
+        assert (damaged.rows, damaged.lineage, damaged.ledgers) == (last, "begun anew", {}), (
+            "a stub goes up whatever happened to it"
+        )
 
     in_store(tmp_path, work)
 
