@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_agent import quarantine, schema
+from edge_agent.database import parsed
 from edge_agent.outbox import Sealed
 from pipelines.contract.errors import Refused
 from pipelines.contract.frames import sha256, unpack
@@ -22,7 +23,7 @@ from pipelines.contract.segment import REQUESTS, ROWS, WALL
 
 OWNER = "_node"  # in place of a pipeline's name
 STREAM, TABLE = "_requests", "requests"
-_LEDGER = "answers"  # in `meta`
+LEDGER = "answers"  # in `meta`
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,14 @@ def note(db: sqlite3.Connection, request: str, rows: int, *, is_over: bool) -> N
 
 
 def ledger(db: sqlite3.Connection) -> Ledger:
-    stored = schema.get_meta(db, _LEDGER)
-    return Ledger(**json.loads(str(stored))) if stored else Ledger(secrets.token_hex(8))
+    stored = schema.get_meta(db, LEDGER)
+    return parsed(lambda raw: Ledger(**raw), stored) if stored else Ledger(secrets.token_hex(8))
 
 
 def to_seal(db: sqlite3.Connection, before: Ledger, payloads: Sequence[tuple[int, bytes]]) -> list[Sealed]:
     """Segments of (rows, Arrow IPC stream), counted."""
     commits, written = before.commits + 1, before.rows + sum(rows for rows, _ in payloads)
-    schema.put_meta(db, _LEDGER, json.dumps(asdict(Ledger(before.lineage, commits, written))))
+    schema.put_meta(db, LEDGER, json.dumps(asdict(Ledger(before.lineage, commits, written))))
     made, through = [], before.rows
     for rows, payload in payloads:
         through += rows

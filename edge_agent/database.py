@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections import deque
@@ -37,6 +38,14 @@ _log = structlog.get_logger("store")
 
 class Damaged(Exception):
     """The file does not hold what was written to it."""
+
+
+def parsed(read: Callable[[Any], T], text: object) -> T:
+    """What `read` makes of a stored JSON text. Raises `Damaged` when it is not what was written."""
+    try:
+        return read(json.loads(str(text)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"a stored text is not what was written: {error}") from None
 
 
 @dataclass

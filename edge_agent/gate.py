@@ -6,7 +6,6 @@ that it rejects, the last two against the last version that passed here. Never t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
@@ -108,8 +107,8 @@ class Book:
         return canonical_json(asdict(self)).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Book:
-        raw = json.loads(text)
+    def of(cls, raw: Mapping[str, Any]) -> Book:
+        """The inverse of `to_json`."""
         good, trial = raw["good"], raw["trial"]
         return cls(
             Good(**{**good, "measure": Measure.of(good["measure"])}) if good else None,

@@ -42,7 +42,7 @@ class Gatekeeper:
         self._unfit: dict[str, Fit] = {}  # versions that this life of the agent found it cannot run
 
     async def load(self) -> None:
-        self._books = {name: Book.from_json(text) for name, text in (await self._store.gates()).items()}
+        self._books = await self._store.gates()
 
     def book(self, pipeline: str) -> Book:
         return self._books.get(pipeline, Book())
@@ -68,7 +68,7 @@ class Gatekeeper:
                 await self._write(name, book)
         for name in sorted(self._books.keys() - assignments.keys())[UNASSIGNED_MAX:]:
             del self._books[name]
-            await self._store.put_gate(name, "")
+            await self._store.put_gate(name, None)
 
     async def note_end(self, keeper: Keeper, outcome: Outcome) -> None:
         """A runner ended that nobody had told to."""
@@ -150,7 +150,7 @@ class Gatekeeper:
 
     async def _write(self, name: str, book: Book) -> None:
         """On disk before anything follows from it: a power cut here goes on with the one or the other."""
-        await self._store.put_gate(name, book.to_json())
+        await self._store.put_gate(name, book)
         self._books[name], self._saved_us[name] = book, self._store.clock.now_us()
 
 

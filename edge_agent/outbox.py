@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent import shares
+from edge_agent.database import parsed
 from edge_agent.sending import Run
 from edge_agent.shares import Buffer, Usage
 from pipelines.contract import segment
@@ -220,7 +221,8 @@ def set_buffer(db: sqlite3.Connection, pipeline: str, buffer: Buffer) -> None:
 
 
 def buffers(db: sqlite3.Connection) -> dict[str, Buffer]:
-    return {name: Buffer(*json.loads(body)) for name, body in db.execute("SELECT pipeline, body FROM buffers")}
+    rows = db.execute("SELECT pipeline, body FROM buffers")
+    return {name: parsed(lambda raw: Buffer(*raw), body) for name, body in rows}
 
 
 def usages(db: sqlite3.Connection) -> list[Usage]:

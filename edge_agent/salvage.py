@@ -24,12 +24,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from edge_agent import checksums, clock, outbox, schema
-from edge_agent.clock import ClockMark
-from edge_agent.database import Damaged
+from edge_agent import answers, checksums, clock, outbox, schema
+from edge_agent.clock import Anchor, ClockMark
+from edge_agent.database import Damaged, parsed
+from edge_agent.gate import Book
 from edge_agent.outbox import STUB_BYTES
 from edge_agent.pages import LOST, Pages, Tree
+from edge_agent.rate import Rate
 from edge_agent.reserve import RESERVE_BYTES
+from edge_agent.shares import Buffer
 from pipelines.contract import segment
 from pipelines.contract.errors import Refused, TidewireError
 from pipelines.contract.frames import sha256, unpack
@@ -439,19 +442,27 @@ def _agrees(known: _Known) -> bool:
 
 def _is_sound(table: str, row: Record) -> bool:
     """What the agent relies on without a look of its own."""
-    texts = [row["body"]] if "body" in row else []
-    if table == "meta" and row["key"] in ("clock", "rates", "hardware", "anchor", "history"):
-        texts = [str(row["value"])]
+    text = row["value"] if table == "meta" and isinstance(row["value"], str) else row.get("body")
+    read = _READERS.get(f"meta.{row['key']}" if table == "meta" else table, dict)
     try:
-        for text in texts:
-            json.loads(text)
-        if table == "meta" and row["key"] == "clock":
-            ClockMark(**json.loads(row["value"]))
+        if text is not None:
+            parsed(read, text)
         if table == "quarantine":
             zlib.decompress(row["data"])
-    except (ValueError, TypeError, zlib.error):
+    except (Damaged, zlib.error):
         return False
     return table != "artifacts" or row["data"] is None or sha256(row["data"]) == row["digest"]
+
+
+_READERS: dict[str, Callable[[Any], object]] = {
+    "meta.hardware": list,
+    "meta.clock": lambda raw: ClockMark(**raw),
+    "meta.anchor": lambda raw: Anchor(**raw),
+    "meta.rates": lambda raw: [Rate(*fields) for fields in raw.values()],
+    f"meta.{answers.LEDGER}": lambda raw: answers.Ledger(**raw),
+    "gates": Book.of,
+    "buffers": lambda raw: Buffer(*raw),
+}  # the others are objects
 
 
 def _create(path: Path) -> sqlite3.Connection:

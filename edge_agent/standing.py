@@ -6,7 +6,6 @@ Refused by the broker, it was removed. Let in and not known, the control plane w
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import secrets
 import time
@@ -39,7 +38,7 @@ class StandingWatch:
         link.on_change(self._changed.set)
 
     async def run(self) -> None:
-        self.removed = json.loads(await self._store.get(_META) or "null")
+        self.removed = await self._store.get(_META) or None
         while True:
             is_well = self._link.is_up and not self._trouble()
             is_kept_out = self._link.is_refused or (self._link.is_up and not is_well)
@@ -77,7 +76,7 @@ class StandingWatch:
     async def _tell(self, removed: dict[str, str] | None) -> None:
         if removed == self.removed:
             return
-        await self._store.put(_META, json.dumps(removed))
+        await self._store.put(_META, removed or {})
         self.removed = removed
         if removed:
             _log.warning("this node was removed; pipelines and alarms go on", **removed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -46,7 +45,7 @@ async def _store(agent: Agent) -> dict[str, Any]:
         "limit_bytes": limit_bytes,
         "fits_bytes": fits_bytes,
         "lasts_s": await store.buffer_lasts_s(),
-        "salvage": json.loads(str(told)) if told else None,
+        "salvage": told or None,
         "history": await store.history(),
         "asides": [{"path": str(aside), "bytes": aside.stat().st_size} for aside in salvage.asides(path)],
     }

@@ -24,8 +24,9 @@ from edge_agent import clock as clocks
 from edge_agent.answers import Progress
 from edge_agent.clock import Anchor, ClockMark, NodeClock
 from edge_agent.config import GIB, make_private_dir
-from edge_agent.database import Damaged, Database, T, Work, connect, free_bytes
+from edge_agent.database import Damaged, Database, T, Work, connect, free_bytes, parsed
 from edge_agent.forks import Break, Doubt
+from edge_agent.gate import Book
 from edge_agent.outbox import Mark, Origin, Pending, Sealed, Sealer
 from edge_agent.rate import Rate
 from edge_agent.sending import Position, Run
@@ -303,7 +304,7 @@ class Store:
     def _origin(self, db: sqlite3.Connection, pipeline: str, version: str, number: int, lineage: str) -> Origin:
         wall_us, node_us, time_line = clocks.wall_us(), self.clock.now_us(), self.clock.time_line
         if self._anchor is None and (stored := schema.get_meta(db, "anchor")):
-            self._anchor = self._stored_anchor = Anchor(**json.loads(str(stored)))
+            self._anchor = self._stored_anchor = parsed(lambda raw: Anchor(**raw), stored)
         offset_us, quality = clocks.utc_offset(wall_us, node_us, self.clock_quality, self._anchor, time_line)
         return Origin(self._node, pipeline, version, number, wall_us, node_us, quality, lineage, time_line, offset_us)
 
@@ -432,7 +433,7 @@ class Store:
 
     async def history(self) -> dict[str, Any]:
         """How often a run of this store broke off, and the last time why and when: see `forks.remember`. {} for never."""
-        return dict(json.loads(str(await self.get(forks.HISTORY) or "{}")))
+        return await self.get(forks.HISTORY)
 
     async def reseal(self) -> None:
         """Finish moving broken runs to their successors; some segments per transaction, so that commits get through."""
@@ -570,13 +571,15 @@ class Store:
         """But for those that wrote the state of a pipeline, which may have to be drained, and what the node may go back to."""
         await self._write(lambda db: _forget_artifacts(db, list(digests)))
 
-    async def gates(self) -> dict[str, str]:
-        """Pipeline -> what its gate found out: see `gate.Book`."""
-        return await self._read(lambda db: dict(db.execute("SELECT pipeline, body FROM gates")))
+    async def gates(self) -> dict[str, Book]:
+        """Pipeline -> what its gate found out."""
+        query = "SELECT pipeline, body FROM gates"
+        return await self._read(lambda db: {name: parsed(Book.of, body) for name, body in db.execute(query)})
 
-    async def put_gate(self, pipeline: str, book: str) -> None:
-        """One pipeline's, in one transaction; "" forgets it."""
-        await self._write(lambda db: _put_gate(db, pipeline, book))
+    async def put_gate(self, pipeline: str, book: Book | None) -> None:
+        """One pipeline's, in one transaction; None forgets it."""
+        body = book.to_json() if book else ""
+        await self._write(lambda db: _put_gate(db, pipeline, body))
 
     async def timers(self) -> dict[str, int]:
         """Notes that hold for some time -> node time when that is over."""
@@ -591,13 +594,14 @@ class Store:
             self._anchor = told
         if told.is_worth_writing_after(self._stored_anchor):
             self._stored_anchor = told
-            await self.put("anchor", json.dumps(asdict(told)))
+            await self.put("anchor", asdict(told))
 
-    async def get(self, key: str) -> Any:
-        return await self._read(lambda db: schema.get_meta(db, key))
+    async def get(self, key: str) -> dict[str, Any]:
+        """What was `put` under that key, {} when nothing was."""
+        return await self._read(lambda db: parsed(dict[str, Any], schema.get_meta(db, key) or "{}"))
 
-    async def put(self, key: str, value: Any) -> None:
-        await self._write(lambda db: schema.put_meta(db, key, value))
+    async def put(self, key: str, value: Mapping[str, Any]) -> None:
+        await self._write(lambda db: schema.put_meta(db, key, json.dumps(value)))
 
 
 def lock_directory(data_dir: Path) -> int:
@@ -626,7 +630,7 @@ def _prepare(path: Path) -> NodeClock:
         db.execute("BEGIN IMMEDIATE")
         outbox.begin_life(db)
         db.execute("COMMIT")
-    resumed = ClockMark(**json.loads(str(mark))) if mark else None
+    resumed = parsed(lambda raw: ClockMark(**raw), mark) if mark else None
     return NodeClock.resume(resumed, boot=clocks.boot_id(), boottime_us=clocks.boottime_us(), wall_us=clocks.wall_us())
 
 
@@ -690,7 +694,8 @@ def _backlog(db: sqlite3.Connection) -> Backlog:
 
 
 def _rates(db: sqlite3.Connection) -> dict[str, Rate]:
-    return {stream: Rate(*fields) for stream, fields in json.loads(str(schema.get_meta(db, "rates") or "{}")).items()}
+    stored = schema.get_meta(db, "rates") or "{}"
+    return parsed(lambda raw: {stream: Rate(*fields) for stream, fields in raw.items()}, stored)
 
 
 def _measure(db: sqlite3.Connection, pipeline: str, sealed: Sequence[Sealed], node_us: int) -> None:

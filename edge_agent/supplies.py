@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +52,7 @@ class Supplies:
 
     async def load(self) -> None:
         await self.artifacts.load()
-        self._former = json.loads(str(await self._store.get(_META) or "{}"))
+        self._former = await self._store.get(_META)
 
     async def look(self, wishes: Sequence[Wish], keepers: Mapping[str, Keeper], tasks: asyncio.TaskGroup) -> None:
         """Find out what each version can start with, and fetch what is lacking. What `keepers` run stays."""
@@ -89,7 +88,7 @@ class Supplies:
                 others = [(version, given) for version, given in had.items() if version != digest]
                 now[name] = dict([*others[-_VERSIONS_KEPT + 1 :], (digest, tables)])
         if now != self._former:
-            await self._store.put(_META, json.dumps(now))
+            await self._store.put(_META, now)
             self._former = now
         return {name: self._given(self._provisions[name, digest].tables) for name, digest in versions.items()}
 

@@ -6,7 +6,6 @@ What goes next, and how much at once, is decided in sending.py; here it is done.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import secrets
@@ -227,10 +226,10 @@ class Uplink:
             return
         self._lanes_at_s = now_s + _LANES_EVERY_S
         now_us = self._store.clock.now_us()
-        last_us: Mapping[str, int] = json.loads(await self._store.get(_LANES) or "{}")
+        last_us: Mapping[str, int] = await self._store.get(_LANES)
         for run in new_lanes(self._runs, self._pace.rate, now_us, last_us):
             last_us = {**{key: at for key, at in last_us.items() if now_us - at < LANE_US}, lane_key(run): now_us}
-            await self._store.put(_LANES, json.dumps(last_us))  # first: a crash in between costs an hour, not a run per life
+            await self._store.put(_LANES, last_us)  # first: a crash in between costs an hour, not a run per life
             await self._store.end_run(run.pipeline, run.stream)
             _log.info("a backlog drains beside what is new", pipeline=run.pipeline, stream=run.stream, bytes=run.bytes)
 

@@ -21,9 +21,12 @@ from world import READY, World, version
 from edge_agent import keeper as keeper_module
 from edge_agent import salvage
 from edge_agent.agent import Agent
+from edge_agent.clock import Anchor
+from edge_agent.gate import Book
 from edge_agent.outbox import Mark, Sealed
 from edge_agent.pages import Pages
 from edge_agent.salvage import Report
+from edge_agent.shares import Buffer
 from edge_agent.store import Commit, Store
 from pipelines.contract import segment
 from pipelines.contract.errors import TidewireError
@@ -318,6 +321,51 @@ def test_damage_found_while_it_runs_is_salvaged_at_the_next_opening(backlog: Bac
         assert told_report is not None
         assert told_report.restarted == ["b"]
     assert look(backlog.path).kept == Counter(backlog.numbers)
+
+
+_TEXTS = {
+    "meta": ("key", "value", ["tables", "standing", "lanes", "anchor", "rates", "history", "clock", "hardware"]),
+    "gates": ("pipeline", "body", ["p"]),
+    "buffers": ("pipeline", "body", ["p"]),
+}
+
+
+@pytest.mark.parametrize(("table", "name"), [(table, name) for table, (_, _, names) in _TEXTS.items() for name in names])
+@pytest.mark.parametrize("text", ['{"a" 1}', "[1, 2", "7"])
+def test_a_text_that_the_disk_changed_never_keeps_the_agent_from_starting(
+    tmp_path: Path, table: str, name: str, text: str
+) -> None:
+    """At the first or second opening everything can be read; what the text said begins anew."""
+    key, column, _ = _TEXTS[table]
+
+    async def read_all(store: Store) -> None:
+        for word in ("tables", "standing", "lanes"):
+            assert isinstance(await store.get(word), dict)
+        await store.history()
+        await store.gates()
+        await store.set_buffer("q", Buffer())
+        await store.rates()
+        await store.commit("p", "sha256:v", 1, Commit({"s": 2}, {}, sealed=[Sealed("rows", "rows", "t", 1, b"x")]))
+
+    async def begin(store: Store) -> None:
+        await store.checkpoint("p")
+        await store.set_buffer("p", Buffer(priorities={"a": 2}))
+        for word in ("tables", "standing", "lanes"):
+            await store.put(word, {"a": 1})
+        await store.put_gate("p", Book())
+        await store.anchor(Anchor("", 1, 2, 3))
+
+    with open_store(tmp_path, KEY) as store:
+        asyncio.run(begin(store))
+    with closing(sqlite3.connect(tmp_path / "agent.db")) as db, db:
+        db.execute(f"INSERT OR REPLACE INTO {table} ({key}, {column}) VALUES (?, ?)", (name, text))
+    for life in (1, 2):
+        with open_store(tmp_path, KEY) as store:
+            try:
+                asyncio.run(read_all(store))
+                return
+            except TidewireError as error:
+                assert life == 1 and "the store is damaged" in str(error)
 
 
 def test_with_too_little_room_the_oldest_rows_go_and_leave_stubs(backlog: Backlog, tmp_path: Path) -> None:
