@@ -583,7 +583,7 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self.number, self.url, self.chance = number, url, chance
         self.acknowledged: list[int] = []
-        self.stopping, self.statuses = threading.Event(), Counter[int]()
+        self.stopping, self.leaving, self.statuses = threading.Event(), threading.Event(), Counter[int]()
 
     def run(self) -> None:
         next_n = body = 0
@@ -594,7 +594,8 @@ class Client(threading.Thread):
                 body += 1
                 headers = {**HEADERS, "Idempotency-Key": f"{self.number}/{body}"}
                 while not self._is_stored(client, content, headers):
-                    time.sleep(0.02)
+                    if self.leaving.wait(0.02):
+                        return
                 self.acknowledged += numbers
 
     def _is_stored(self, client: httpx.Client, content: str, headers: dict[str, str]) -> bool:
@@ -656,6 +657,8 @@ def test_a_stop_commits_what_was_read_and_a_lone_client_does_not_wait_for_the_rh
     until(lambda: len(client.acknowledged) > 100)
     client.stopping.set()  # after this body; the agent may be gone by then
     report = agent.stop()
+    client.leaving.set()
+    client.join(DEADLINE_S)
     rows = agent.rows()
     assert {(1, n) for n in client.acknowledged} <= rows.keys()
     assert max(rows.values()) == 1

@@ -178,6 +178,12 @@ class Fiber:
         self.result: Future[Any] = Future()
         self.has_ended = False
         self._is_started = False
+        self._thread = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the fiber that asks: a thread that somebody left behind is none."""
+        return self._thread == threading.get_ident()
 
     def resume(self, value: Any = None) -> None:
         """On the loop's thread (or from a fiber that starts another)."""
@@ -217,6 +223,7 @@ class Fiber:
 
     def _run(self) -> Callable[[], None]:
         """Returns what lets the loop go on."""
+        self._thread = threading.get_ident()
         error: BaseException | None = None
         value = None
         try:

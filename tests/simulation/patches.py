@@ -130,7 +130,7 @@ def _time_and_chance(world: World) -> Iterator[tuple[Any, str, Any]]:
         return real.clock_gettime_ns(which) if life is None else int((loop.now - life.machine.booted_s) * 1e6) * 1000
 
     def sleep(seconds: float) -> None:
-        if Fiber.current is not None:
+        if Fiber.current is not None and Fiber.current.is_here:
             Fiber.current.park(seconds)
 
     yield time, "monotonic", monotonic
