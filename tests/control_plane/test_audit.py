@@ -73,7 +73,7 @@ def rows_of(found: Audit, of: str, name: str) -> dict[str, int]:
     return dict(one["rows"])
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), timed=st.booleans())
 def test_i4_the_audit_holds_at_every_receipt(tmp_path_factory: pytest.TempPathFactory, seed: int, timed: bool) -> None:
     """Random records and batches; lost replies, small requests, crashes of node and lake between any two of them."""

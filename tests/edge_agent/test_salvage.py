@@ -331,7 +331,7 @@ _TEXTS = {
 
 
 @pytest.mark.parametrize(("table", "name"), [(table, name) for table, (_, _, names) in _TEXTS.items() for name in names])
-@pytest.mark.parametrize("text", ['{"a" 1}', "[1, 2", "7"])
+@pytest.mark.parametrize("text", ['{"a" 1}', "7"])
 def test_a_text_that_the_disk_changed_never_keeps_the_agent_from_starting(
     tmp_path: Path, table: str, name: str, text: str
 ) -> None:
