@@ -35,7 +35,7 @@ demo: setup
 test: setup lint
 	@$(COMPILE)
 	@echo "== Running the tests"
-	@$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 sim: setup
 	@$(COMPILE)

@@ -204,7 +204,7 @@ def blocks(draw: st.DrawFn, names: list[str]) -> list[str]:
 FLAT = ("b", "i", "d", "c", "s", "t", "u", "m")
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(blocks(list(FLAT)), st.sampled_from(["ignore", "reject", "keep"]))
 @example(['{"i": 1}', '{"s": "a, \\"b"}'], "ignore")
 @example(['{"s": "a, "}', '{"s": "b, "}'], "ignore")
@@ -278,7 +278,7 @@ def test_arrays_to_rows(messages: list[list[str]], odd: str) -> None:
     agree(made, [*lines, odd])
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(st.data())
 def test_lines_of_one_shape_with_some_characters_changed(data: st.DataObject) -> None:
     """What proves a whole block must see every single character: moved, lost, doubled or of another kind."""
