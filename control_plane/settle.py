@@ -220,6 +220,7 @@ class Settler:
             raise
         except Exception as error:  # noqa: BLE001 - as in _append
             self._lake.reload()
+            log.error("lake: commit failed", table=name, cause=_first_line(error))
             raise _Unavailable(f"the lake cannot store now: {_first_line(error)}") from None
 
     def _stub_verdict(self, stub: Segment) -> Verdict:

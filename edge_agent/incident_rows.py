@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_agent.database import parsed
+
 FINISHED_KEPT = 1000  # actions
 _RAISES = ("raised", "raised_again")
 _CLOSES = ("cleared", "reset", "retired")  # of transitions that do not say which state they lead to
@@ -20,7 +22,7 @@ def apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[
         db.execute("DELETE FROM incidents WHERE incident = ?", (incident,))
         return
     row = db.execute("SELECT body, acknowledged FROM incidents WHERE incident = ?", (incident,)).fetchone()
-    body, acknowledged = (json.loads(row[0]), bool(row[1])) if row else ({}, False)
+    body, acknowledged = (parsed(dict[str, Any], row[0]), bool(row[1])) if row else ({}, False)
     is_raise = what in _RAISES or not body
     body |= dict(transition) if is_raise else {name: transition.get(name) for name in ("transition", "flags", "by", "reason")}
     if what == "acknowledged":
@@ -32,13 +34,13 @@ def apply_transition(db: sqlite3.Connection, pipeline: str, transition: Mapping[
 
 def open_incidents(db: sqlite3.Connection) -> list[dict[str, Any]]:
     rows = db.execute("SELECT body, acknowledged, pipeline FROM incidents").fetchall()
-    return [{**json.loads(body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
+    return [{**parsed(dict[str, Any], body), "acknowledged": bool(acked), "pipeline": pipeline} for body, acked, pipeline in rows]
 
 
 def mark_note(db: sqlite3.Connection, incident: str, note: str, how: str) -> None:
     row = db.execute("SELECT body FROM incidents WHERE incident = ?", (incident,)).fetchone()
     if row is not None:
-        body = json.loads(row[0])
+        body = parsed(dict[str, Any], row[0])
         body["notes"] = {**body.get("notes", {}), note: how}
         db.execute("UPDATE incidents SET body = ? WHERE incident = ?", (json.dumps(body), incident))
 
@@ -54,7 +56,7 @@ def put_actions(db: sqlite3.Connection, pipeline: str, actions: Sequence[Mapping
 
 def pending(db: sqlite3.Connection) -> list[dict[str, Any]]:
     rows = db.execute("SELECT body, pipeline, tries FROM actions WHERE status = 'pending' ORDER BY rowid").fetchall()
-    return [{**json.loads(body), "pipeline": pipeline, "tries": tries} for body, pipeline, tries in rows]
+    return [{**parsed(dict[str, Any], body), "pipeline": pipeline, "tries": tries} for body, pipeline, tries in rows]
 
 
 def _settle(db: sqlite3.Connection, values: tuple[Any, ...]) -> None:
@@ -81,4 +83,4 @@ def log(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
         "SELECT id, pipeline, status, tries, outcome, body FROM actions ORDER BY rowid DESC LIMIT ?", (limit,)
     ).fetchall()
     names = ("id", "pipeline", "status", "tries", "outcome")
-    return [{**dict(zip(names, row[:5], strict=True)), "kind": json.loads(row[5]).get("kind")} for row in rows]
+    return [{**dict(zip(names, row[:5], strict=True)), "kind": parsed(dict[str, Any], row[5]).get("kind")} for row in rows]

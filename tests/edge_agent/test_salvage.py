@@ -327,6 +327,8 @@ _TEXTS = {
     "meta": ("key", "value", ["tables", "standing", "lanes", "anchor", "rates", "history", "clock", "hardware"]),
     "gates": ("pipeline", "body", ["p"]),
     "buffers": ("pipeline", "body", ["p"]),
+    "incidents": ("incident, pipeline, acknowledged", "body", ["i', 'p', '0"]),
+    "actions": ("id, pipeline, status", "body", ["a', 'p', 'pending"]),
 }
 
 
@@ -343,6 +345,8 @@ def test_a_text_that_the_disk_changed_never_keeps_the_agent_from_starting(
             assert isinstance(await store.get(word), dict)
         await store.history()
         await store.gates()
+        await store.incidents()
+        await store.pending_actions()
         await store.set_buffer("q", Buffer())
         await store.rates()
         await store.commit("p", "sha256:v", 1, Commit({"s": 2}, {}, sealed=[Sealed("rows", "rows", "t", 1, b"x")]))
@@ -358,7 +362,7 @@ def test_a_text_that_the_disk_changed_never_keeps_the_agent_from_starting(
     with open_store(tmp_path, KEY) as store:
         asyncio.run(begin(store))
     with closing(sqlite3.connect(tmp_path / "agent.db")) as db, db:
-        db.execute(f"INSERT OR REPLACE INTO {table} ({key}, {column}) VALUES (?, ?)", (name, text))
+        db.execute(f"INSERT OR REPLACE INTO {table} ({key}, {column}) VALUES ('{name}', ?)", (text,))
     for life in (1, 2):
         with open_store(tmp_path, KEY) as store:
             try:
